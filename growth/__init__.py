@@ -1,0 +1,1 @@
+"""Growth as linear maps on the logical axes of a model."""

@@ -1,0 +1,1 @@
+"""The training stack: configuration, models, layouts, engine, data, loop and checkpoints."""
