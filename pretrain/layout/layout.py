@@ -1,0 +1,113 @@
+"""The layout of a stage: how many tensor-parallel, pipeline and data-parallel ranks, and which layers each owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from pretrain.errors import UserError
+
+
+def balanced_pipeline(layers: int, chunks: int) -> tuple[int, ...]:
+    """Layers of each pipeline chunk: as equal as possible, earlier chunks get the remainder.
+
+    >>> balanced_pipeline(7, 3)
+    (3, 2, 2)
+    """
+    return tuple(layers // chunks + (i < layers % chunks) for i in range(chunks))
+
+
+def parse_pipeline(text: str) -> tuple[int, ...]:
+    """Layers of each chunk from a Megatron layout string; `*n` repeats the letter or group before it.
+
+    >>> parse_pipeline("Ett|t*2L"), parse_pipeline("Et|(tt|)*2L")
+    ((2, 2), (1, 2, 2, 0))
+
+    Raises UserError when the string has other letters than E (embedding), t (layer) and L (loss), or when E is not
+    its first and L not its last.
+    """
+    import re
+
+    expanded = text.replace(" ", "").replace(",", "")
+    for pattern in (r"\(([^()]*)\)\*(\d+)", r"([EtL|])\*(\d+)"):
+        expanded = re.sub(pattern, lambda m: m.group(1) * int(m.group(2)), expanded)
+    if not re.fullmatch(r"E[t|]*L", expanded):
+        raise UserError(
+            f"pipeline layout {text!r} is not understood: write E (embedding), one t per layer, L (loss) and | between "
+            "pipeline ranks, such as 'Ett|ttL'"
+        )
+    return tuple(chunk.count("t") for chunk in expanded.split("|"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """TP x PP x DP of one stage.
+
+    pipeline holds the number of layers of each pipeline chunk, in layer order; chunk c belongs to pipeline rank
+    c % pp. There are pp chunks, or a multiple of it when the pipeline is interleaved (Megatron-LM 2021, section 2.2).
+    """
+
+    tp: int
+    pp: int
+    dp: int
+    pipeline: tuple[int, ...]
+    sequence_parallel: bool = False
+
+    @staticmethod
+    def make(
+        layers: int,
+        *,
+        tp: int = 1,
+        pp: int = 1,
+        dp: int = 1,
+        pipeline: str | Sequence[int] | None = None,
+        sequence_parallel: bool = False,
+    ) -> Layout:
+        """A checked layout; `pipeline` is a Megatron layout string, layers per chunk, or None for a balanced split.
+
+        Raises UserError when the pipeline does not cover the layers or has no whole number of chunks per rank.
+        """
+        if pipeline is None:
+            chunks = balanced_pipeline(layers, pp)
+        else:
+            chunks = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
+        if sum(chunks) != layers:
+            raise UserError(
+                f"parallel.pipeline {pipeline!r} places {sum(chunks)} layers, but model.layers is {layers}: "
+                f"place every layer once, for example {'|'.join(['t' * n for n in balanced_pipeline(layers, pp)])!r}"
+                " between E and L"
+            )
+        if len(chunks) % pp:
+            raise UserError(
+                f"parallel.pipeline {pipeline!r} has {len(chunks)} parts for parallel.pp {pp}: "
+                "give each pipeline rank one part, or the same number of parts (interleaved)"
+            )
+        return Layout(tp, pp, dp, chunks, sequence_parallel and tp > 1)
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.tp * self.pp * self.dp
+
+    @property
+    def virtual(self) -> int:
+        """Chunks per pipeline rank; more than 1 is an interleaved pipeline."""
+        return len(self.pipeline) // self.pp
+
+    @property
+    def megatron(self) -> str:
+        """The same split as Megatron's `pipeline_model_parallel_layout`."""
+        parts = ["t" * n for n in self.pipeline]
+        parts[0] = "E" + parts[0]
+        parts[-1] += "L"
+        return "|".join(parts)
+
+    def coordinates(self, rank: int) -> tuple[int, int, int]:
+        """(pipeline rank, data-parallel rank, tensor-parallel rank) of a global rank, in Megatron's order tp-dp-pp."""
+        return rank // (self.tp * self.dp), rank // self.tp % self.dp, rank % self.tp
+
+    def chunks(self, pp_rank: int) -> list[tuple[int, range]]:
+        """(chunk, its layers) for every chunk of a pipeline rank."""
+        offsets = [0, *accumulate(self.pipeline)]
+        return [(c, range(offsets[c], offsets[c + 1])) for c in range(pp_rank, len(self.pipeline), self.pp)]

@@ -1,0 +1,26 @@
+"""From Megatron-core's fused, sharded parameters to boxes of logical tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from growth.box import Box
+from growth.family import Architecture
+from pretrain.layout import llama2
+from pretrain.layout.layout import Layout
+from pretrain.layout.pieces import Parameter, Piece, Place
+
+__all__ = ["Parameter", "Piece", "parameters"]
+
+_CHUNK: dict[str, Callable[[Architecture, Place], list[Parameter]]] = {"llama2": llama2.parameters}
+
+
+def parameters(arch: Architecture, layout: Layout, pp_rank: int, tp_rank: int) -> list[Parameter]:
+    """Every parameter of one rank, named and ordered as `torch.nn.ModuleList` of its Megatron chunks has them."""
+    last = len(layout.pipeline) - 1
+    return [
+        parameter.prefixed(f"{i}.")
+        for i, (chunk, layers) in enumerate(layout.chunks(pp_rank))
+        for parameter in _CHUNK[arch.family](arch, Place(tp_rank, layout.tp, layers, chunk == 0, chunk == last))
+    ]

@@ -1,0 +1,95 @@
+"""ZeRO's partitions: which flat range of which parameter a data-parallel rank owns, and as which boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from growth.box import Box
+from pretrain.layout.pieces import Parameter
+
+ALIGNMENT = 2  # DeepSpeed pads a flattened group to a multiple of this times the data-parallel size
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The flat elements [start, start + numel) of a parameter, at `offset` in a rank's partition."""
+
+    index: int
+    start: int
+    numel: int
+    offset: int
+
+
+def fragments(parameters: Sequence[Parameter], dp: int, dp_rank: int) -> list[Fragment]:
+    """What one data-parallel rank owns: parameters flattened in order, padded, cut into equal partitions.
+
+    Raises nothing; the order and padding are those of DeepSpeed 0.19's ZeRO-1 and BF16 optimizers for one group.
+    """
+    total = sum(prod(p.shape) for p in parameters)
+    unit = ALIGNMENT * dp
+    size = (total + unit - 1) // unit * unit // dp
+    begin, end = dp_rank * size, (dp_rank + 1) * size
+    found, at = [], 0
+    for index, parameter in enumerate(parameters):
+        n = prod(parameter.shape)
+        a, b = max(at, begin), min(at + n, end)
+        if a < b:
+            found.append(Fragment(index, a - at, b - a, a - begin))
+        at += n
+    return found
+
+
+@dataclass(frozen=True)
+class FragmentBox:
+    """A box of a logical tensor inside a flat fragment: rows of `box.shape[-1]` elements, `stride` apart."""
+
+    tensor: str
+    box: Box
+    offset: int
+    stride: int
+
+    def view(self, fragment: torch.Tensor) -> torch.Tensor:
+        """The elements of a flat fragment (contiguous, 1-d) that this box names, with the box's shape, not copied."""
+        strides = (self.stride, 1)[-len(self.box.shape) :]
+        return fragment.as_strided(self.box.shape, strides, fragment.storage_offset() + self.offset)
+
+
+def _rectangles(start: int, stop: int, columns: int) -> Iterator[Box]:
+    """The flat range [start, stop) of a matrix as at most three boxes, in order."""
+    row, column = divmod(start, columns)
+    if column:
+        end = min(stop, (row + 1) * columns)
+        yield Box((row, column), (row + 1, end - row * columns))
+        start, row = end, row + 1
+    if (full := stop // columns) > row:
+        yield Box((row, 0), (full, columns))
+        start = full * columns
+    if start < stop:
+        yield Box((stop // columns, 0), (stop // columns + 1, stop % columns))
+
+
+def fragment_boxes(parameter: Parameter, start: int, numel: int) -> list[FragmentBox]:
+    """The logical boxes of the flat range [start, start + numel) of a local parameter; padding is left out."""
+    if len(parameter.shape) == 1:
+        spans = [Box((start,), (start + numel,))]
+        columns = 1
+    else:
+        columns = parameter.shape[1]
+        spans = list(_rectangles(start, start + numel, columns))
+    found = []
+    for span in spans:
+        for piece in parameter.pieces:
+            if (here := span.intersect(piece.local)) is None:
+                continue
+            inside = here.relative_to(piece.local)
+            box = Box(
+                tuple(o + a for o, a in zip(piece.box.start, inside.start, strict=True)),
+                tuple(o + b for o, b in zip(piece.box.start, inside.stop, strict=True)),
+            )
+            flat = here.start[0] * columns + (here.start[1] if len(here.start) > 1 else 0)
+            found.append(FragmentBox(piece.tensor, box, flat - start, columns))
+    return found

@@ -1,0 +1,1 @@
+"""Models on Megatron-core: one builder per family, and what they share."""

@@ -1,0 +1,115 @@
+"""From an architecture and a layout to this rank's Megatron-core model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer import TransformerConfig
+
+from growth.family import Architecture
+from pretrain.layout import Layout, parameters
+from pretrain.model import cpu, llama2
+
+_FAMILIES = {"llama2": llama2}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a model is computed: working precision ("fp32" or "bf16") and activation recomputation.
+
+    recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (every layer).
+    """
+
+    precision: str = "fp32"
+    recompute: str = "none"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def join(layout: Layout) -> None:
+    """Create Megatron's process groups for this layout, replacing those of another.
+
+    torch.distributed must be initialised with layout.world ranks.
+    """
+    cpu.adapt()
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        create_gloo_process_groups=False,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
+
+
+def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -> TransformerConfig:
+    """Megatron's configuration for this architecture, layout and precision."""
+    recompute = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    }[numerics.recompute]
+    return TransformerConfig(
+        **_FAMILIES[arch.family].config_fields(arch),
+        **recompute,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        pipeline_model_parallel_layout=layout.megatron if layout.pp > 1 else None,
+        sequence_parallel=layout.sequence_parallel,
+        pipeline_dtype=numerics.dtype,
+        params_dtype=numerics.dtype,
+        bf16=numerics.precision == "bf16",
+        # The values are drawn and grown by address, never by Megatron; see growth/philox.py.
+        use_cpu_initialization=not torch.cuda.is_available(),
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,  # its dummy gradient would be added by DeepSpeed
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        batch_p2p_comm=torch.cuda.is_available(),
+        overlap_p2p_comm=False,
+        deallocate_pipeline_outputs=True,
+    )
+
+
+def build(
+    arch: Architecture, layout: Layout, numerics: Numerics, *, seq_len: int, pp_rank: int, tp_rank: int
+) -> torch.nn.ModuleList:
+    """This rank's pipeline chunks, on its device, with values not yet set.
+
+    Raises RuntimeError when a built parameter differs from what pretrain.layout says of it: the two must agree or
+    growth would write to the wrong place.
+    """
+    config = transformer_config(arch, layout, numerics)
+    last = len(layout.pipeline) - 1
+    chunks = torch.nn.ModuleList(
+        _FAMILIES[arch.family].build_chunk(
+            arch,
+            config,
+            seq_len=seq_len,
+            layers=len(layers),
+            first=chunk == 0,
+            last=chunk == last,
+            chunk=i if layout.virtual > 1 else None,
+        )
+        for i, (chunk, layers) in enumerate(layout.chunks(pp_rank))
+    )
+    expected = parameters(arch, layout, pp_rank, tp_rank)
+    built = [(name, tuple(p.shape)) for name, p in chunks.named_parameters()]
+    if built != [(p.name, p.shape) for p in expected]:
+        differ = [pair for pair in zip(built, [(p.name, p.shape) for p in expected], strict=False) if pair[0] != pair[1]]
+        raise RuntimeError(f"the layout of {arch.family} does not describe the built model; first difference: {differ[:1]}")
+    for parameter, wanted in zip(chunks.parameters(), expected, strict=True):
+        for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+            if hasattr(parameter, attribute):
+                delattr(parameter, attribute)
+        # Without initialisation Megatron leaves these unset, and DeepSpeed would count sharded gradients once only.
+        sharded = wanted.dim is not None
+        set_tensor_model_parallel_attributes(parameter, sharded, wanted.dim if wanted.dim is not None else -1, 1)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return chunks.to(device=device, dtype=numerics.dtype)

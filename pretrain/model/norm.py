@@ -1,0 +1,20 @@
+"""Norms for Megatron-core's layer spec that work under sequence parallelism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm with Megatron-core's constructor.
+
+    Under sequence parallelism each tensor-parallel rank normalises its part of the sequence, so the weight's gradient
+    is a partial sum; the mark `sequence_parallel` asks the engine to add them.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
