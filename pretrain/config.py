@@ -1,0 +1,352 @@
+"""What a curriculum is: frozen dataclasses, read from YAML, overridden from the command line.
+
+A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data`, `model`, `parallel`, `train`, `grow`,
+`checkpoint` and `log` at its top are defaults, merged under every stage. See configs/demo.yaml.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from pretrain import config_checks, config_yaml
+from pretrain.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "log")
+"""The sections that may stand at the top of a file as defaults of every stage."""
+
+RESUMABLE = (
+    "parallel",
+    "train.tokens",
+    "train.micro_batch",
+    "train.recompute",
+    "train.recompute_layers",
+    "train.eval_interval",
+    "train.eval_bytes",
+    "checkpoint",
+    "log",
+)
+"""What may differ when a stage is resumed. Everything else is part of what the checkpoint is."""
+
+
+class _Section:
+    """A key that no field has is an error, never ignored."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Data(_Section):
+    """Where the text is and how it is drawn."""
+
+    corpus: str
+    """Path prefix of the indexed token files (PREFIX.bin and PREFIX.idx), as tools/prepare_data.py wrote them."""
+    tokenizer: str
+    """Folder of the tokenizer that encoded the corpus."""
+    validation_fraction: Fraction = 0.01
+    """Share of the documents that are never trained on."""
+    window: Positive = 1024
+    """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
+
+
+@dataclass(frozen=True)
+class Model(_Section):
+    """The target shape of a stage; what grows is inferred from its difference to the stage before."""
+
+    vocab: Positive
+    """Rows of the embedding, in tokens: the first pieces of the tokenizer by merge age."""
+    hidden: Positive
+    """Width of the residual stream."""
+    layers: Positive
+    """Transformer layers."""
+    heads: Positive
+    """Query heads."""
+    ffn: Positive
+    """Width of the gated MLP."""
+    family: Literal["llama2"] = "llama2"
+    """The architecture; one for a whole curriculum."""
+    kv_heads: Count = 0
+    """Key and value heads (GQA); 0 or absent: as many as `heads`."""
+    head_dim: Count = 0
+    """Width of a head; 0 or absent: hidden / heads."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Epsilon of RMSNorm. Only the first stage reads it: growth carries the value on, and may change it."""
+    rope_theta: Annotated[float, Field(gt=0)] = 1e4
+    """Base of the rotary frequencies. Only the first stage reads it: growth carries the value on, and may change it."""
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of new weights; residual branches start at this / sqrt(2 * layers)."""
+
+    def __post_init__(self) -> None:
+        if not self.kv_heads:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if not self.head_dim and self.hidden % self.heads == 0:
+            object.__setattr__(self, "head_dim", self.hidden // self.heads)
+
+
+@dataclass(frozen=True)
+class Parallel(_Section):
+    """How a stage is spread over ranks; the world is tp * pp * dp."""
+
+    tp: Positive = 1
+    """Tensor-parallel ranks."""
+    pp: Positive = 1
+    """Pipeline-parallel ranks."""
+    dp: None | Positive = None
+    """Data-parallel ranks; absent: the number of ranks started / (tp * pp)."""
+    sequence_parallel: bool = False
+    """Split norms and residual along the sequence over the tensor-parallel ranks; without effect at tp 1."""
+    pipeline: None | tuple[Count, ...] | str = None
+    """Layers of each pipeline rank, as a list ([1, 3]) or as a Megatron-core layout ("Et|tttL"); absent: balanced, the
+    first ranks get the remainder."""
+
+
+@dataclass(frozen=True)
+class Train(_Section):
+    """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
+
+    tokens: Positive
+    """Tokens trained on in this stage."""
+    seq_len: Positive
+    """Length of a sample, in tokens."""
+    global_batch: Positive
+    """Samples in an optimizer step, over all data-parallel ranks."""
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    micro_batch: Positive = 1
+    """Samples in one forward pass of one data-parallel rank."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the cosine."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_tokens: Count = 0
+    """Tokens of this stage over which the learning rate rises linearly to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices and embeddings (never of norms)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay of the first and second moment, per step."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, those of the attention core, or whole layers."""
+    recompute_layers: Positive = 1
+    """Layers in one recomputed unit when `recompute` is full."""
+    eval_interval: Positive = 100
+    """Steps between validations; there is one at each end of the stage as well."""
+    eval_bytes: Positive = 1 << 20
+    """Bytes of held-out text in a validation."""
+
+
+@dataclass(frozen=True)
+class Width(_Section):
+    """How hidden, heads and ffn grow."""
+
+    policy: Literal["zero"] = "zero"
+    """zero: padded with zeros so that the function is kept exactly."""
+
+
+@dataclass(frozen=True)
+class Depth(_Section):
+    """How layers are added."""
+
+    policy: Literal["identity"] = "identity"
+    """identity: random blocks whose output projections are zero, so that the function is kept exactly."""
+    placement: Literal["spread", "end"] | tuple[Count, ...] = "spread"
+    """Where: evenly between the old layers, after the last, or a list of positions, each in the list so far as in
+    Python's list.insert."""
+
+
+@dataclass(frozen=True)
+class Vocab(_Section):
+    """How vocabulary rows are added."""
+
+    init: Literal["random", "zero", "mean", "pieces"] = "pieces"
+    """What new rows hold: noise, nothing, the mean of the old rows, or the mean of the old pieces each is made of."""
+
+
+@dataclass(frozen=True)
+class Grow(_Section):
+    """The policy of the growth event at which this stage starts; unused by the first stage."""
+
+    width: Width = field(default_factory=Width)
+    depth: Depth = field(default_factory=Depth)
+    vocab: Vocab = field(default_factory=Vocab)
+
+
+@dataclass(frozen=True)
+class Checkpoint(_Section):
+    """When checkpoints are written."""
+
+    interval: Positive = 1000
+    """Steps between checkpoints; the end of a stage always writes one."""
+    keep: Positive = 2
+    """Newest checkpoints kept in the stage's folder."""
+
+
+@dataclass(frozen=True)
+class Log(_Section):
+    """Where metrics go, besides metrics.jsonl in the stage's folder."""
+
+    interval: Positive = 10
+    """Steps between records."""
+    wandb: bool = True
+    """Weights & Biases: offline unless the user is logged in."""
+    tensorboard: bool = False
+    """TensorBoard event files in the stage's folder."""
+
+
+@dataclass(frozen=True)
+class Stage(_Section):
+    """One stage, with every default filled in."""
+
+    name: str
+    """Name of the stage's folder."""
+    seed: int
+    """Seed of the whole curriculum: initial and new weights, order of the data, dropout."""
+    data: Data
+    model: Model
+    parallel: Parallel
+    train: Train
+    grow: Grow
+    checkpoint: Checkpoint
+    log: Log
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings: what a checkpoint and config.yaml hold."""
+        return _plain(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class _Document(_Section):
+    """What a file holds, once the sections at its top are merged under its stages."""
+
+    name: str
+    """Name of the run's folder."""
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    """Seed of everything random."""
+    output: str = "runs"
+    """Folder that holds the runs."""
+
+
+@dataclass(frozen=True)
+class Curriculum(_Document):
+    """All stages of a run, in order."""
+
+    path: Path = Path()
+    """The file that it was read from."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: OUTPUT/NAME."""
+        return Path(self.output) / self.name
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name, or a UserError that lists those there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = [stage.name for stage in self.stages]
+        hint = config_yaml.did_you_mean(name, names)
+        raise UserError(f"{self.path}: no stage is named {name!r}{hint}; its stages are {', '.join(names)}")
+
+    def parent(self, stage: Stage) -> Stage | None:
+        """The stage whose checkpoint this one grows from; None for the first."""
+        index = self._index(stage)
+        return self.stages[index - 1] if index else None
+
+    def override(self, stage: Stage, arguments: Sequence[str]) -> Stage:
+        """The stage with command-line values (`--train.lr 3e-4`) in place of the file's, checked like the file.
+
+        Prints help and exits on `--help`. Raises UserError for values that do not fit the curriculum.
+        """
+        name = stage.name
+        parsed = tyro.cli(
+            Stage,
+            prog=f"python -m pretrain {self.path} --stage {name}",
+            description=f"Stage {name!r} of {self.path}: what may be overridden, and the values it has there.",
+            args=list(arguments),
+            default=stage,
+            use_underscores=True,
+        )
+        where = "command line"
+        parsed = _validate(Stage, parsed.to_dict(), where)
+        if (parsed.name, parsed.seed) != (stage.name, stage.seed):
+            raise UserError(f"{where}: --name and --seed belong to the whole curriculum; change them in {self.path}")
+        index = self._index(stage)
+        stages = (*self.stages[:index], parsed, *self.stages[index + 1 :])
+        config_checks.raise_for(config_checks.problems(stages, only=index), f"{self.path} with the {where}")
+        return parsed
+
+    def _index(self, stage: Stage) -> int:
+        return [other.name for other in self.stages].index(stage.name)
+
+
+T = TypeVar("T")
+
+
+def load(path: str | Path) -> Curriculum:
+    """Reads a curriculum.
+
+    Raises:
+        UserError: the file is missing or no YAML; a key is unknown, missing or of a wrong type (all of them at once); or
+            the stages do not fit together. Names the file, the key and what to do.
+    """
+    path = Path(path)
+    raw = config_yaml.read(path)
+    merged = config_yaml.merge_defaults(raw, SECTIONS)
+    document = _validate(_Document, merged, str(path), raw)
+    curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
+    config_checks.raise_for(config_checks.problems(curriculum.stages), str(path))
+    return curriculum
+
+
+def to_yaml(stage: Stage) -> str:
+    """The resolved configuration of a stage, as written to its folder."""
+    return yaml.safe_dump(stage.to_dict(), sort_keys=False)
+
+
+def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Checks that a stage may go on from a checkpoint whose resolved configuration was `old`.
+
+    Raises:
+        UserError: something outside RESUMABLE differs; names each key and both values.
+    """
+    before, now = config_yaml.flatten(old), config_yaml.flatten(new)
+    lines = []
+    for key in dict.fromkeys([*before, *now]):
+        resumable = any(key == name or key.startswith(f"{name}.") for name in RESUMABLE)
+        if before.get(key) != now.get(key) and not resumable:
+            lines.append(f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now")
+    if lines:
+        raise UserError(
+            f"stage {new.get('name')!r} cannot be resumed with another configuration:\n" + "\n".join(lines) + "\n"
+            f"Restore these values, or choose another run name. A resume may change {', '.join(RESUMABLE)}."
+        )
+
+
+def _validate(kind: type[T], value: Any, where: str, raw: Any = None) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(config_yaml.explain(error, kind, where, value if raw is None else raw, SECTIONS)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

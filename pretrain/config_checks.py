@@ -1,0 +1,118 @@
+"""What must hold inside a stage and between stages, beyond the type of each key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pretrain.config_yaml import join_problems
+from pretrain.errors import UserError
+from pretrain.layout.layout import Layout
+
+if TYPE_CHECKING:
+    from pretrain.config import Stage
+
+GROWING = ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
+"""The axes of a model; none may shrink from one stage to the next."""
+
+
+def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
+    """What is wrong with these stages, one line each: key, values, what to do. `only` restricts it to one of them."""
+    found = [] if stages else ["stages: empty; a curriculum has at least one stage"]
+    for index, stage in enumerate(stages):
+        if only in (None, index):
+            checks = (_names(stages, index), _shape(stage), _layout(stage), _budget(stage))
+            found += [f"stages[{index}].{problem}" for check in checks for problem in check]
+        if index and only in (None, index, index - 1):
+            found += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
+    return found
+
+
+def raise_for(found: Sequence[str], where: str) -> None:
+    """Raises one UserError for all problems, if there are any."""
+    if found:
+        raise UserError(join_problems(where, found))
+
+
+def _names(stages: Sequence[Stage], index: int) -> Iterator[str]:
+    name = stages[index].name
+    if name in [stage.name for stage in stages[:index]]:
+        yield f"name: {name!r} is the name of an earlier stage too; give each stage a name of its own"
+    if not name or name != name.strip() or "/" in name or name.startswith("."):
+        yield f"name: {name!r} cannot name a folder; use letters, digits, - and _"
+
+
+def _shape(stage: Stage) -> Iterator[str]:
+    model = stage.model
+    if not model.head_dim:
+        yield (
+            f"model.hidden: {model.hidden} is not divisible by model.heads {model.heads}; change one of them, or give "
+            "model.head_dim"
+        )
+    elif model.head_dim % 2:
+        yield f"model.head_dim: {model.head_dim} is odd; rotary embeddings rotate pairs, so make it even"
+    if model.heads % model.kv_heads:
+        yield (
+            f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}; every key-value head serves "
+            "the same number of query heads"
+        )
+
+
+def _layout(stage: Stage) -> Iterator[str]:
+    model, parallel, train = stage.model, stage.parallel, stage.train
+    for key, size in (("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)):
+        if size % parallel.tp:
+            yield (
+                f"parallel.tp: {parallel.tp} does not divide model.{key} {size}; tensor-parallel ranks hold equal "
+                f"shares of it, so lower tp or change {key}"
+            )
+    if parallel.sequence_parallel and train.seq_len % parallel.tp:
+        yield (
+            f"parallel.sequence_parallel: parallel.tp {parallel.tp} does not divide train.seq_len {train.seq_len}; "
+            "change one of them or switch it off"
+        )
+    try:
+        layout = Layout.make(model.layers, pp=parallel.pp, pipeline=parallel.pipeline)
+        if parallel.pp == 1 and layout.virtual > 1:
+            yield f"parallel.pipeline: {layout.virtual} parts for one pipeline rank; remove it or raise parallel.pp"
+    except UserError as error:
+        yield str(error)
+    if train.recompute == "full" and train.recompute_layers > model.layers:
+        yield f"train.recompute_layers: {train.recompute_layers} is more than model.layers {model.layers}; lower it"
+
+
+def _budget(stage: Stage) -> Iterator[str]:
+    train, dp = stage.train, stage.parallel.dp or 1
+    if train.global_batch % (train.micro_batch * dp):
+        product = f"{train.micro_batch}" if dp == 1 else f"{train.micro_batch} x parallel.dp {dp}"
+        yield (
+            f"train.global_batch: {train.global_batch} samples are no multiple of train.micro_batch {product}; a step "
+            "is a whole number of micro-batches on every data-parallel rank"
+        )
+    if train.tokens < train.global_batch * train.seq_len:
+        yield (
+            f"train.tokens: {train.tokens} is less than one step, train.global_batch {train.global_batch} x "
+            f"train.seq_len {train.seq_len} = {train.global_batch * train.seq_len}; raise it or lower the batch"
+        )
+    if train.warmup_tokens > train.tokens:
+        yield f"train.warmup_tokens: {train.warmup_tokens} is more than train.tokens {train.tokens}; lower it"
+    if train.min_lr > train.lr:
+        yield f"train.min_lr: {train.min_lr:g} is more than the peak train.lr {train.lr:g}; lower it"
+
+
+def _growth(old: Stage, new: Stage) -> Iterator[str]:
+    if old.seed != new.seed:
+        yield f"seed: {new.seed} differs from the curriculum's; give one seed at the top of the file"
+    if old.model.family != new.model.family:
+        yield (
+            f"model.family: {new.model.family!r} after {old.model.family!r} in stage {old.name!r}; a curriculum grows one "
+            "family"
+        )
+        return
+    for axis in GROWING:
+        before, after = getattr(old.model, axis), getattr(new.model, axis)
+        if after < before:
+            yield (
+                f"model.{axis}: {after} is less than {before} in stage {old.name!r}; a stage can only grow, so raise it "
+                f"to {before} or more"
+            )

@@ -1,0 +1,223 @@
+"""Reading curricula: defaults, overrides, and one clear message for everything that is wrong."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain import config
+from pretrain.errors import UserError
+
+DOCUMENT: dict[str, Any] = {
+    "name": "test",
+    "seed": 7,
+    "data": {"corpus": "data/x", "tokenizer": "data/tokenizer"},
+    "model": {"head_dim": 16},
+    "train": {"seq_len": 64, "global_batch": 8, "tokens": 10_000, "lr": 1e-3},
+    "stages": [
+        {"name": "one", "model": {"vocab": 300, "hidden": 64, "layers": 4, "heads": 4, "ffn": 128}},
+        {
+            "name": "two",
+            "model": {"vocab": 400, "hidden": 128, "layers": 4, "heads": 8, "kv_heads": 4, "ffn": 256},
+            "parallel": {"tp": 2, "dp": 1},
+            "train": {"lr": 5e-4},
+        },
+    ],
+}
+
+
+def write(folder: Path, changes: dict[str, Any] | None = None) -> Path:
+    """A curriculum with some dotted keys ("stages.1.model.hidden") changed; None removes a key."""
+    document = copy.deepcopy(DOCUMENT)
+    for key, value in (changes or {}).items():
+        *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+        node: Any = document
+        for part in parents:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    path = folder / "test.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def message(folder: Path, changes: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        config.load(write(folder, changes))
+    assert "test.yaml" in str(error.value)
+    return str(error.value)
+
+
+def test_defaults_are_merged_under_every_stage(tmp_path: Path) -> None:
+    curriculum = config.load(write(tmp_path))
+    one, two = curriculum.stages
+    assert (one.seed, two.seed) == (7, 7)
+    assert (one.train.lr, two.train.lr) == (1e-3, 5e-4)
+    assert one.train.seq_len == two.train.seq_len == 64
+    assert (one.model.kv_heads, two.model.kv_heads) == (4, 4)
+    assert (one.parallel.tp, two.parallel.tp, one.parallel.dp) == (1, 2, None)
+    assert curriculum.folder == Path("runs/test")
+    assert curriculum.stage("two") is two
+    assert curriculum.parent(two) is one
+    assert curriculum.parent(one) is None
+
+
+def test_head_dim_defaults_to_the_share_of_a_head(tmp_path: Path) -> None:
+    curriculum = config.load(write(tmp_path, {"model": None, "stages.0.model.heads": 8}))
+    assert [stage.model.head_dim for stage in curriculum.stages] == [8, 16]
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("tokens: 10000", "tokens: 1e4").replace("lr: 0.0005", "lr: 5e-4"))
+    assert "1e4" in path.read_text()
+    curriculum = config.load(path)
+    assert (curriculum.stages[0].train.tokens, curriculum.stages[1].train.lr) == (10_000, 5e-4)
+
+
+def test_the_written_configuration_is_complete(tmp_path: Path) -> None:
+    stage = config.load(write(tmp_path)).stage("two")
+    written = yaml.safe_load(config.to_yaml(stage))
+    assert written == stage.to_dict()
+    assert written["train"]["betas"] == [0.9, 0.95]
+    assert set(written) == {field.name for field in dataclasses.fields(stage)}
+
+
+def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
+    text = message(
+        tmp_path,
+        {"model.hiden": 3, "stages.1.train.shedule": "cosine", "stages.0.model.layers": "two", "stages.0.model.ffn": None},
+    )
+    assert "4 errors" in text
+    assert "\n  model.hiden: unknown key, did you mean 'hidden'?" in text
+    assert text.count("hiden") == 1  # a default is wrong once, not once for each stage
+    assert "stages[1].train.shedule: unknown key, did you mean 'schedule'?" in text
+    assert "stages[0].model.layers: should be a valid integer" in text
+    assert "'two'" in text
+    assert "stages[0].model.ffn (or model.ffn for all stages): missing" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"paralel": {"tp": 2}}, ["paralel: unknown key, did you mean 'parallel'?"]),
+        ({"stages.1.model.hidden": 32}, ["stages[1].model.hidden: 32 is less than 64 in stage 'one'"]),
+        ({"stages.1.model.layers": 3}, ["stages[1].model.layers: 3 is less than 4"]),
+        ({"stages.0.model.head_dim": 32}, ["stages[1].model.head_dim: 16 is less than 32"]),
+        ({"stages.1.model.family": "gpt9"}, ["stages[1].model.family: should be 'llama2', not 'gpt9'"]),
+        ({"stages.1.parallel.tp": 3}, ["does not divide model.heads 8", "kv_heads 4", "ffn 256"]),
+        ({"stages.1.model.kv_heads": 5}, ["stages[1].model.kv_heads: 5 does not divide model.heads 8"]),
+        ({"model.head_dim": 15}, ["stages[0].model.head_dim: 15 is odd"]),
+        ({"model": {}, "stages.0.model.heads": 3}, ["stages[0].model.hidden: 64 is not divisible by model.heads 3"]),
+        ({"stages.1.parallel.pp": 2, "stages.1.parallel.pipeline": "Ett|tL"}, ["stages[1].parallel.pipeline", "3", "4"]),
+        ({"stages.1.parallel.pp": 2, "stages.1.parallel.pipeline": [3, 2]}, ["stages[1].parallel.pipeline", "5", "4"]),
+        ({"stages.1.parallel.pipeline": "Ett|ttL"}, ["stages[1].parallel.pipeline: 2 parts for one pipeline rank"]),
+        ({"stages.1.parallel.pipeline": "tt|tt"}, ["stages[1].parallel.pipeline", "tt|tt", "understood"]),
+        ({"parallel": {"dp": 2}, "train.micro_batch": 3}, ["train.global_batch: 8", "micro_batch 3 x parallel.dp 2"]),
+        ({"stages.1.name": "one"}, ["stages[1].name: 'one' is the name of an earlier stage too"]),
+        ({"stages.1.name": "../two"}, ["stages[1].name: '../two' cannot name a folder"]),
+        ({"stages.1.seed": 8}, ["stages[1].seed: 8 differs from the curriculum's"]),
+        ({"train.schedule": "linear"}, ["train.schedule: should be 'cosine' or 'constant', not 'linear'"]),
+        ({"train.tokens": 100}, ["train.tokens: 100 is less than one step", "512"]),
+        ({"train.warmup_tokens": 20_000}, ["train.warmup_tokens: 20000 is more than train.tokens 10000"]),
+        ({"train.min_lr": 0.1}, ["train.min_lr: 0.1 is more than the peak train.lr 0.001"]),
+        ({"train.betas": [0.9]}, ["train.betas: item 1 is missing"]),
+        ({"stages": []}, ["stages: empty"]),
+        ({"stages": None}, ["stages: missing"]),
+        ({"data.window": 0}, ["data.window: should be greater than 0, not 0"]),
+    ],
+)
+def test_bad_input(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
+    text = message(tmp_path, changes)
+    for part in expected:
+        assert part in text
+
+
+def test_sequence_parallel_needs_a_divisible_sequence(tmp_path: Path) -> None:
+    text = message(tmp_path, {"parallel": {"sequence_parallel": True}, "train.seq_len": 63})
+    assert "stages[1].parallel.sequence_parallel: parallel.tp 2 does not divide train.seq_len 63" in text
+    assert "stages[0]" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: a\nname: b\n", "'name' was given before"),
+        ("- a\n- b\n", "a curriculum is a mapping"),
+        ("name: [\n", "not valid YAML"),
+        ("", "nothing"),
+    ],
+)
+def test_not_a_curriculum(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"bad\.yaml") as error:
+        config.load(path)
+    assert expected in str(error.value)
+
+
+def test_a_missing_file_and_a_missing_stage(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        config.load(tmp_path / "absent.yaml")
+    with pytest.raises(UserError, match="no stage is named 'tow', did you mean 'two'.*its stages are one, two"):
+        config.load(write(tmp_path)).stage("tow")
+
+
+def test_command_line_overrides(tmp_path: Path) -> None:
+    curriculum = config.load(write(tmp_path))
+    two = curriculum.stage("two")
+    changed = curriculum.override(two, ["--train.lr", "3e-4", "--parallel.pp", "2", "--parallel.pipeline", "1", "3"])
+    assert (changed.train.lr, changed.parallel.pp, changed.parallel.pipeline) == (3e-4, 2, (1, 3))
+    assert curriculum.override(two, ["--parallel.pp", "2", "--parallel.pipeline", "Et|tttL"]).parallel.pipeline == "Et|tttL"
+    assert curriculum.override(two, ["--log.no-wandb"]).log.wandb is False
+    assert curriculum.override(two, []) == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--train.lr", "-1"], "train.lr: should be greater than 0, not -1.0"),
+        (["--model.hidden", "32"], "model.hidden: 32 is less than 64 in stage 'one'"),
+        (["--parallel.tp", "3"], "parallel.tp: 3 does not divide model.heads 8"),
+        (["--seed", "3"], "belong to the whole curriculum"),
+    ],
+)
+def test_overrides_are_checked_like_the_file(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    curriculum = config.load(write(tmp_path))
+    with pytest.raises(UserError, match="command line") as error:
+        curriculum.override(curriculum.stage("two"), arguments)
+    assert expected in str(error.value)
+
+
+def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curriculum = config.load(write(tmp_path))
+    with pytest.raises(SystemExit) as error:
+        curriculum.override(curriculum.stage("two"), ["--train.learning_rate", "1"])
+    assert error.value.code == 2
+    assert "--train.learning" in capsys.readouterr().err
+
+
+def test_a_resume_may_change_only_what_is_listed(tmp_path: Path) -> None:
+    curriculum = config.load(write(tmp_path))
+    two = curriculum.stage("two")
+    arguments = ["--parallel.tp", "4", "--train.tokens", "20000", "--log.interval", "1", "--checkpoint.keep", "9"]
+    config.compare_for_resume(two.to_dict(), curriculum.override(two, arguments).to_dict())
+    changed = curriculum.override(two, ["--train.lr", "1e-4", "--model.vocab", "500", "--parallel.tp", "1"])
+    with pytest.raises(UserError) as error:
+        config.compare_for_resume(two.to_dict(), changed.to_dict())
+    assert "train.lr: 0.0005 in the checkpoint, 0.0001 now" in str(error.value)
+    assert "model.vocab: 400 in the checkpoint, 500 now" in str(error.value)
+    assert "parallel.tp:" not in str(error.value)
+
+
+def test_the_shipped_configurations_load() -> None:
+    folder = Path(__file__).parents[3] / "configs"
+    paths = sorted(folder.glob("*.yaml"))
+    assert folder / "demo.yaml" in paths
+    for path in paths:
+        config.load(path)
