@@ -22,12 +22,15 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from growth.family import Architecture  # noqa: E402
+from growth.architecture import Architecture  # noqa: E402
 from pretrain.layout import Layout, Parameter, fragment_boxes, parameters  # noqa: E402
 from pretrain.layout.zero import FragmentBox  # noqa: E402
 from pretrain.model import build  # noqa: E402
 from pretrain.model.build import Numerics  # noqa: E402
 from pretrain.optimizer import AdamW, Segment  # noqa: E402
+
+# On the CPU DeepSpeed would compile a shared-memory all-reduce at the first start; gloo needs no compiler.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @dataclass(frozen=True)
@@ -192,19 +195,21 @@ class Engine:
 
         return step
 
-    def _run(self, forward: Callable[..., Any], tokens: Tensor, mask: Tensor | None, *, forward_only: bool) -> list[Any]:
-        schedule = get_forward_backward_func()
+    def _run(
+        self, forward: Callable[..., Any], tokens: Tensor, mask: Tensor | None = None, **how: bool
+    ) -> list[Tensor]:
+        """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
         batches = [self._batches(tokens, mask) for _ in self.chunks]
-        return schedule(
+        return get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=len(tokens) // self.micro_batch,
             seq_length=self.seq_len,
             micro_batch_size=self.micro_batch,
-            forward_only=forward_only,
+            **how,
         )
 
     def _total(self, losses: list[Tensor]) -> float:
@@ -224,7 +229,7 @@ class Engine:
         """Forward and backward over this rank's samples [n, seq_len + 1]; gradients stay local. Returns the loss."""
         valid = len(tokens) * self.seq_len * self.layout.dp
         self._deepspeed.module.train()
-        losses = self._run(self._forward(valid), tokens, None, forward_only=False)
+        losses = self._run(self._forward(valid), tokens, forward_only=False)
         for parameter in self._sequence_parallel:
             dist.all_reduce(self.gradient(parameter), group=parallel_state.get_tensor_model_parallel_group())
         return self._total(losses) / valid
@@ -269,18 +274,7 @@ class Engine:
             out = model(inputs_BS, position_S.expand_as(inputs_BS), None)
             return out, lambda x, non_loss_data=True: x.float()
 
-        schedule = get_forward_backward_func()
-        batches = [self._batches(tokens, None) for _ in self.chunks]
-        parts = schedule(
-            forward_step_func=step,
-            data_iterator=batches if len(batches) > 1 else batches[0],
-            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=len(tokens) // self.micro_batch,
-            seq_length=self.seq_len,
-            micro_batch_size=self.micro_batch,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+        parts = self._run(step, tokens, forward_only=True, collect_non_loss_data=True)
         if not self.last:
             return None
         local_BSV = torch.cat(parts)

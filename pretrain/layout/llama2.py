@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from growth.family import Architecture
+from growth.architecture import Architecture
 from pretrain.layout.pieces import Parameter, Place
 
 

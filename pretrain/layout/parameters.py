@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from growth.box import Box
-from growth.family import Architecture
+from growth.architecture import Architecture
 from pretrain.layout import llama2
 from pretrain.layout.layout import Layout
 from pretrain.layout.pieces import Parameter, Piece, Place

@@ -9,7 +9,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 
-from growth.family import Architecture
+from growth.architecture import Architecture
 from pretrain.layout import Layout, parameters
 from pretrain.model import cpu, llama2
 

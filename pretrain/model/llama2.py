@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
-from growth.family import Architecture
+from growth.architecture import Architecture
 from pretrain.model.attention import CoreAttention
 from pretrain.model.norm import RMSNorm
 
