@@ -1,0 +1,34 @@
+"""The checkpoint store: boxes of logical fp32 tensors in safetensors files. README.md in this folder is the format."""
+
+from pretrain.checkpoint.atomic import Lock, is_done, mark_done
+from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
+from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
+from pretrain.checkpoint.flat import flat_boxes, flat_range
+from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State
+from pretrain.checkpoint.reader import Reader
+from pretrain.checkpoint.writer import Source, Writer
+
+__all__ = [
+    "KINDS",
+    "Checkpointer",
+    "CorruptCheckpoint",
+    "FileRecord",
+    "Found",
+    "Lock",
+    "Manifest",
+    "ManifestFields",
+    "Reader",
+    "SaveReport",
+    "Source",
+    "State",
+    "Writer",
+    "check",
+    "find",
+    "flat_boxes",
+    "flat_range",
+    "is_done",
+    "mark_done",
+    "restore",
+    "step_folder",
+    "verify_all",
+]

@@ -1,0 +1,171 @@
+"""Finds, verifies and loads checkpoints: the newest one that verifies, and why others were skipped."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.distributed import ProcessGroup
+from tqdm import tqdm
+
+from pretrain.checkpoint.blocks import BLOCK, BlockReader
+from pretrain.checkpoint.comm import Comm
+from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
+from pretrain.checkpoint.reader import Reader
+from pretrain.errors import UserError
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return root / f"step-{step:08}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a folder's name says, None for another name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def steps(root: Path) -> list[Path]:
+    """The folders of checkpoints in `root`, good or not, newest first."""
+    found = [p for p in root.iterdir() if step_of(p) is not None] if root.is_dir() else []
+    return sorted(found, key=lambda p: step_of(p) or 0, reverse=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that verifies (None twice without one), and (path, reason) of newer ones."""
+
+    path: Path | None
+    manifest: Manifest | None
+    skipped: tuple[tuple[Path, str], ...]
+
+
+def check(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are all there with their sizes; reads no tensor.
+
+    Raises CorruptCheckpoint naming the file, UserError for a newer format.
+    """
+    manifest = Manifest.load(path)
+    step = step_of(path)
+    if step is not None and step != manifest.step:
+        raise CorruptCheckpoint(f"{path}: the manifest is of step {manifest.step}, so of another checkpoint")
+    for name, file in manifest.files.items():
+        try:
+            size = (path / name).stat().st_size
+        except OSError as error:
+            raise CorruptCheckpoint(f"{path / name}: {error.strerror}") from error
+        if size != file.size:
+            raise CorruptCheckpoint(f"{path / name}: {size} bytes, and should have {file.size}")
+    return manifest
+
+
+def find(root: Path, skip: Mapping[Path, str] | None = None) -> Found:
+    """The newest checkpoint in `root` that passes `check`; `skip` names folders that are known to be bad, and why.
+
+    Blocks are verified when they are read (see `restore`) or by `verify_all`. Raises UserError for a checkpoint of a
+    newer format: going back behind it would lose it.
+    """
+    skipped: list[tuple[Path, str]] = []
+    for path in steps(root):
+        if skip and path in skip:
+            skipped.append((path, skip[path]))
+            continue
+        try:
+            return Found(path, check(path), tuple(skipped))
+        except CorruptCheckpoint as error:
+            skipped.append((path, str(error)))
+    return Found(None, None, tuple(skipped))
+
+
+def verify_all(path: Path, names: Iterable[str] | None = None, progress: bool = False) -> list[str]:
+    """Reads every block of a checkpoint (or of the files in `names`) and says what is wrong: file, block and tensors.
+
+    An empty list means that all is as written. Raises as `Manifest.load` does.
+    """
+    manifest = Manifest.load(path)
+    names = list(manifest.files if names is None else names)
+    reader = BlockReader(path)
+    memory = np.empty(BLOCK, dtype=np.uint8)
+    problems = []
+    total = sum(manifest.files[n].size for n in names)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"verify {path.name}", disable=not progress) as bar:
+        for name in names:
+            file = manifest.files[name]
+            for index in range(len(file.blocks)):
+                size = min(BLOCK, file.size - index * BLOCK)
+                try:
+                    reader.read(name, file, index, memory[:size])
+                except CorruptCheckpoint as error:
+                    problems.append(f"{error}; it holds {_content(manifest, name, index)}")
+                    if not reader.is_open(name):  # missing or of another size: no need to say so of every block
+                        break
+                bar.update(size)
+    reader.close()
+    return problems
+
+
+def _content(manifest: Manifest, file: str, block: int) -> str:
+    """The tensors of a block, in words."""
+    low, high = block * BLOCK, (block + 1) * BLOCK
+    inside = [
+        f"{kind} of {name}"
+        for name, entry in manifest.tensors.items()
+        for kind, boxes in entry.boxes.items()
+        for b in boxes
+        if b.file == file and b.offset < high and b.offset + 4 * b.box.numel > low
+    ]
+    more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+    return (", ".join(inside[:3]) + more) or "the header"
+
+
+def restore(root: Path, load: Callable[[Reader], None], group: ProcessGroup | None = None) -> Found:
+    """Loads the newest checkpoint that verifies, on all ranks (collective).
+
+    `load` reads what its rank needs and must overwrite all of it, because it is called again with an older checkpoint
+    when a block turns out to be corrupt on any rank. The result has path None when `root` holds no checkpoint at all.
+
+    Raises UserError when there are checkpoints and none can be loaded, and whatever else `load` raises on any rank.
+    """
+    comm = Comm(group)
+    bad: dict[Path, str] = {}
+    while True:
+        found: Found | None = None
+        failure = ""
+        if comm.rank == 0:
+            try:
+                found = find(root, bad)
+            except (UserError, OSError) as problem:
+                failure = str(problem)
+        found, failure = comm.from_first((found, failure))
+        if found is None:
+            raise UserError(failure)
+        if found.path is None:
+            if found.skipped:
+                lines = "\n".join(f"  {path.name}: {reason}" for path, reason in found.skipped)
+                raise UserError(
+                    f"{root}: none of its checkpoints can be loaded:\n{lines}\n"
+                    "Put one right, or move them away to start this stage from its beginning."
+                )
+            return found
+        corrupt, failed = "", None
+        try:
+            with Reader(found.path) as reader:
+                load(reader)
+        except CorruptCheckpoint as problem:
+            corrupt = str(problem)
+        except Exception as problem:  # told to the other ranks, then raised
+            failed = problem
+        told = comm.from_first(comm.to_first((corrupt, str(failed) if failed else "")))
+        if failed:
+            raise failed
+        others = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(told) if message]
+        if others:
+            raise UserError("; ".join(others))
+        reasons = [reason for reason, _ in told if reason]
+        if not reasons:
+            return found
+        bad[found.path] = reasons[0]

@@ -1,0 +1,232 @@
+"""The manifest of a checkpoint: what is in it, where, and from which state of which run it came.
+
+`manifest.json` is written last: a folder without it is no checkpoint. README.md in this folder is the written format.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from growth.box import Box
+from pretrain.errors import UserError
+
+FORMAT_VERSION = 1
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+MANIFEST = "manifest.json"
+
+
+class CorruptCheckpoint(UserError):
+    """A checkpoint whose files are not what was written: names the file and, where known, the tensor and the block."""
+
+
+@dataclass(frozen=True)
+class StoredBox:
+    """A box of a tensor: its fp32 elements are contiguous, row-major, from byte `offset` of `file` on."""
+
+    file: str
+    offset: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A logical tensor: its full shape and, per kind, the boxes that tile it."""
+
+    shape: tuple[int, ...]
+    boxes: Mapping[str, tuple[StoredBox, ...]]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A tensor file: bytes, and the xxh3_128 of each of its 1 MiB blocks (the last may be shorter) in hex."""
+
+    size: int
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a writer wrote: the file, and the boxes in it as (tensor, box, byte offset)."""
+
+    kind: str
+    name: str
+    file: StoredFile
+    boxes: tuple[tuple[str, Box, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a run tells about itself, JSON throughout (no NaN or infinity).
+
+    architecture: {"family", "sizes", "scalars"}. events: the growth events so far, oldest first ({"plan",
+    "certificate", ...}). generations: births of every axis, and per generation {"birth_tokens", "birth_step",
+    "adam_step"}. cursor: of the data stream. progress: {"tokens", "step", "flops", "seconds"}. config: as resolved.
+    parent: {"path", "hash"} of the checkpoint that this stage started from.
+    """
+
+    architecture: Mapping[str, Any]
+    stage: str
+    events: Sequence[Mapping[str, Any]] = ()
+    generations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cursor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parent: Mapping[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The fields above, by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(State)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestFields(State):
+    """What a save needs besides the tensors. shapes: the full shape of every logical tensor."""
+
+    shapes: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(State):
+    """A checkpoint. `hash` is the xxh3_128 of the canonical JSON of everything else; a child's `parent` names it."""
+
+    step: int
+    tensors: Mapping[str, TensorEntry]
+    files: Mapping[str, StoredFile]
+    hash: str
+    format_version: int = FORMAT_VERSION
+
+    def has(self, kind: str) -> bool:
+        """Whether the checkpoint holds this kind (moments may be absent: an imported model)."""
+        return any(kind in t.boxes for t in self.tensors.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensor files."""
+        return sum(f.size for f in self.files.values())
+
+    @staticmethod
+    def build(step: int, fields: ManifestFields, records: Sequence[FileRecord]) -> "Manifest":
+        """The manifest of files just written.
+
+        Raises ValueError when the boxes of a kind do not tile every tensor exactly once: a layout that is wrong
+        must not become a checkpoint.
+        """
+        boxes: dict[str, dict[str, list[StoredBox]]] = {name: {} for name in fields.shapes}
+        for record in records:
+            for name, box, offset in record.boxes:
+                if name not in boxes:
+                    raise ValueError(f"{record.name} holds {name}, which is no tensor of this architecture")
+                boxes[name].setdefault(record.kind, []).append(StoredBox(record.name, offset, box))
+        kinds = sorted({r.kind for r in records if r.boxes}, key=KINDS.index)
+        tensors = {}
+        for name, shape in fields.shapes.items():
+            for kind in kinds:
+                check_tiling(f"{kind} {name}", tuple(shape), [b.box for b in boxes[name].get(kind, ())])
+            ordered = {kind: tuple(sorted(boxes[name][kind], key=lambda b: b.box)) for kind in kinds}
+            tensors[name] = TensorEntry(tuple(shape), ordered)
+        files = {r.name: r.file for r in sorted(records, key=lambda r: r.name)}
+        draft = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.state())
+        body = plain(draft._body())  # a copy: the caller's dicts may change later
+        return _from_body(body, _hash(body))
+
+    def to_bytes(self) -> bytes:
+        """The content of `manifest.json`."""
+        return canonical({**self._body(), "hash": self.hash}) + b"\n"
+
+    @staticmethod
+    def from_bytes(data: bytes, where: Path) -> "Manifest":
+        """Parses and verifies `manifest.json`.
+
+        Raises CorruptCheckpoint when it is not what was written, UserError when its format is newer than this code.
+        """
+        try:
+            body = json.loads(data)
+            version, found = body["format_version"], body.pop("hash")
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptCheckpoint(f"{where}: no manifest of a checkpoint ({error!r})") from error
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise UserError(
+                f"{where}: format version {version}, and this Cambium reads up to {FORMAT_VERSION}: "
+                "update Cambium to read this checkpoint"
+            )
+        if _hash(body) != found:
+            raise CorruptCheckpoint(f"{where}: the manifest's hash does not match its content")
+        return _from_body(body, found)
+
+    @staticmethod
+    def load(checkpoint: Path) -> "Manifest":
+        """The verified manifest of a checkpoint folder; raises as `from_bytes` does."""
+        path = checkpoint / MANIFEST
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            what = "no manifest.json" if checkpoint.is_dir() else "no such folder"
+            raise CorruptCheckpoint(f"{checkpoint}: {what}, so this is no checkpoint") from error
+        except OSError as error:
+            raise CorruptCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
+        return Manifest.from_bytes(data, path)
+
+    def _body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {"format_version": self.format_version, "step": self.step, **self.state()}
+        body["tensors"] = {
+            name: {
+                "shape": t.shape,
+                "boxes": {k: [[b.file, b.offset, b.box.start, b.box.stop] for b in v] for k, v in t.boxes.items()},
+            }
+            for name, t in self.tensors.items()
+        }
+        body["files"] = {name: {"size": f.size, "blocks": f.blocks} for name, f in self.files.items()}
+        return body
+
+
+def _from_body(body: Mapping[str, Any], found: str) -> Manifest:
+    tensors = {
+        name: TensorEntry(
+            tuple(t["shape"]),
+            {k: tuple(StoredBox(f, o, Box(tuple(a), tuple(b))) for f, o, a, b in v) for k, v in t["boxes"].items()},
+        )
+        for name, t in body["tensors"].items()
+    }
+    files = {name: StoredFile(f["size"], tuple(f["blocks"])) for name, f in body["files"].items()}
+    state = {f.name: body[f.name] for f in dataclasses.fields(State)}
+    return Manifest(
+        step=body["step"], tensors=tensors, files=files, hash=found, format_version=body["format_version"], **state
+    )
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, shortest round-trip floats. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from JSON: a deep copy with lists for tuples."""
+    return json.loads(canonical(value))
+
+
+def _hash(body: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(canonical(body))
+
+
+def check_tiling(what: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
+    """Raises ValueError unless the boxes cover every element of the shape exactly once."""
+    whole = Box.whole(shape)
+    for box in boxes:
+        if box.numel and box.intersect(whole) != box:
+            raise ValueError(f"{what}: box {box.start}:{box.stop} is outside of shape {shape}")
+    starts = np.array([b.start for b in boxes], dtype=np.int64).reshape(len(boxes), len(shape))
+    stops = np.array([b.stop for b in boxes], dtype=np.int64).reshape(len(boxes), len(shape))
+    for i in range(len(boxes) - 1):
+        overlap = np.all(np.maximum(starts[i], starts[i + 1 :]) < np.minimum(stops[i], stops[i + 1 :]), axis=1)
+        if overlap.any():
+            other = boxes[i + 1 + int(overlap.argmax())]
+            raise ValueError(f"{what}: {boxes[i].start}:{boxes[i].stop} and {other.start}:{other.stop} overlap")
+    covered = sum(b.numel for b in boxes)
+    if covered != whole.numel:
+        raise ValueError(f"{what}: the boxes hold {covered} of the {whole.numel} elements of shape {shape}")

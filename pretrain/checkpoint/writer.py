@@ -1,0 +1,127 @@
+"""Writes boxes of fp32 tensors into safetensors files, one file per rank and kind."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+
+from growth.box import Box
+from pretrain.checkpoint.blocks import BLOCK, BlockWriter
+from pretrain.checkpoint.flat import flat_boxes
+from pretrain.checkpoint.manifest import KINDS, FileRecord
+
+Source = torch.Tensor | Callable[[Box], torch.Tensor]
+"""The content of a box: a tensor of its shape, strided or not, on any device; or a function that gives any part of the
+box, asked for in row-major order and in coordinates of the whole tensor, so that nothing large is ever in memory."""
+
+PIECE = 4 << 20  # bytes asked of a function at a time
+
+
+def entry_name(name: str, box: Box, shape: Sequence[int]) -> str:
+    """The name of a box in a file: the tensor's own when it is the whole tensor, else `name[0:4,16:32]`."""
+    if box == Box.whole(shape):
+        return name
+    return f"{name}[{','.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
+
+
+class Writer:
+    """The files of one rank in a folder that exists. Memory: a block, and a piece of a source that is a function."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
+        self.rank = rank
+
+    def write(
+        self,
+        kind: str,
+        entries: Iterable[tuple[str, Box, Source]],
+        shapes: Mapping[str, Sequence[int]],
+        progress: Callable[[int], None] | None = None,
+    ) -> FileRecord:
+        """Writes `weight-00003.safetensors` (kind, rank) and waits until the disk has it.
+
+        entries: (tensor, box, content); shapes: the full shapes. progress is told of bytes as they are written.
+        Raises OSError as the filesystem does and ValueError for content of another shape or dtype.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        entries = [e for e in entries if e[1].numel]
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offsets, end = [], 0
+        for name, box, _ in entries:
+            offsets.append(end)
+            end += 4 * box.numel
+            key = entry_name(name, box, shapes[name])
+            if key in header:
+                raise ValueError(f"{key} is written twice")
+            header[key] = {"dtype": "F32", "shape": box.shape, "data_offsets": [offsets[-1], end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        name = f"{kind}-{self.rank:05}.safetensors"
+        out = BlockWriter(self.folder / name)
+        try:
+            out.write(memoryview(len(text).to_bytes(8, "little") + text))
+            for entry in entries:
+                _write_box(out, *entry, progress or (lambda n: None))
+            file = out.finish()
+        finally:
+            out.close()
+        start = 8 + len(text)
+        boxes = tuple((n, box, start + offset) for (n, box, _), offset in zip(entries, offsets, strict=True))
+        return FileRecord(kind, name, file, boxes)
+
+
+def _write_box(out: BlockWriter, name: str, box: Box, source: Source, progress: Callable[[int], None]) -> None:
+    if isinstance(source, torch.Tensor):
+        _write_tensor(out, name, box, source, progress)
+        return
+    for part in pieces(box, PIECE):
+        _write_tensor(out, name, part, source(part), progress)
+
+
+def _write_tensor(out: BlockWriter, name: str, box: Box, tensor: torch.Tensor, progress: Callable[[int], None]) -> None:
+    tensor = tensor.detach()
+    if tuple(tensor.shape) != box.shape or tensor.dtype != torch.float32:
+        found = f"{tensor.dtype} of {tuple(tensor.shape)}"
+        raise ValueError(f"{name} {box.start}:{box.stop} takes torch.float32 of {box.shape}, not {found}")
+    numel = box.numel
+    flat = tensor.view(-1) if tensor.is_contiguous() else None
+    at = 0
+    while at < numel:
+        if flat is not None and tensor.device.type == "cpu":
+            n = min(numel - at, 16 * BLOCK)
+            out.write(flat[at : at + n].numpy().data.cast("B"))
+        else:
+            free = out.free()
+            n = min(numel - at, len(free) // 4)
+            target = free[: 4 * n].view(torch.float32)
+            if flat is not None:
+                target.copy_(flat[at : at + n])
+            else:
+                _copy_flat(tensor, at, target)
+            out.advance(4 * n)
+        at += n
+        progress(4 * n)
+
+
+def _copy_flat(tensor: torch.Tensor, start: int, target: torch.Tensor) -> None:
+    """target = the elements of a strided tensor from flat index `start` on, in row-major order."""
+    at = 0
+    for part in flat_boxes(tensor.shape, start, start + len(target)):
+        target[at : at + part.numel].view(part.shape).copy_(tensor[part.slices()])
+        at += part.numel
+
+
+def pieces(box: Box, max_bytes: int) -> Iterator[Box]:
+    """The box in row-major order, cut into fp32 parts of at most `max_bytes`."""
+    if 4 * box.numel <= max_bytes:
+        yield box
+        return
+    dim = next(d for d, size in enumerate(box.shape) if size > 1)
+    rows = max(1, max_bytes // (4 * prod(box.shape[dim + 1 :])))
+    for i in range(box.start[dim], box.stop[dim], rows):
+        start, stop = list(box.start), list(box.stop)
+        start[dim], stop[dim] = i, min(i + rows, box.stop[dim])
+        yield from pieces(Box(tuple(start), tuple(stop)), max_bytes)
