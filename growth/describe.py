@@ -1,0 +1,88 @@
+"""Plans and their maps in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from growth.family import LAYERS, WRITERS, TensorSpec
+from growth.maps import AxisMap, LayerMap
+from growth.step import Step
+
+if TYPE_CHECKING:
+    from growth.plan import Plan
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def describe(plan: Plan) -> str:
+    """A table: per row of the family's table its old and new shape and how it is made."""
+    if plan.old is None:
+        head = f"a fresh {plan.new.family} of {plan.new.parameters():,} parameters (seed {plan.seed})"
+        shapes = [
+            [s.name, _shape(plan.new.sizes, s), f"{s.init}, std {plan.init_std:g}" if s.init == "normal" else s.init]
+            for s in plan.new.table.tensors
+        ]
+        return head + "\n" + table([["tensor", "shape", "init"], *shapes])
+    claim = "preserves the function" if plan.preserves else "does not preserve the function"
+    lines = [f"{plan.old.family}: {plan.old.parameters():,} to {plan.new.parameters():,} parameters; {claim}"]
+    for n, step in enumerate(plan.steps, 1):
+        lines.append(f"step {n} of {len(plan.steps)}: {', '.join(step.operators)}")
+        lines += [
+            f"  {name}: {step.old.scalars[name]:g} to {value:g}"
+            for name, value in step.new.scalars.items()
+            if step.old.scalars[name] != value
+        ]
+        if step.layers:
+            lines.append(f"  layers: {_layers(step.layers)}")
+        rows = [["  tensor", "from", "to", "how"]]
+        rows += [
+            ["  " + s.name, _shape(step.old.sizes, s), _shape(step.new.sizes, s), _how(step, s)]
+            for s in step.new.table.tensors
+        ]
+        lines.append(table(rows))
+    return "\n".join(lines)
+
+
+def _shape(sizes: object, spec: TensorSpec) -> str:
+    return "x".join(str(d.size(sizes)) for d in spec.dims)  # type: ignore[arg-type]
+
+
+def _layers(m: LayerMap) -> str:
+    parts = []
+    for i in range(m.new):
+        made = "+".join(str(s) if c == 1 else f"{c:g}*{s}" for s, c in zip(m.source[i], m.coefficient[i], strict=True) if s >= 0)
+        parts.append((made or "fresh") + ("(zero branch)" if m.zero_branch[i] else "") + ("*" if m.born[i] else ""))
+    return f"[{', '.join(parts)}] (* new)"
+
+
+def _how(step: Step, spec: TensorSpec) -> str:
+    parts = []
+    for d, dim in enumerate(spec.dims):
+        for axis in dim.axes:
+            if axis in step.axes:
+                parts.append(f"dim {d} {axis}: {_axis(step.axes[axis], dim.role, spec)}")
+    if step.layers and step.layers.zero_branch.any() and spec.branch:
+        parts.append(f"{LAYERS}: zero where the branch is")
+    return "; ".join(parts) or "copied"
+
+
+def _axis(m: AxisMap, role: str, spec: TensorSpec) -> str:
+    source = m.source[:, 0]
+    old = int((source >= 0).sum())
+    factors = sorted({float(f) for f in np.unique(m.factor(role, "weight")[source >= 0])})
+    text = f"{old} old"
+    if factors != [1.0]:
+        text += " x " + (", ".join(f"{f:.6g}" for f in factors) if len(factors) < 4 else f"{factors[0]:.3g}..{factors[-1]:.3g}")
+    if m.source.shape[1] > 1:
+        text += f" (sums of up to {m.source.shape[1]})"
+    if old < m.new:
+        fresh = "zero" if m.starts_at_zero(role) else spec.init if role in WRITERS or role == "read" else spec.init
+        text += f" + {m.new - old} {fresh}"
+    return text

@@ -1,0 +1,6 @@
+"""The tables of the families: adding a family is adding one module here and a reference model."""
+
+from growth.families.llama2 import LLAMA2
+from growth.family import Family
+
+FAMILIES: dict[str, Family] = {f.name: f for f in (LLAMA2,)}

@@ -1,0 +1,49 @@
+"""LLaMA-2 (Touvron et al., 2023): pre-norm, RMSNorm, SwiGLU, RoPE, grouped-query attention, no biases, untied."""
+
+from collections.abc import Mapping
+
+from growth.errors import GrowthError
+from growth.family import Dim, Family, TensorSpec
+
+LAYER = "model.layers.{layer}."
+
+_reads_hidden = Dim(("hidden",), "read")
+_writes_hidden = Dim(("hidden",), "write")
+_gain = Dim(("hidden",), "gain")
+
+
+def _check(sizes: Mapping[str, int]) -> None:
+    if sizes["heads"] % sizes["kv_heads"]:
+        raise GrowthError(
+            f"llama2: heads = {sizes['heads']} is not a multiple of kv_heads = {sizes['kv_heads']}: "
+            "every key-value head serves the same number of query heads"
+        )
+    if sizes["head_dim"] % 2:
+        raise GrowthError(f"llama2: head_dim = {sizes['head_dim']} is odd, but rotary embeddings turn pairs")
+
+
+LLAMA2 = Family(
+    name="llama2",
+    tensors=(
+        TensorSpec("model.embed_tokens.weight", (Dim(("vocab",), "read"), _writes_hidden), "normal"),
+        TensorSpec(LAYER + "input_layernorm.weight", (_gain,), "one"),
+        TensorSpec(LAYER + "self_attn.q_proj.weight", (Dim(("heads", "head_dim"), "query"), _reads_hidden), "normal"),
+        TensorSpec(LAYER + "self_attn.k_proj.weight", (Dim(("kv_heads", "head_dim"), "key"), _reads_hidden), "normal"),
+        TensorSpec(LAYER + "self_attn.v_proj.weight", (Dim(("kv_heads", "head_dim"), "write"), _reads_hidden), "normal"),
+        TensorSpec(LAYER + "self_attn.o_proj.weight", (_writes_hidden, Dim(("heads", "head_dim"), "read")), "branch"),
+        TensorSpec(LAYER + "post_attention_layernorm.weight", (_gain,), "one"),
+        TensorSpec(LAYER + "mlp.gate_proj.weight", (Dim(("ffn",), "gate"), _reads_hidden), "normal"),
+        TensorSpec(LAYER + "mlp.up_proj.weight", (Dim(("ffn",), "write"), _reads_hidden), "normal"),
+        TensorSpec(LAYER + "mlp.down_proj.weight", (_writes_hidden, Dim(("ffn",), "read")), "branch"),
+        TensorSpec("model.norm.weight", (_gain,), "one"),
+        TensorSpec("lm_head.weight", (Dim(("vocab",), "write"), _reads_hidden), "normal"),
+    ),
+    axes=("vocab", "hidden", "heads", "kv_heads", "head_dim", "ffn"),
+    scalars={
+        "norm_eps": lambda sizes: 1e-5,
+        "softmax_scale": lambda sizes: sizes["head_dim"] ** -0.5,
+        "rope_theta": lambda sizes: 10_000.0,
+    },
+    norm="rms",
+    rule=_check,
+)

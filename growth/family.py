@@ -1,0 +1,96 @@
+"""What a family of models is to the algebra: a table of logical tensors with the axes and the role of every dimension.
+
+A dimension *writes* an axis (its index is an output that others take in), *reads* it, or is a *gain* or a *shift*
+along it (the weight and the bias of a norm). `query`, `key` and `gate` are writers that a few operators treat apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from growth.errors import GrowthError
+
+Role = Literal["write", "query", "key", "gate", "read", "gain", "shift"]
+Init = Literal["normal", "branch", "one", "zero"]
+
+WRITERS: frozenset[str] = frozenset({"write", "query", "key", "gate"})
+RESIDUAL = "hidden"  # the axis of the residual stream
+LAYERS = "layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """One dimension of a tensor: the product of its axes in row-major order."""
+
+    axes: tuple[str, ...]
+    role: Role
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        return prod(sizes[a] for a in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One row of a family's table. `init` says how a fresh element is made: "normal" (std `init_std`), "branch"
+    (std `init_std / sqrt(2 * layers)`), "one" or "zero". A name with `{layer}` stands for one tensor a layer."""
+
+    name: str
+    dims: tuple[Dim, ...]
+    init: Init
+
+    @property
+    def layered(self) -> bool:
+        return "{layer}" in self.name
+
+    @property
+    def branch(self) -> bool:
+        """Whether this is a layer's way back into the residual stream: zero here makes the layer the identity."""
+        return self.layered and any(d.role in WRITERS and RESIDUAL in d.axes for d in self.dims)
+
+
+def _no_rule(sizes: Mapping[str, int]) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of architectures: its table of tensors (in model order), axes and logical scalars.
+
+    `rule` raises GrowthError for sizes that do not fit together; `norm` is the normalisation of the residual stream.
+    """
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    axes: tuple[str, ...]
+    scalars: Mapping[str, Callable[[Mapping[str, int]], float]] = field(hash=False)
+    norm: Literal["rms", "layer"] = "rms"
+    rule: Callable[[Mapping[str, int]], None] = _no_rule
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Raise GrowthError unless `sizes` (axis -> size, and "layers") describe a model of this family."""
+        wanted = {*self.axes, LAYERS}
+        if missing := sorted(wanted - set(sizes)):
+            raise GrowthError(f"{self.name}: no size for {', '.join(missing)}")
+        if unknown := sorted(set(sizes) - wanted):
+            raise GrowthError(f"{self.name} has no axis {', '.join(unknown)}: its axes are {', '.join(sorted(wanted))}")
+        for axis, size in sizes.items():
+            least = 0 if axis == LAYERS else 1
+            if isinstance(size, bool) or not isinstance(size, int) or size < least:
+                raise GrowthError(f"{self.name}: {axis} = {size!r} must be an integer of at least {least}")
+        self.rule(sizes)
+
+    def default_scalars(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """The logical scalars of a model without a parent, e.g. softmax_scale = head_dim ** -0.5."""
+        return {name: default(sizes) for name, default in self.scalars.items()}
+
+
+def family(name: str) -> Family:
+    """The family of this name; raises GrowthError for an unknown one."""
+    from growth.families import FAMILIES
+
+    if name not in FAMILIES:
+        raise GrowthError(f"there is no family {name!r}: choose one of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]

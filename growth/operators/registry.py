@@ -1,0 +1,62 @@
+"""The register of operators: what the policy of an axis may name, and with which options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from growth.architecture import Architecture
+from growth.errors import GrowthError
+from growth.step import Step
+
+# The order in which the operators of one event apply; a policy key stands for all of its axes.
+AXES: dict[str, tuple[str, ...]] = {
+    "layers": ("layers",),
+    "hidden": ("hidden",),
+    "heads": ("heads", "kv_heads"),
+    "head_dim": ("head_dim",),
+    "ffn": ("ffn",),
+    "vocab": ("vocab",),
+}
+
+# What an operator may ask for by naming the parameter; everything else after `sizes` is an option of its policy.
+CONTEXT = ("seed", "pieces")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """`make(arch, sizes, **options)` returns the step that takes the axes of `key` to `sizes`."""
+
+    key: str
+    name: str
+    make: Callable[..., Step]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(p for p in list(inspect.signature(self.make).parameters)[2:] if p not in CONTEXT)
+
+    def __call__(
+        self, arch: Architecture, sizes: Mapping[str, int], options: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Step:
+        """The step; raises GrowthError for an option that the operator does not have."""
+        if unknown := sorted(set(options) - set(self.options)):
+            known = ", ".join(self.options) or "none"
+            raise GrowthError(f"{self.key}: {self.name} has no option {', '.join(unknown)}; it has {known}")
+        asked = {k: v for k, v in context.items() if k in inspect.signature(self.make).parameters}
+        step = self.make(arch, sizes, **asked, **options)
+        return replace(step, operators=(f"{self.key}: {self.name}",))
+
+
+OPERATORS: dict[str, dict[str, Operator]] = {key: {} for key in AXES}
+
+
+def operator(key: str, name: str) -> Callable[[Callable[..., Step]], Callable[..., Step]]:
+    """Register a function (arch, sizes, **options) -> Step under the policy key of its axis."""
+
+    def register(make: Callable[..., Step]) -> Callable[..., Step]:
+        OPERATORS[key][name] = Operator(key, name, make)
+        return make
+
+    return register

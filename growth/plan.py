@@ -1,0 +1,172 @@
+"""Plans: how every element of a new model is made of an old one, evaluated lazily on any box of any tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from growth.architecture import Architecture
+from growth.box import Box
+from growth.errors import GrowthError
+from growth.evaluate import Read, check_box, evaluate, init
+from growth.generations import Generations
+from growth.step import Step
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A growth event: `steps` lead from `old` to `new`; step n reads through step n - 1. Without `old` the model is
+    initialised afresh; without steps it is the old one. `seed` and `init_std` make fresh elements."""
+
+    old: Architecture | None
+    new: Architecture
+    steps: tuple[Step, ...]
+    seed: int
+    init_std: float
+
+    def __post_init__(self) -> None:
+        shapes = [self.old, *(s.new for s in self.steps)]
+        if self.old is None and self.steps:
+            raise GrowthError("a plan without a parent has no steps")
+        if self.old is not None and (shapes[-1] != self.new or [s.old for s in self.steps] != shapes[:-1]):
+            raise GrowthError("the steps of a plan must lead from its old architecture to its new one")
+
+    @property
+    def preserves(self) -> bool:
+        """Whether every operator claims to keep the function (over old ids, where the vocabulary grows)."""
+        return self.old is not None and all(s.preserves for s in self.steps)
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The names of the operators, in order."""
+        return ("initial",) if self.old is None else tuple(o for s in self.steps for o in s.operators)
+
+    def evaluate(self, name: str, box: Box, read: Read, kind: str = "weight") -> torch.Tensor:
+        """The region `box` of the new tensor `name`, or of its "exp_avg" or "exp_avg_sq".
+
+        `read(kind, old_name, old_box)` returns that region of an old tensor, of exactly that shape, in float32 or
+        float64; the result has its dtype, or float32 where nothing is read. It may be what `read` returned: copy
+        before writing into it. The result does not depend on how a tensor is cut into boxes, bit for bit.
+        Raises GrowthError for a name, box or kind that the new model does not have.
+        """
+        if self.old is None:
+            tensor = self.new.tensor(name)
+            check_box(tensor, box, kind)
+            if kind != "weight":
+                return torch.zeros(box.shape)
+            return init(tensor, box, self.seed, self.init_std, self.new.layers)
+        return self._through(len(self.steps), name, box, read, kind)
+
+    def _through(self, n: int, name: str, box: Box, read: Read, kind: str) -> torch.Tensor:
+        """The box after the first n steps."""
+        if n == 0:
+            assert self.old is not None
+            check_box(self.old.tensor(name), box, kind)
+            return read(kind, name, box)
+        step = self.steps[n - 1]
+
+        def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
+            return self._through(n - 1, name, box, read, kind)
+
+        recipe = step.recipe(name, box, kind)
+        # Two steps of one plan must not draw the same numbers for a tensor.
+        return evaluate(recipe, kind, earlier, self.seed + n - 1, self.init_std, step.new.layers)
+
+    def reads(self, name: str, box: Box, kind: str = "weight") -> Iterator[tuple[str, Box]]:
+        """The (old_name, old_box) that `evaluate` would read, in order; without repeats for a plan of one step."""
+        if self.old is None:
+            check_box(self.new.tensor(name), box, kind)
+            return
+        yield from self._reads(len(self.steps), name, box, kind)
+
+    def _reads(self, n: int, name: str, box: Box, kind: str) -> Iterator[tuple[str, Box]]:
+        if n == 0:
+            yield name, box
+            return
+        for source in self.steps[n - 1].recipe(name, box, kind).sources:
+            yield from self._reads(n - 1, source.name, source.box, kind)
+
+    def generations(self, old: Generations | None = None) -> Generations:
+        """The generations of the new model from those of the old one (none for a model without a parent)."""
+        if self.old is None:
+            return Generations.first(self.new)
+        if old is None:
+            raise GrowthError("the generations of a grown model follow from those of the old one: give them")
+        return old.grow(self.steps)
+
+    def new_mask(self, name: str, box: Box) -> torch.Tensor:
+        """bool of `box.shape`: the elements born in this event (all of them for a model without a parent)."""
+        tensor = self.new.tensor(name)
+        if self.old is None:
+            return torch.ones(box.shape, dtype=torch.bool)
+        return Generations.first(self.old).grow(self.steps).of(tensor, box) > 0
+
+    def then(self, later: Plan) -> Plan:
+        """This plan and then another one, as one event; neighbouring steps on different axes become one step.
+
+        Raises GrowthError unless `later` begins where this plan ends.
+        """
+        if later.old != self.new:
+            raise GrowthError(f"a plan for {_sizes(later.old)} cannot follow one that ends at {_sizes(self.new)}")
+        return Plan(self.old, later.new, merge((*self.steps, *later.steps)), self.seed, self.init_std)
+
+    def describe(self) -> str:
+        """A table: per tensor its old and new shape and how it is made."""
+        from growth.describe import describe
+
+        return describe(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "old": self.old.to_json() if self.old else None,
+            "new": self.new.to_json(),
+            "seed": self.seed,
+            "init_std": self.init_std,
+            "steps": [s.to_json() for s in self.steps],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Plan:
+        """Raises GrowthError for a plan of another format."""
+        if data["format"] != FORMAT:
+            raise GrowthError(f"the plan has format {data['format']}, but this version reads format {FORMAT}")
+        old = Architecture.from_json(data["old"]) if data["old"] else None
+        steps: list[Step] = []
+        for step in data["steps"]:
+            before = steps[-1].new if steps else old
+            assert before is not None
+            steps.append(Step.from_json(before, step))
+        return Plan(old, Architecture.from_json(data["new"]), tuple(steps), data["seed"], data["init_std"])
+
+
+def _sizes(arch: Architecture | None) -> str:
+    return "nothing" if arch is None else f"{arch.family} {dict(arch.sizes)} {dict(arch.scalars)}"
+
+
+def merge(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The same steps with neighbours on different axes merged into one."""
+    merged: list[Step] = []
+    for step in steps:
+        joint = merged[-1].merge(step) if merged else None
+        if joint:
+            merged[-1] = joint
+        else:
+            merged.append(step)
+    return tuple(merged)
+
+
+def initial(arch: Architecture, seed: int, init_std: float) -> Plan:
+    """A growth from nothing: normal with standard deviation `init_std`, in residual branches `init_std` over
+    sqrt(2 * layers) (Radford et al., 2019, section 2.3); norms one, biases zero."""
+    return Plan(None, arch, (), seed, init_std)
+
+
+def identity(arch: Architecture) -> Plan:
+    """A resume: the same model."""
+    return Plan(arch, arch, (), 0, 0.0)

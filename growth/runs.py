@@ -1,0 +1,54 @@
+"""Run-length encoding of index and coefficient columns, for compact plans and manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def encode_ints(columns: NDArray[np.int64]) -> list[list[list[int]]]:
+    """[n, K] -> per column its runs [first, count, step]; a run rises by its step, which is 0 or 1."""
+    return [_int_runs(column.tolist()) for column in columns.T]
+
+
+def _int_runs(values: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for v in values:
+        if runs:
+            first, count, step = runs[-1]
+            if count == 1 and v - first in (0, 1):
+                runs[-1] = [first, 2, v - first]
+                continue
+            if count > 1 and v == first + count * step:
+                runs[-1][1] += 1
+                continue
+        runs.append([v, 1, 0])
+    return runs
+
+
+def decode_ints(columns: Iterable[Iterable[Sequence[int]]]) -> NDArray[np.int64]:
+    """The inverse of encode_ints."""
+    decoded = [
+        np.concatenate([first + step * np.arange(count) for first, count, step in column] or [np.zeros(0)])
+        for column in columns
+    ]
+    return np.stack(decoded, axis=1).astype(np.int64)
+
+
+def encode_floats(columns: NDArray[Any]) -> list[list[list[float]]]:
+    """[n, K] -> per column its runs [value, count]."""
+    encoded = []
+    for column in columns.T:
+        n = len(column)
+        edges = [0, *(np.flatnonzero(column[1:] != column[:-1]) + 1).tolist(), n] if n else []
+        encoded.append([[column[a].item(), b - a] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    return encoded
+
+
+def decode_floats(columns: Iterable[Iterable[Sequence[float]]]) -> NDArray[np.float64]:
+    """The inverse of encode_floats."""
+    decoded = [np.repeat([r[0] for r in runs], [int(r[1]) for r in runs]) for runs in map(list, columns)]
+    return np.stack(decoded, axis=1).astype(np.float64)

@@ -1,0 +1,80 @@
+"""A step: one layer map and at most one map per axis, between two architectures of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from growth.architecture import Architecture
+from growth.box import Box
+from growth.errors import GrowthError
+from growth.evaluate import Recipe, recipe
+from growth.family import LAYERS
+from growth.maps import AxisMap, LayerMap
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """`operators` names what made the step, for people; `preserves` is what these operators claim for this family.
+
+    Raises GrowthError when the maps do not lead from the old sizes to the new ones.
+    """
+
+    old: Architecture
+    new: Architecture
+    operators: tuple[str, ...]
+    preserves: bool
+    layers: LayerMap | None = None
+    axes: Mapping[str, AxisMap] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.old.family != self.new.family:
+            raise GrowthError(f"a {self.old.family} cannot grow into a {self.new.family}")
+        for axis, size in self.new.sizes.items():
+            old = self.old.sizes[axis]
+            m = self.layers if axis == LAYERS else self.axes.get(axis)
+            made = (m.old, m.new) if m else (old, old)
+            if made != (old, size):
+                raise GrowthError(
+                    f"{axis}: the step goes from {old} to {size}, but its map from {made[0]} to {made[1]}"
+                )
+        if unknown := sorted(set(self.axes) - set(self.new.sizes)):
+            raise GrowthError(f"{self.new.family} has no axis {', '.join(unknown)}")
+
+    def recipe(self, name: str, box: Box, kind: str) -> Recipe:
+        return recipe(self.old, self.new, self.layers, dict(self.axes), name, box, kind)
+
+    def merge(self, later: Step) -> Step | None:
+        """This step and then `later` as one step, or None when both map the same axis."""
+        if (self.layers and later.layers) or set(self.axes) & set(later.axes):
+            return None
+        return Step(
+            self.old,
+            later.new,
+            self.operators + later.operators,
+            self.preserves and later.preserves,
+            self.layers or later.layers,
+            {**self.axes, **later.axes},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "new": self.new.to_json(),
+            "operators": list(self.operators),
+            "preserves": self.preserves,
+            "layers": self.layers.to_json() if self.layers else None,
+            "axes": [m.to_json() for m in self.axes.values()],
+        }
+
+    @staticmethod
+    def from_json(old: Architecture, data: Mapping[str, Any]) -> Step:
+        maps = [AxisMap.from_json(m) for m in data["axes"]]
+        return Step(
+            old,
+            Architecture.from_json(data["new"]),
+            tuple(data["operators"]),
+            data["preserves"],
+            LayerMap.from_json(data["layers"]) if data["layers"] else None,
+            {m.axis: m for m in maps},
+        )
