@@ -76,7 +76,7 @@ def _layout(stage: Stage) -> Iterator[str]:
         if parallel.pp == 1 and layout.virtual > 1:
             yield f"parallel.pipeline: {layout.virtual} parts for one pipeline rank; remove it or raise parallel.pp"
     except UserError as error:
-        yield str(error)
+        yield str(error) if str(error).startswith("parallel.pipeline") else f"parallel.pipeline: {error}"
     if train.recompute == "full" and train.recompute_layers > model.layers:
         yield f"train.recompute_layers: {train.recompute_layers} is more than model.layers {model.layers}; lower it"
 

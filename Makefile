@@ -1,0 +1,43 @@
+# make demo | test | test-long | lint | types | clean. Each sets up .venv first; it needs Python 3.11 and nothing else.
+# TORCH_INDEX_URL: an extra package index with CPU or CUDA builds of torch (plain PyPI brings gigabytes of CUDA).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+BIN := .venv/bin
+READY := .venv/ready
+# One thread a process: spinning OpenMP threads of several ranks slow each other down.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WANDB_MODE=offline HF_HUB_OFFLINE=1
+SCRIPTS := $(wildcard slurm/*.sh) .ci/run
+
+.PHONY: demo test test-long lint types clean
+
+demo: $(READY)
+	$(BIN)/python tools/demo_corpus.py data/kjv
+	bash slurm/curriculum.sh configs/demo.yaml
+	$(BIN)/python tools/export_hf.py runs/demo runs/demo/export
+	$(BIN)/python tools/report.py runs/demo
+
+test: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+
+test-long: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	for script in $(SCRIPTS); do bash -n "$$script"; done
+
+types: $(READY)
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# Rebuilt only when what is to be installed changes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX_URL)) --editable '.[test,demo]'
+	touch $@
