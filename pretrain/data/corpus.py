@@ -1,0 +1,106 @@
+"""A prepared corpus: a folder with its tokens, its tokenizer and a description, as ``tools/prepare_data.py`` writes it."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pretrain.data.indexed import IndexedTokens
+from pretrain.data.permute import permuted
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import UserError
+
+TOKENS = "tokens"  # tokens.bin, tokens.idx
+TOKENIZER = "tokenizer"
+DESCRIPTION = "corpus.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents encoded with the full vocabulary of ``tokenizer``; each ends with its eos."""
+
+    path: Path
+    tokenizer: Tokenizer
+    tokens: IndexedTokens
+    description: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Raises UserError if the folder is missing, unfinished, corrupt, or its tokenizer is another one's."""
+        path = Path(path)
+        if not (path / DESCRIPTION).is_file():
+            raise UserError(f"{path} is not a prepared corpus (it has no {DESCRIPTION}): make it with tools/prepare_data.py --output {path}")
+        try:
+            description = json.loads((path / DESCRIPTION).read_text())
+        except ValueError as error:
+            raise UserError(f"{path / DESCRIPTION} is damaged ({error}): make the corpus again with tools/prepare_data.py") from error
+        if description.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{path / DESCRIPTION} has format {description.get('format_version')}, not {FORMAT_VERSION}: make the corpus again")
+        tokenizer = Tokenizer.load(path / TOKENIZER)
+        if description["tokenizer"] != tokenizer.hash:
+            raise UserError(f"{path / TOKENIZER} is not the tokenizer that {path / TOKENS}.bin was encoded with: make the corpus again")
+        tokens = IndexedTokens(path / TOKENS)
+        if (tokens.documents, tokens.tokens) != (description["documents"], description["tokens"]):
+            raise UserError(
+                f"{path / TOKENS}.idx has {tokens.documents} documents of {tokens.tokens} tokens,"
+                f" but {DESCRIPTION} says {description['documents']} of {description['tokens']}: make the corpus again"
+            )
+        return cls(path, tokenizer, tokens, description)
+
+    def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The full-vocabulary ids of ranges of the file, one after the other (int32). Raises UserError on an impossible id."""
+        ids = self.tokens.read(starts, lengths)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.size:
+            raise UserError(f"{self.tokens.bin_path} is damaged: it has ids that the tokenizer's {self.tokenizer.size} pieces do not have")
+        return ids
+
+    @cached_property
+    def hash(self) -> str:
+        """Tells corpora apart: of the description, which has the hash of the tokens and of the tokenizer."""
+        return xxhash.xxh3_128_hexdigest(json.dumps(self.description, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which documents of a corpus are for validation: ``fraction`` of them, at least one, chosen by ``seed`` for ever.
+
+    Raises UserError if that leaves no document to train on.
+    """
+
+    documents: int
+    fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise UserError(f"the validation fraction is {self.fraction}: it must lie between 0 and 1, both excluded")
+        if self.documents - self.validation < 1:
+            raise UserError(
+                f"the corpus has {self.documents} document(s): too few to hold {self.fraction:.2%} out for validation;"
+                " cut it into more documents (tools/prepare_data.py --document paragraph)"
+            )
+
+    @property
+    def validation(self) -> int:
+        """The number of validation documents."""
+        return max(1, round(self.documents * self.fraction))
+
+    @property
+    def training(self) -> int:
+        """The number of training documents."""
+        return self.documents - self.validation
+
+    def validation_documents(self) -> NDArray[np.int64]:
+        """The validation documents, in the order in which they are read."""
+        return permuted(np.arange(self.validation), self.documents, self.seed, "split")
+
+    def training_documents(self, epoch: int, positions: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The documents at positions (0 to training - 1) of an epoch's permutation."""
+        shuffled = permuted(positions, self.training, self.seed, "epoch", epoch)
+        return permuted(self.validation + shuffled, self.documents, self.seed, "split")

