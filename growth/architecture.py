@@ -95,7 +95,9 @@ class Architecture:
         """The number of parameters."""
         return sum(t.numel for t in self._tensors.values())
 
-    def replace(self, sizes: Mapping[str, int] | None = None, scalars: Mapping[str, float] | None = None) -> Architecture:
+    def replace(
+        self, sizes: Mapping[str, int] | None = None, scalars: Mapping[str, float] | None = None
+    ) -> Architecture:
         """The same family with some sizes and scalars changed; the other scalars stay as they are."""
         return Architecture(self.family, {**self.sizes, **(sizes or {})}, {**self.scalars, **(scalars or {})})
 

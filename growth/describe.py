@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from growth.family import LAYERS, WRITERS, TensorSpec
+from growth.family import LAYERS, TensorSpec
 from growth.maps import AxisMap, LayerMap
 from growth.step import Step
 
@@ -57,7 +57,9 @@ def _shape(sizes: object, spec: TensorSpec) -> str:
 def _layers(m: LayerMap) -> str:
     parts = []
     for i in range(m.new):
-        made = "+".join(str(s) if c == 1 else f"{c:g}*{s}" for s, c in zip(m.source[i], m.coefficient[i], strict=True) if s >= 0)
+        made = "+".join(
+            str(s) if c == 1 else f"{c:g}*{s}" for s, c in zip(m.source[i], m.coefficient[i], strict=True) if s >= 0
+        )
         parts.append((made or "fresh") + ("(zero branch)" if m.zero_branch[i] else "") + ("*" if m.born[i] else ""))
     return f"[{', '.join(parts)}] (* new)"
 
@@ -79,10 +81,12 @@ def _axis(m: AxisMap, role: str, spec: TensorSpec) -> str:
     factors = sorted({float(f) for f in np.unique(m.factor(role, "weight")[source >= 0])})
     text = f"{old} old"
     if factors != [1.0]:
-        text += " x " + (", ".join(f"{f:.6g}" for f in factors) if len(factors) < 4 else f"{factors[0]:.3g}..{factors[-1]:.3g}")
+        text += " x " + (
+            ", ".join(f"{f:.6g}" for f in factors) if len(factors) < 4 else f"{factors[0]:.3g}..{factors[-1]:.3g}"
+        )
     if m.source.shape[1] > 1:
         text += f" (sums of up to {m.source.shape[1]})"
     if old < m.new:
-        fresh = "zero" if m.starts_at_zero(role) else spec.init if role in WRITERS or role == "read" else spec.init
+        fresh = "zero" if m.starts_at_zero(role) else spec.init
         text += f" + {m.new - old} {fresh}"
     return text

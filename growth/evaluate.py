@@ -33,12 +33,15 @@ class DimMap:
     source: Ints  # [n, K], -1 for none
     factor: Floats  # [n, K]
     zero: Bools  # [n]: an index without a source that is zero
-    whole: int  # the old size of the dimension
+    whole: int  # the old size of the dimension; sources from there on are rows of `mixes`
+    mixes: Floats  # [M, whole]
 
     @property
     def span(self) -> tuple[int, int] | None:
         """The smallest range of old indices that holds every source, or None without one."""
         used = self.source[self.source >= 0]
+        if used.size and used.max() >= self.whole:
+            return 0, self.whole
         return (int(used.min()), int(used.max()) + 1) if used.size else None
 
     def runs(self) -> list[tuple[int, int, int, float, bool]]:
@@ -75,7 +78,7 @@ def dim_map(dim: Dim, old: Architecture, maps: dict[str, AxisMap], start: int, s
         i = index // stride % part.new
         src = part.source[i]
         if kind != "weight":
-            src = np.where(part.born[i, None], -1, src)
+            src = np.where(part.born[i, None] | (src >= part.old), -1, src)
         none = (source[:, :, None] < 0) | (src[:, None, :] < 0)
         joint = source[:, :, None] * part.old + src[:, None, :]
         source = np.where(none, -1, joint).reshape(len(index), -1)
@@ -83,7 +86,10 @@ def dim_map(dim: Dim, old: Architecture, maps: dict[str, AxisMap], start: int, s
         zero |= (src[:, 0] < 0) & part.starts_at_zero(dim.role)
     keep = (source >= 0).any(axis=0)
     keep[0] = True
-    return DimMap(source[:, keep], factor[:, keep], zero, prod(part.old for part in parts))
+    mixes = parts[0].mixes
+    if len(parts) > 1 and any(len(part.mixes) for part in parts):
+        raise GrowthError(f"{' x '.join(dim.axes)}: a linear combination needs an axis that is a dimension by itself")
+    return DimMap(source[:, keep], factor[:, keep], zero, prod(part.old for part in parts), mixes)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def evaluate(r: Recipe, kind: str, read: Read, seed: int, init_std: float, layer
         )
         return init(r.tensor, moved, seed, init_std, layers)
 
-    olds = [_read(read, kind, s) for s in r.sources]
+    olds = [_with_mixes(_read(read, kind, s), r.dims) for s in r.sources]
     single = len(r.sources) <= 1 and all(d.source.shape[1] == 1 for d in r.dims)
     if single and r.box.numel:
         runs = [d.runs() for d in r.dims]
@@ -188,6 +194,21 @@ def _read(read: Read, kind: str, source: Source) -> torch.Tensor:
     old = read(kind, source.name, source.box)
     if tuple(old.shape) != source.box.shape:
         raise GrowthError(f"{source.name}: asked for {source.box} but was given the shape {tuple(old.shape)}")
+    return old
+
+
+def _with_mixes(old: torch.Tensor, dims: tuple[DimMap, ...]) -> torch.Tensor:
+    """The old tensor with the linear combinations that are asked for appended to its dimensions."""
+    for d, m in enumerate(dims):
+        if m.source.size and m.source.max() >= m.whole:
+            shape = list(old.shape)
+            shape[d] = len(m.mixes)
+            mixed = torch.zeros(shape, dtype=torch.float64)
+            for row, weights in enumerate(m.mixes):
+                total = mixed.select(d, row)
+                for i in np.flatnonzero(weights).tolist():  # one by one: the same sum in any box
+                    total.add_(old.select(d, i), alpha=float(weights[i]))
+            old = torch.cat((old, mixed.to(old.dtype)), dim=d)
     return old
 
 

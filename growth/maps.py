@@ -28,11 +28,14 @@ def _columns(values: ArrayLike, dtype: type) -> NDArray[Any]:
 class AxisMap:
     """New index i of `axis` is the sum over k of old index source[i, k] times a coefficient of its role.
 
-    source    int64 [new, K]; -1 for no source (packed to the left: source[i, 0] = -1 means that i has none)
+    source    int64 [new, K]; -1 for no source (packed to the left: source[i, 0] = -1 means that i has none);
+              old + j for row j of `mixes`
     weight    role -> float64 [new, K]: the factor of weights; a role that is not there has factor 1
     gradient  role -> float64 [new, K]: the factor of gradients, hence of exp_avg (exp_avg_sq takes its square)
     born      bool [new]: the index is new in this event, so that its moments start at zero
     zero      the roles for which an index without a source is zero instead of a fresh init
+    mixes     float64 [M, old]: linear combinations of all old indices that new ones may be made of, for weights;
+              their moments start at zero. Only for an axis that is a dimension by itself
     """
 
     axis: str
@@ -42,6 +45,7 @@ class AxisMap:
     gradient: Mapping[str, Floats] = field(default_factory=dict)
     born: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
     zero: frozenset[str] = frozenset()
+    mixes: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
     @staticmethod
     def make(
@@ -56,6 +60,7 @@ class AxisMap:
         gradient: Mapping[str, ArrayLike] | None = None,
         born: ArrayLike | None = None,
         zero: Sequence[str] = (),
+        mixes: ArrayLike = (),
         **writers: ArrayLike,
     ) -> AxisMap:
         """A map from the factors of the roles (numbers, [new] or [new, K]).
@@ -66,7 +71,8 @@ class AxisMap:
         Raises GrowthError for a source outside the old axis.
         """
         src = _columns(source, np.int64)
-        if src.size and (src.max() >= old or src.min() < -1):
+        mixed = np.asarray(mixes, dtype=np.float64).reshape(-1, old)
+        if src.size and (src.max() >= old + len(mixed) or src.min() < -1):
             raise GrowthError(f"{axis}: a source index lies outside the old axis of size {old}")
 
         def full(values: ArrayLike) -> Floats:
@@ -88,6 +94,7 @@ class AxisMap:
             {role: g for role, g in gradients.items() if (g != 1.0).any()},
             np.asarray(src[:, 0] < 0 if born is None else born, dtype=bool),
             frozenset(zero),
+            mixed,
         )
 
     @staticmethod
@@ -121,6 +128,7 @@ class AxisMap:
             "gradient": {role: encode_floats(g) for role, g in sorted(self.gradient.items())},
             "born": encode_floats(self.born[:, None]),
             "zero": sorted(self.zero),
+            "mixes": encode_floats(self.mixes.T),
         }
 
     @staticmethod
@@ -133,6 +141,7 @@ class AxisMap:
             {role: decode_floats(g) for role, g in data["gradient"].items()},
             decode_floats(data["born"])[:, 0].astype(bool),
             frozenset(data["zero"]),
+            decode_floats(data["mixes"]).T.reshape(-1, data["old"]),
         )
 
 

@@ -51,4 +51,4 @@ def encode_floats(columns: NDArray[Any]) -> list[list[list[float]]]:
 def decode_floats(columns: Iterable[Iterable[Sequence[float]]]) -> NDArray[np.float64]:
     """The inverse of encode_floats."""
     decoded = [np.repeat([r[0] for r in runs], [int(r[1]) for r in runs]) for runs in map(list, columns)]
-    return np.stack(decoded, axis=1).astype(np.float64)
+    return np.stack(decoded, axis=1).astype(np.float64) if decoded else np.zeros((0, 0))

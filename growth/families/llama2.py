@@ -29,7 +29,9 @@ LLAMA2 = Family(
         TensorSpec(LAYER + "input_layernorm.weight", (_gain,), "one"),
         TensorSpec(LAYER + "self_attn.q_proj.weight", (Dim(("heads", "head_dim"), "query"), _reads_hidden), "normal"),
         TensorSpec(LAYER + "self_attn.k_proj.weight", (Dim(("kv_heads", "head_dim"), "key"), _reads_hidden), "normal"),
-        TensorSpec(LAYER + "self_attn.v_proj.weight", (Dim(("kv_heads", "head_dim"), "write"), _reads_hidden), "normal"),
+        TensorSpec(
+            LAYER + "self_attn.v_proj.weight", (Dim(("kv_heads", "head_dim"), "write"), _reads_hidden), "normal"
+        ),
         TensorSpec(LAYER + "self_attn.o_proj.weight", (_writes_hidden, Dim(("heads", "head_dim"), "read")), "branch"),
         TensorSpec(LAYER + "post_attention_layernorm.weight", (_gain,), "one"),
         TensorSpec(LAYER + "mlp.gate_proj.weight", (Dim(("ffn",), "gate"), _reads_hidden), "normal"),

@@ -40,7 +40,9 @@ def mean_rows(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     """New rows the mean of all old rows (Hewitt, 2021, "Initializing new word embeddings for pretrained language
     models", without the noise)."""
     old, new = arch.sizes["vocab"], sizes["vocab"]
-    return _step(arch, new, _sums(old, [range(old)] * (new - old)))
+    source = np.minimum(np.arange(new), old)  # row `old` of the source is the first mix
+    mean = np.full((1, old), 1.0 / old)
+    return _step(arch, new, AxisMap.make("vocab", old, source, born=np.arange(new) >= old, mixes=mean))
 
 
 @operator("vocab", "pieces")
