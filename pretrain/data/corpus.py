@@ -1,4 +1,5 @@
-"""A prepared corpus: a folder with its tokens, its tokenizer and a description, as ``tools/prepare_data.py`` writes it."""
+"""A prepared corpus: a folder with its tokens, its tokenizer and a description, as ``tools/prepare_data.py`` writes
+it."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pretrain.data.indexed import IndexedTokens
+from pretrain.data.indexed import AGAIN, IndexedTokens
 from pretrain.data.permute import permuted
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import UserError
@@ -35,35 +36,45 @@ class Corpus:
         """Raises UserError if the folder is missing, unfinished, corrupt, or its tokenizer is another one's."""
         path = Path(path)
         if not (path / DESCRIPTION).is_file():
-            raise UserError(f"{path} is not a prepared corpus (it has no {DESCRIPTION}): make it with tools/prepare_data.py --output {path}")
+            raise UserError(
+                f"{path} is not a prepared corpus (it has no {DESCRIPTION}):"
+                f" make it with tools/prepare_data.py --output {path}"
+            )
         try:
             description = json.loads((path / DESCRIPTION).read_text())
         except ValueError as error:
-            raise UserError(f"{path / DESCRIPTION} is damaged ({error}): make the corpus again with tools/prepare_data.py") from error
+            raise UserError(f"{path / DESCRIPTION} is damaged ({error}): {AGAIN}") from error
         if description.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{path / DESCRIPTION} has format {description.get('format_version')}, not {FORMAT_VERSION}: make the corpus again")
+            raise UserError(
+                f"{path / DESCRIPTION} has format {description.get('format_version')}, not {FORMAT_VERSION}: {AGAIN}"
+            )
         tokenizer = Tokenizer.load(path / TOKENIZER)
         if description["tokenizer"] != tokenizer.hash:
-            raise UserError(f"{path / TOKENIZER} is not the tokenizer that {path / TOKENS}.bin was encoded with: make the corpus again")
+            raise UserError(f"{path / TOKENIZER} is not the tokenizer of {path / TOKENS}.bin: {AGAIN}")
         tokens = IndexedTokens(path / TOKENS)
         if (tokens.documents, tokens.tokens) != (description["documents"], description["tokens"]):
             raise UserError(
                 f"{path / TOKENS}.idx has {tokens.documents} documents of {tokens.tokens} tokens,"
-                f" but {DESCRIPTION} says {description['documents']} of {description['tokens']}: make the corpus again"
+                f" but {DESCRIPTION} says {description['documents']} of {description['tokens']}: {AGAIN}"
             )
         return cls(path, tokenizer, tokens, description)
 
     def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int32]:
-        """The full-vocabulary ids of ranges of the file, one after the other (int32). Raises UserError on an impossible id."""
+        """The full-vocabulary ids of ranges of the file, one after the other (int32). Raises UserError on an impossible
+        id.
+        """
         ids = self.tokens.read(starts, lengths)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.size:
-            raise UserError(f"{self.tokens.bin_path} is damaged: it has ids that the tokenizer's {self.tokenizer.size} pieces do not have")
+            raise UserError(
+                f"{self.tokens.bin_path} is damaged: it has ids beyond the tokenizer's {self.tokenizer.size}: {AGAIN}"
+            )
         return ids
 
     @cached_property
     def hash(self) -> str:
-        """Tells corpora apart: of the description, which has the hash of the tokens and of the tokenizer."""
-        return xxhash.xxh3_128_hexdigest(json.dumps(self.description, sort_keys=True))
+        """Tells corpora apart: of their tokens and tokenizers, not of the names of files."""
+        parts = [self.description[key] for key in ("xxh3_128", "tokenizer", "documents", "tokens")]
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from pretrain.errors import UserError
 HEADER = struct.Struct("<9sQBQQ")
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
-DTYPES = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+DTYPES: dict[int, np.dtype] = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
+AGAIN = "make the corpus again with tools/prepare_data.py"
+CODES: dict[np.dtype, int] = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def token_dtype(vocab: int) -> np.dtype:
@@ -27,7 +28,9 @@ def token_dtype(vocab: int) -> np.dtype:
 
 
 def write_index(path: Path, lengths: NDArray[np.integer], bounds: NDArray[np.integer], dtype: np.dtype) -> None:
-    """Write an .idx file: the lengths of all sequences in tokens, and the bounds of documents in sequences (first 0)."""
+    """Write an .idx file: the lengths of all sequences in tokens, and the bounds of documents in sequences (first
+    0).
+    """
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     with open(path, "wb") as file:
         file.write(HEADER.pack(MAGIC, VERSION, CODES[dtype], len(lengths), len(bounds)))
@@ -39,8 +42,8 @@ def write_index(path: Path, lengths: NDArray[np.integer], bounds: NDArray[np.int
 class IndexedTokens:
     """Documents of tokens, memory-mapped.
 
-    ``lengths`` are the lengths of the sequences (sentences, or whole documents) in tokens, ``starts`` their first tokens,
-    ``bounds`` the documents in sequences: document d is sequences ``bounds[d]`` to ``bounds[d + 1]``.
+    ``lengths`` are the lengths of the sequences (sentences, or whole documents) in tokens, ``starts`` their first
+    tokens, ``bounds`` the documents in sequences: document d is sequences ``bounds[d]`` to ``bounds[d + 1]``.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -52,14 +55,14 @@ class IndexedTokens:
         with open(idx, "rb") as file:
             header = file.read(HEADER.size)
         if len(header) < HEADER.size:
-            raise UserError(f"{idx} is cut short (its header): make it again with tools/prepare_data.py")
+            raise UserError(f"{idx} is cut short (its header): {AGAIN}")
         magic, version, code, sequences, bounds = HEADER.unpack(header)
         if magic != MAGIC or version != VERSION or code not in DTYPES:
             raise UserError(f"{idx} is not a Megatron index of int32 or uint16 tokens")
         self.dtype = DTYPES[code]
         expected = HEADER.size + 12 * sequences + 8 * bounds
         if idx.stat().st_size != expected:
-            raise UserError(f"{idx} has {idx.stat().st_size} bytes instead of {expected}: make it again with tools/prepare_data.py")
+            raise UserError(f"{idx} has {idx.stat().st_size} bytes instead of {expected}: {AGAIN}")
         raw = np.memmap(idx, mode="r", dtype=np.uint8)
         at = HEADER.size
         self.lengths: NDArray[np.int32] = raw[at : at + 4 * sequences].view("<i4")
@@ -70,9 +73,11 @@ class IndexedTokens:
         if self.bin_path.stat().st_size != self.tokens * self.dtype.itemsize:
             raise UserError(
                 f"{self.bin_path} has {self.bin_path.stat().st_size} bytes, but {idx.name} describes"
-                f" {self.tokens * self.dtype.itemsize}: one is cut short; make them again with tools/prepare_data.py"
+                f" {self.tokens * self.dtype.itemsize}: one is cut short; {AGAIN}"
             )
-        self._tokens: NDArray[np.integer] = np.memmap(self.bin_path, mode="r", dtype=self.dtype) if self.tokens else np.empty(0, self.dtype)
+        self._tokens: NDArray[np.integer] = np.empty(0, self.dtype)
+        if self.tokens:  # an empty file cannot be mapped
+            self._tokens = np.memmap(self.bin_path, mode="r", dtype=self.dtype)
 
     @property
     def documents(self) -> int:
@@ -80,7 +85,9 @@ class IndexedTokens:
         return len(self.bounds) - 1
 
     def starts(self, sequences: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The positions in the file of the first tokens of sequences; of one past the last token for one past the last."""
+        """The positions in the file of the first tokens of sequences; of one past the last token for one past the
+        last.
+        """
         inside = np.minimum(sequences, len(self._offsets) - 1)
         start = self._offsets[inside] // self.dtype.itemsize
         return np.where(sequences == inside, start, self.tokens)

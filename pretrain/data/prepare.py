@@ -1,7 +1,7 @@
 """Turns documents into a corpus folder (see ``corpus``), once, and in a way that can be stopped and gone on with.
 
-Everything is written to OUTPUT.partial, which is renamed when it is complete. While documents are encoded a journal there
-says up to which row the tokens are safe; a second run with the same request cuts off what came after and goes on.
+Everything is written to OUTPUT.partial, which is renamed when it is complete. While documents are encoded a journal
+there says up to which row the tokens are safe; a second run with the same request cuts off what came after and goes on.
 """
 
 import fcntl
@@ -52,11 +52,11 @@ def prepare(
 ) -> tuple[dict[str, Any], bool]:
     """Write the corpus folder ``output``: every row of ``source`` that has text, as one document.
 
-    ``tokenizer`` is a SentencePiece model (file or folder); without one, one of ``vocab_size`` pieces is trained on the text.
-    Gives the description of the corpus, and whether it was there already.
+    ``tokenizer`` is a SentencePiece model (file or folder); without one, one of ``vocab_size`` pieces is trained on the
+    text. Gives the description of the corpus, and whether it was there already.
 
-    Raises UserError if ``output`` holds something else, if there is no text, if the tokenizer does not do, or if another
-    process is preparing the same output.
+    Raises UserError if ``output`` holds something else, if there is no text, if the tokenizer does not do, or if
+    another process is preparing the same output.
     """
     given = Tokenizer.load(tokenizer) if tokenizer is not None else None
     request = {"source": source.describe(), **({"tokenizer": given.hash} if given else {"vocab_size": vocab_size})}
@@ -86,7 +86,9 @@ def _existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{output} exists and is no corpus: choose another --output") from None
     if found != request:
         changed = [key for key in {**found, **request} if found.get(key) != request.get(key)]
-        raise UserError(f"{output} was prepared from another {' and '.join(changed)}: remove it or choose another --output")
+        raise UserError(
+            f"{output} was prepared from another {' and '.join(changed)}: remove it or choose another --output"
+        )
     return description
 
 
@@ -125,7 +127,9 @@ def _trained(partial: Path, source: Source, vocab_size: int, workers: int, progr
 
 
 def _check_nesting(tokenizer: Tokenizer, source: Source) -> None:
-    """Compare the table with the truncated tokenizer on real text: a model that was not made by BPE training may not nest."""
+    """Compare the table with the truncated tokenizer on real text: a model that was not made by BPE training may not
+    nest.
+    """
     texts, size = [], 0
     for batch in source.batches():
         texts += batch
@@ -139,8 +143,8 @@ def _check_nesting(tokenizer: Tokenizer, source: Source) -> None:
         for ids, expected in zip(full, tokenizer.processor(vocab).encode(texts), strict=True):
             if table.apply(ids).tolist() != expected:
                 raise UserError(
-                    f"{tokenizer.name} cannot be grown by merge age: with its first {vocab} pieces this text is cut otherwise than"
-                    " its pieces are; leave out --tokenizer to train one that can"
+                    f"{tokenizer.name} cannot be grown by merge age: with its first {vocab} pieces this text is cut"
+                    " otherwise than its pieces are; leave out --tokenizer to train one that can"
                 )
 
 
@@ -160,7 +164,10 @@ def _encode(partial: Path, source: Source, tokenizer: Tokenizer, workers: int, p
             tokens.write(flat.astype(dtype).tobytes())
             lengths.write(np.array([len(ids) for ids in encoded], dtype="<i4").tobytes())
             size = int(tokenizer.piece_bytes[flat].sum()) - tokenizer.prefix_bytes * len(encoded)
-            done = Journal(done.rows + len(batch), done.documents + len(encoded), done.tokens + len(flat), done.bytes + size)
+            done.rows += len(batch)
+            done.documents += len(encoded)
+            done.tokens += len(flat)
+            done.bytes += size
             progress("tokens", len(encoded), size)
             if done.bytes - saved >= EVERY:
                 _sync(tokens, lengths)

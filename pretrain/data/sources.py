@@ -17,7 +17,8 @@ BATCH = 256  # documents
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one kind. ``key`` is the column with the text (JSON, Parquet); ``document`` is what makes one in text files."""
+    """Files of one kind. ``key`` is the column with the text (JSON, Parquet); ``document`` is what makes one in text
+    files."""
 
     files: tuple[Path, ...]
     key: str = "text"
@@ -31,7 +32,9 @@ class Source:
                 raise UserError(f"{file} does not exist or is no file")
         kinds = {_kind(file) for file in self.files}
         if len(kinds) > 1:
-            raise UserError(f"files of several kinds ({', '.join(sorted(kinds))}) were given: prepare one kind at a time")
+            raise UserError(
+                f"files of several kinds ({', '.join(sorted(kinds))}) were given: prepare one kind at a time"
+            )
 
     def describe(self) -> dict[str, Any]:
         """What the documents depend on, for JSON: kind, options, and name, size and hash of each file."""
@@ -47,16 +50,22 @@ class Source:
         kind = _kind(self.files[0])
         sample = {"sample_by": "document" if self.document == "file" else self.document} if kind == "text" else {}
         try:
-            rows = datasets.load_dataset(kind, data_files=[str(f) for f in self.files], split="train", streaming=True, **sample)
+            rows = datasets.load_dataset(
+                kind, data_files=[str(f) for f in self.files], split="train", streaming=True, **sample
+            )
             for batch in rows.skip(skip).iter(batch_size=BATCH):
                 if self._column not in batch:
-                    raise UserError(f"{self.files[0]} has no column {self._column!r} (it has {', '.join(batch)}): give --text-key")
+                    raise UserError(
+                        f"{self.files[0]} has no column {self._column!r} (it has {', '.join(batch)}): give --text-key"
+                    )
                 texts = batch[self._column]
                 if not all(text is None or isinstance(text, str) for text in texts):
                     raise UserError(f"column {self._column!r} of {self.files[0]} is not text: give --text-key")
                 yield [text or "" for text in texts]
         except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
-            raise UserError(f"cannot read {self.files[0]}{' and others' if len(self.files) > 1 else ''}: {error}") from error
+            raise UserError(
+                f"cannot read {self.files[0]}{' and others' if len(self.files) > 1 else ''}: {error}"
+            ) from error
 
     @property
     def _column(self) -> str:
@@ -68,7 +77,10 @@ def _kind(file: Path) -> str:
     try:
         return KINDS[suffixes[-1]]
     except (IndexError, KeyError):
-        raise UserError(f"{file}: the kind is not known by its name; it must end in {', '.join(KINDS)} (then {', '.join(COMPRESSED)} or nothing)") from None
+        raise UserError(
+            f"{file}: the kind is not known by its name; it must end in {', '.join(KINDS)}"
+            f" (then {', '.join(COMPRESSED)} or nothing)"
+        ) from None
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
@@ -77,5 +89,3 @@ def _fingerprint(file: Path) -> dict[str, Any]:
         while block := handle.read(1 << 24):
             state.update(block)
     return {"name": file.name, "bytes": file.stat().st_size, "xxh3_128": state.hexdigest()}
-
-

@@ -1,8 +1,8 @@
 """The training text: every document once an epoch, in sequences of a stage's segmentation, from a cursor.
 
 The documents of an epoch are permuted by (seed, epoch) and concatenated. The stream is cut into *windows* of ``window``
-sequences; a window's sequences are permuted by its position. So the whole state is a cursor: where the window starts, and
-how many of its sequences were drawn. It is a dict for JSON:
+sequences; a window's sequences are permuted by its position. So the whole state is a cursor: where the window starts,
+and how many of its sequences were drawn. It is a dict for JSON:
 
     epoch, document, token, byte   where the window starts: the position of the document in the epoch's permutation, the
                                    token in it (of the full vocabulary), and the byte in that token's text
@@ -12,8 +12,8 @@ how many of its sequences were drawn. It is a dict for JSON:
     corpus                         hash of the corpus and of the split into training and validation
 
 A stage with another vocabulary or sequence length goes on where its parent's window ends, at a place that is a byte of
-the text and so the same in every segmentation. What is lost is the undrawn rest of that window and, if a piece of the larger
-vocabulary lies across the place, the part of it that is beyond; nothing is drawn twice.
+the text and so the same in every segmentation. What is lost is the undrawn rest of that window and, if a piece of the
+larger vocabulary lies across the place, the part of it that is beyond; nothing is drawn twice.
 
 Sequences overlap by one token: the last target is the next sequence's first input.
 """
@@ -47,7 +47,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping. ``bytes``: int64 [n], the UTF-8 bytes of text that the targets stand for."""
+    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping. ``bytes``: int64 [n], the UTF-8 bytes of text
+    that the targets stand for."""
 
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]
@@ -55,7 +56,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """``tokens``: int32 [window * seq_len + 1] of the stage. ``byte_ends``: int64, text bytes before each token and after the last."""
+    """``tokens``: int32 [window * seq_len + 1] of the stage. ``byte_ends``: int64, text bytes before each token and
+    after the last."""
 
     start: Position
     end: Position
@@ -64,7 +66,8 @@ class Window:
 
 
 class Stream:
-    """``Stream(corpus, vocab=4096, seq_len=1024, seed=0)``; ``take`` gives the next samples, ``cursor`` says where it is."""
+    """``Stream(corpus, vocab=4096, seq_len=1024, seed=0)``; ``take`` gives the next samples, ``cursor`` says where it
+    is."""
 
     def __init__(
         self,
@@ -77,7 +80,8 @@ class Stream:
         cursor: dict[str, Any] | None = None,
         window: int = WINDOW,
     ) -> None:
-        """``validation`` is the fraction of documents held out. ``cursor`` is a parent's or an earlier run's, or None for the start.
+        """``validation`` is the fraction of documents held out. ``cursor`` is a parent's or an earlier run's, or None
+        for the start.
 
         Raises UserError if the vocabulary cannot be cut there, the documents are too few, or the cursor is of another
         corpus, seed or validation fraction.
@@ -87,7 +91,7 @@ class Stream:
         self._cut = {"vocab": vocab, "seq_len": seq_len, "window": window}
         self.split = Split(corpus.tokens.documents, validation, seed)
         self._seed = seed
-        self._identity = xxhash.xxh3_64_hexdigest(f"{corpus.hash} {seed} {validation}")
+        self._identity = xxhash.xxh3_64_hexdigest(f"{corpus.hash} {seed} {validation}".encode())
         self._go(Position(), 0)
         if cursor is not None:
             self._seek(cursor)
@@ -101,12 +105,15 @@ class Stream:
     def _seek(self, cursor: dict[str, Any]) -> None:
         if cursor["corpus"] != self._identity:
             raise UserError(
-                f"the data cursor is not of {self.corpus.path}: that corpus, the seed or the validation fraction has changed since"
-                " the checkpoint was written; put them back, or start the stage without a parent"
+                f"the data cursor is not of {self.corpus.path}: that corpus, the seed or the validation fraction"
+                " has changed since the checkpoint was written; put them back, or start the stage without a parent"
             )
         same = all(cursor[key] == value for key, value in self._cut.items())
         if same or cursor["next"] is None:
-            self._go(Position(cursor["epoch"], cursor["document"], cursor["token"], cursor["byte"]), cursor["drawn"] if same else 0)
+            self._go(
+                Position(cursor["epoch"], cursor["document"], cursor["token"], cursor["byte"]),
+                cursor["drawn"] if same else 0,
+            )
             self._next = Position(**cursor["next"]) if cursor["next"] else None
         else:
             self._go(Position(**cursor["next"]), 0)
@@ -155,12 +162,16 @@ class Stream:
         if self._window is None:
             self._window = read_window(self.corpus, self.split, self.vocab, self._start, self._size * self.seq_len)
             if self._next not in (None, self._window.end):
-                raise UserError(f"{self.corpus.path} is not what it was when the checkpoint was written: its text ends elsewhere")
+                raise UserError(
+                    f"{self.corpus.path} is not what it was when the checkpoint was written: its text ends elsewhere"
+                )
         return self._window
 
 
 def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, length: int) -> Window:
-    """The ``length`` + 1 stage tokens from the one that holds ``start``; the window ends where the last of them starts."""
+    """The ``length`` + 1 stage tokens from the one that holds ``start``; the window ends where the last of them
+    starts.
+    """
     tokenizer, segmentation = corpus.tokenizer, corpus.tokenizer.segmentation(vocab)
     tokens: list[NDArray[np.int32]] = []
     sizes: list[NDArray[np.int64]] = []
@@ -169,7 +180,9 @@ def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, lengt
         ids, counts = _full_tokens(corpus, split, at, length + 1 - have)
         pieces = segmentation.apply(ids)
         lengths = segmentation.lengths[ids].astype(np.int64)
-        raw = tokenizer.piece_bytes[pieces].astype(np.int64)  # the dummy prefix is a byte here: no two tokens share a place
+        raw = tokenizer.piece_bytes[pieces].astype(
+            np.int64
+        )  # the dummy prefix is a byte here: no two tokens share a place
         first_ids = (np.cumsum(counts) - counts)[1 if at.token else 0 :]
         first_pieces = (np.cumsum(lengths) - lengths)[first_ids]
         text = raw.copy()

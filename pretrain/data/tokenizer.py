@@ -3,10 +3,10 @@
 Ids are in merge-age order everywhere in Cambium but in an exported model; see ``merge_age``. Text is encoded once, with
 the full vocabulary; a stage of V pieces re-segments the ids by a table (``Segmentation``).
 
-Bytes. ``piece_bytes`` counts the UTF-8 bytes of text that a piece stands for: 1 for a byte piece, 0 for a special one, and the
-space mark counts as the one space it stands for. SentencePiece starts a text with a space mark that is not in the
-text (the dummy prefix), so a text's length in bytes is the sum over its ids minus ``prefix_bytes``. With the identity
-normaliser this is the length of the text in UTF-8; with another, of the normalised text.
+Bytes. ``piece_bytes`` counts the UTF-8 bytes of text that a piece stands for: 1 for a byte piece, 0 for a special one,
+and the space mark counts as the one space it stands for. SentencePiece starts a text with a space mark that is not in
+the text (the dummy prefix), so a text's length in bytes is the sum over its ids minus ``prefix_bytes``. With the
+identity normaliser this is the length of the text in UTF-8; with another, of the normalised text.
 """
 
 import json
@@ -35,8 +35,8 @@ CHUNK = 1 << 16  # ids re-segmented at a time: the intermediates stay in the cac
 class Segmentation:
     """Ids of the full vocabulary to ids of the first ``vocab`` pieces.
 
-    Piece t becomes ``flat[offsets[t] : offsets[t] + lengths[t]]``: itself if t < vocab, else its text encoded by the first
-    ``vocab`` pieces without the dummy prefix. The result equals the text encoded by the truncated tokenizer.
+    Piece t becomes ``flat[offsets[t] : offsets[t] + lengths[t]]``: itself if t < vocab, else its text encoded by the
+    first ``vocab`` pieces without the dummy prefix. The result equals the text encoded by the truncated tokenizer.
     """
 
     vocab: int
@@ -109,7 +109,10 @@ class Tokenizer:
         if path.is_dir() and order.exists():
             saved = json.loads(order.read_text())["hash"]
             if saved != tokenizer.hash:
-                raise UserError(f"{order}: ids were given by order {saved}, but {file} gives {tokenizer.hash}: the files do not belong together")
+                raise UserError(
+                    f"{order}: ids were given by order {saved}, but {file} gives {tokenizer.hash}:"
+                    " the files do not belong together"
+                )
         return tokenizer
 
     def save(self, folder: Path) -> None:
@@ -187,7 +190,9 @@ class Tokenizer:
         return [table.piece(t) for t in range(old, new)]
 
     def stock_order(self, vocab: int) -> NDArray[np.int64]:
-        """Stage row -> row of the exported model: the kept pieces in the order that the stock model has them (int64 [vocab])."""
+        """Stage row -> row of the exported model: the kept pieces in the order that the stock model has them (int64
+        [vocab]).
+        """
         self.legal(vocab)
         row = np.empty(vocab, dtype=np.int64)
         row[np.argsort(self.age.permutation[:vocab])] = np.arange(vocab)
@@ -227,4 +232,7 @@ def _check_supported(model: spm.ModelProto, name: str) -> None:
     }
     for problem, found in problems.items():
         if found:
-            raise UserError(f"{name} cannot be grown by merge age: {problem}; train one with byte fallback instead (leave out --tokenizer)")
+            raise UserError(
+                f"{name} cannot be grown by merge age: {problem};"
+                " train one with byte fallback instead (leave out --tokenizer)"
+            )

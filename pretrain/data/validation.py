@@ -12,11 +12,11 @@ LIMIT = 4 << 20  # bytes of text
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping by one; ``mask``: bool [n, seq_len], False where the
-    target is padding; ``bytes``: the UTF-8 bytes of text that all targets stand for.
+    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping by one; ``mask``: bool [n, seq_len], False
+    where the target is padding; ``bytes``: the UTF-8 bytes of text that all targets stand for.
 
-    The first input is eos and every token of the text is a target once, so the sum of the losses over ``bytes * ln 2`` is
-    the bits per byte of a text that no stage's vocabulary changes.
+    The first input is eos and every token of the text is a target once, so the sum of the losses over ``bytes * ln 2``
+    is the bits per byte of a text that no stage's vocabulary changes.
     """
 
     tokens: NDArray[np.int64]
@@ -27,8 +27,8 @@ class ValidationSet:
 def validation_set(
     corpus: Corpus, *, vocab: int, seq_len: int, seed: int, validation: float, limit_bytes: int | None = LIMIT
 ) -> ValidationSet:
-    """The validation documents in the first ``vocab`` pieces; if their text is longer than ``limit_bytes``, its beginning
-    (cut between pieces of the full vocabulary, so at the same place for every stage)."""
+    """The validation documents in the first ``vocab`` pieces; if their text is longer than ``limit_bytes``, its
+    beginning (cut between pieces of the full vocabulary, so at the same place for every stage)."""
     ids, text_bytes = _validation_ids(corpus, seed, validation, limit_bytes)
     stage = corpus.tokenizer.segmentation(vocab).apply(ids)
     n = -(-len(stage) // seq_len)
@@ -40,7 +40,8 @@ def validation_set(
 
 
 def probe(corpus: Corpus, n: int, *, vocab: int, seq_len: int, seed: int, validation: float) -> NDArray[np.int64]:
-    """The first n sequences of the validation text in the first ``vocab`` pieces, for a growth certificate: int64 [n, seq_len + 1].
+    """The first n sequences of the validation text in the first ``vocab`` pieces, for a growth certificate: int64 [n,
+    seq_len + 1].
 
     A shorter text is repeated.
     """
@@ -51,9 +52,13 @@ def probe(corpus: Corpus, n: int, *, vocab: int, seq_len: int, seed: int, valida
     return np.resize(stage, need).astype(np.int64).reshape(n, seq_len + 1)
 
 
-def _validation_ids(corpus: Corpus, seed: int, validation: float, limit_bytes: int | None) -> tuple[NDArray[np.int32], int]:
+def _validation_ids(
+    corpus: Corpus, seed: int, validation: float, limit_bytes: int | None
+) -> tuple[NDArray[np.int32], int]:
     """Full-vocabulary ids of the validation text, and its bytes."""
-    starts, counts = corpus.tokens.document_ranges(Split(corpus.tokens.documents, validation, seed).validation_documents())
+    starts, counts = corpus.tokens.document_ranges(
+        Split(corpus.tokens.documents, validation, seed).validation_documents()
+    )
     if limit_bytes is not None:  # every token but eos and the dummy prefix is at least a byte
         enough = int(np.searchsorted(np.cumsum(counts - 2), limit_bytes)) + 1
         starts, counts = starts[:enough], counts[:enough]
