@@ -28,7 +28,7 @@ class SaveReport:
     """A save that is committed, equal on all ranks but for the times.
 
     kept: the step was there already, with the same state and intact, so nothing was written. bytes: of all tensor
-    files. write_seconds: until this rank's files were on the disk. stall_seconds: how long this rank's training stood still.
+    files. write_seconds: until this rank's files were on the disk. stall_seconds: for how long training stood still.
     removed: checkpoints that retention removed.
     """
 
@@ -189,10 +189,8 @@ class Checkpointer:
             if self.keep_every and (step_of(path) or 0) % self.keep_every == 0:
                 continue
             try:
-                doomed = path.rename(
-                    self.root / f".{path.name}.removed"
-                )  # from here on nobody takes it for a checkpoint
-                shutil.rmtree(doomed)
+                # Renamed first: a removal that is killed leaves nothing that looks like a checkpoint.
+                shutil.rmtree(path.rename(self.root / f".{path.name}.removed"))
             except OSError as error:
                 warnings.warn(f"{path}: could not be removed ({error.strerror})", stacklevel=2)
                 continue
