@@ -1,5 +1,6 @@
 """Random tensors, partitions and boxes for the tests of the store."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -27,14 +28,14 @@ def partition(draw: st.DrawFn, shape: Sequence[int], ranks: int) -> list[list[Bo
         axis = draw(st.integers(0, len(shape) - 1))
         cuts = sorted({0, shape[axis], *draw(st.lists(st.integers(0, shape[axis]), max_size=2))})
         shards = []
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             start, stop = [0] * len(shape), list(shape)
             start[axis], stop[axis] = a, b
             shards.append(Box(tuple(start), tuple(stop)))
     owners: list[list[Box]] = [[] for _ in range(ranks)]
     for shard in shards:
         cuts = sorted({0, shard.numel, *draw(st.lists(st.integers(0, shard.numel), max_size=3))})
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             owner = owners[draw(st.integers(0, ranks - 1))]
             for box in flat_boxes(shard.shape, a, b):
                 start = tuple(x + o for x, o in zip(box.start, shard.start, strict=True))

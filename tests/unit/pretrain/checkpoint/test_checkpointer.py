@@ -111,13 +111,11 @@ def halves(rank: int) -> dict[str, list[Box]]:
     return {"a": [Box((0, 0), (40, 11)), Box((0, 11), (40, 30))][rank : rank + 1], "b": [Box.whole((5,))][rank:]}
 
 
-def _two_ranks(rank: int, root: Path) -> tuple[str, str, Path | None, str]:
+def _two_ranks(rank: int, root: Path) -> tuple[str, str, Path | None]:
     content = state(SHAPES)
     with Checkpointer(root) as checkpointer:
         report = checkpointer.save(1, entries(content, halves(rank)), fields_of(SHAPES))
         failure = ""
-        if rank == 1:  # its second file cannot be made
-            (root / ".step-00000002.partial").mkdir()  # leftovers are removed first
         broken = entries(content, halves(rank))
         if rank == 1:
             broken["exp_avg"] = [(n, b, t.double()) for n, b, t in broken["exp_avg"]]
@@ -128,17 +126,13 @@ def _two_ranks(rank: int, root: Path) -> tuple[str, str, Path | None, str]:
         kept = checkpointer.save(1, entries(content, halves(rank)), fields_of(SHAPES))
         assert kept.kept
 
-    reasons = []
-
     def load(reader: Reader) -> None:
         for kind, tensors in content.items():
             for name, tensor in tensors.items():
                 box = Box.whole(tensor.shape)
                 assert torch.equal(reader.read(kind, name, box), tensor)
-        reasons.append(reader.path)
 
-    found = restore(root, load)
-    return report.hash, failure, found.path, str(reasons)
+    return report.hash, failure, restore(root, load).path
 
 
 def test_two_ranks_save_fail_and_restore_together(tmp_path: Path) -> None:
@@ -169,7 +163,7 @@ def test_a_second_writer_is_refused_on_every_rank(tmp_path: Path) -> None:
 def _one_corrupt_rank(rank: int, root: Path) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
     def load(reader: Reader) -> None:
         name = ("a", "b")[rank]
-        reader.read("weight", name, Box.whole(SHAPES[name]))
+        reader.read("weight", name, Box.whole(reader.manifest.tensors[name].shape))
 
     found = restore(root, load)
     return found.path, found.skipped
@@ -179,15 +173,12 @@ def test_all_ranks_go_back_when_one_finds_a_bad_block(tmp_path: Path) -> None:
     shapes = {"a": (1000, 300), "b": (5,)}  # b is in the second block
     with Checkpointer(tmp_path / "c") as checkpointer:
         for step in (1, 2):
-            content = state(shapes, step)
-            checkpointer.save(step, entries(content), fields_of(shapes, step))
+            checkpointer.save(step, entries(state(shapes, step)), fields_of(shapes, step))
     path = step_folder(tmp_path / "c", 2) / "weight-00000.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    SHAPES.update(a=(40, 30))
     first, second = run_ranks(2, _one_corrupt_rank, tmp_path / "store", tmp_path / "c")
     assert first == second
     assert first[0] == step_folder(tmp_path / "c", 1)
-    assert "rank" not in first[0].name
     assert "weight of b" in first[1][0][1]

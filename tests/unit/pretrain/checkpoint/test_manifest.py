@@ -43,7 +43,7 @@ def test_no_manifest(data: bytes) -> None:
 
 def test_a_newer_version_says_update() -> None:
     newer = canonical({"format_version": 2, "hash": "?", "shards": []})
-    with pytest.raises(UserError, match="format version 2.*update Cambium") as error:
+    with pytest.raises(UserError, match=r"format version 2.*update Cambium") as error:
         Manifest.from_bytes(newer, HERE)
     assert not isinstance(error.value, CorruptCheckpoint)
 

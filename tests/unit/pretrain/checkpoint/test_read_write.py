@@ -61,7 +61,12 @@ def test_large_tensors_over_many_blocks(tmp_path: Path) -> None:
     }
     write(tmp_path / "c", content, [{name: cut[name][rank] for name in named} for rank in range(2)])
     boxes = {
-        "rows": [Box((3, 5), (1400, 699)), Box((0, 123), (1500, 700)), Box((700, 0), (701, 1)), Box((9, 0), (999, 700))],
+        "rows": [
+            Box((3, 5), (1400, 699)),
+            Box((0, 123), (1500, 700)),
+            Box((700, 0), (701, 1)),
+            Box((9, 0), (999, 700)),
+        ],
         "long": [Box((0, 7), (3, 399_999)), Box((1, 0), (2, 400_000)), Box((0, 399_990), (3, 400_000))],
         "deep": [Box((1, 7, 0), (4, 250, 301)), Box((0, 299, 300), (5, 300, 301)), Box((2, 0, 0), (5, 300, 301))],
         "one": [Box((), ())],
