@@ -19,7 +19,7 @@ def _rank(work: Callable[..., Any], rank: int, world: int, store: Path, pipe: An
 
 
 def run_ranks(world: int, work: Callable[..., Any], store: Path, *args: Any) -> list[Any]:
-    """What `work(rank, *args)` returns on each rank; `store` is a new file. Fails with the trace of a rank that does."""
+    """What `work(rank, *args)` returns on each rank; `store` is a new file. Fails with a rank's trace."""
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(world)]
     processes = [
