@@ -6,7 +6,7 @@ A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,12 +14,23 @@ import tyro
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from growth import Architecture
 from pretrain import config_checks, config_yaml
 from pretrain.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Operator = Annotated[
+    str | dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME|{operator: NAME, OPTION: VALUE}",
+        instance_from_str=lambda words: yaml.safe_load(words[0]),
+        is_instance=lambda value: isinstance(value, (str, dict)),
+        str_from_instance=lambda value: [value if isinstance(value, str) else yaml.safe_dump(value).strip()],
+    ),
+]
 
 SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "log")
 """The sections that may stand at the top of a file as defaults of every stage."""
@@ -91,6 +102,12 @@ class Model(_Section):
         if not self.head_dim and self.hidden % self.heads == 0:
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
 
+    def architecture(self) -> Architecture:
+        """This shape for growth. Its scalars are those of a first stage: a growth plan replaces them."""
+        axes = ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
+        scalars = {"norm_eps": self.norm_eps, "rope_theta": self.rope_theta}
+        return Architecture(self.family, {axis: getattr(self, axis) for axis in axes}, scalars)
+
 
 @dataclass(frozen=True)
 class Parallel(_Section):
@@ -100,11 +117,11 @@ class Parallel(_Section):
     """Tensor-parallel ranks."""
     pp: Positive = 1
     """Pipeline-parallel ranks."""
-    dp: None | Positive = None
+    dp: Positive | None = None
     """Data-parallel ranks; absent: the number of ranks started / (tp * pp)."""
     sequence_parallel: bool = False
     """Split norms and residual along the sequence over the tensor-parallel ranks; without effect at tp 1."""
-    pipeline: None | tuple[Count, ...] | str = None
+    pipeline: None | tuple[Count, ...] | str = None  # noqa: RUF036, a command line reads None before any text
     """Layers of each pipeline rank, as a list ([1, 3]) or as a Megatron-core layout ("Et|tttL"); absent: balanced, the
     first ranks get the remainder."""
 
@@ -150,39 +167,26 @@ class Train(_Section):
 
 
 @dataclass(frozen=True)
-class Width(_Section):
-    """How hidden, heads and ffn grow."""
-
-    policy: Literal["zero"] = "zero"
-    """zero: padded with zeros so that the function is kept exactly."""
-
-
-@dataclass(frozen=True)
-class Depth(_Section):
-    """How layers are added."""
-
-    policy: Literal["identity"] = "identity"
-    """identity: random blocks whose output projections are zero, so that the function is kept exactly."""
-    placement: Literal["spread", "end"] | tuple[Count, ...] = "spread"
-    """Where: evenly between the old layers, after the last, or a list of positions, each in the list so far as in
-    Python's list.insert."""
-
-
-@dataclass(frozen=True)
-class Vocab(_Section):
-    """How vocabulary rows are added."""
-
-    init: Literal["random", "zero", "mean", "pieces"] = "pieces"
-    """What new rows hold: noise, nothing, the mean of the old rows, or the mean of the old pieces each is made of."""
-
-
-@dataclass(frozen=True)
 class Grow(_Section):
-    """The policy of the growth event at which this stage starts; unused by the first stage."""
+    """What the growth event at which this stage starts does to each axis that grows; unused by the first stage.
 
-    width: Width = field(default_factory=Width)
-    depth: Depth = field(default_factory=Depth)
-    vocab: Vocab = field(default_factory=Vocab)
+    An operator by name, or with options: {operator: NAME, OPTION: VALUE}. See growth/operators.
+    """
+
+    layers: Operator = "identity"
+    """identity: new layers whose output projections are zero, spread between the old ones; keeps the function."""
+    hidden: Operator = "zero"
+    """zero: new channels that nothing writes yet; keeps the function."""
+    heads: Operator = "zero"
+    """zero: new heads whose output is not used yet; keeps the function."""
+    ffn: Operator = "zero"
+    """zero: new neurons whose output is not used yet; keeps the function."""
+    vocab: Operator = "pieces"
+    """random, zero, mean (of all old rows), or pieces (the mean of the rows that wrote the new token before)."""
+
+    def policy(self) -> dict[str, Any]:
+        """What growth.between takes."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -301,8 +305,8 @@ def load(path: str | Path) -> Curriculum:
     """Reads a curriculum.
 
     Raises:
-        UserError: the file is missing or no YAML; a key is unknown, missing or of a wrong type (all of them at once); or
-            the stages do not fit together. Names the file, the key and what to do.
+        UserError: the file is missing or no YAML; a key is unknown, missing or of a wrong type (all of them at once);
+            or the stages do not fit together. Names the file, the key and what to do.
     """
     path = Path(path)
     raw = config_yaml.read(path)

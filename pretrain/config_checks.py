@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import growth
+from growth import GrowthError
 from pretrain.config_yaml import join_problems
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
@@ -105,14 +107,23 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         yield f"seed: {new.seed} differs from the curriculum's; give one seed at the top of the file"
     if old.model.family != new.model.family:
         yield (
-            f"model.family: {new.model.family!r} after {old.model.family!r} in stage {old.name!r}; a curriculum grows one "
-            "family"
+            f"model.family: {new.model.family!r} after {old.model.family!r} in stage {old.name!r}; a curriculum grows "
+            "one family"
         )
         return
-    for axis in GROWING:
-        before, after = getattr(old.model, axis), getattr(new.model, axis)
-        if after < before:
-            yield (
-                f"model.{axis}: {after} is less than {before} in stage {old.name!r}; a stage can only grow, so raise it "
-                f"to {before} or more"
-            )
+    shrunk = [axis for axis in GROWING if getattr(new.model, axis) < getattr(old.model, axis)]
+    for axis in shrunk:
+        size = getattr(old.model, axis)
+        yield (
+            f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage can only "
+            f"grow, so raise it to {size} or more"
+        )
+    if shrunk or any(_shape(old)) or any(_shape(new)):
+        return  # the shape is reported already
+    policy = new.grow.policy()
+    rows = [[0]] * (new.model.vocab - old.model.vocab)  # the real pieces do not matter here
+    try:
+        before, after = (stage.model.architecture() for stage in (old, new))
+        growth.between(before, after, policy, seed=new.seed, init_std=new.model.init_std, pieces=rows)
+    except GrowthError as error:
+        yield f"grow: {error}"

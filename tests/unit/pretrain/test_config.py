@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from growth.operators import OPERATORS
 from pretrain import config
 from pretrain.errors import UserError
 
@@ -68,8 +69,8 @@ def test_defaults_are_merged_under_every_stage(tmp_path: Path) -> None:
 
 
 def test_head_dim_defaults_to_the_share_of_a_head(tmp_path: Path) -> None:
-    curriculum = config.load(write(tmp_path, {"model": None, "stages.0.model.heads": 8, "stages.0.model.kv_heads": 4}))
-    assert [stage.model.head_dim for stage in curriculum.stages] == [8, 16]
+    curriculum = config.load(write(tmp_path, {"model": None, "stages.1.model.heads": 8}))
+    assert [stage.model.head_dim for stage in curriculum.stages] == [16, 16]
 
 
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:
@@ -127,6 +128,10 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.name": "one"}, ["stages[1].name: 'one' is the name of an earlier stage too"]),
         ({"stages.1.name": "../two"}, ["stages[1].name: '../two' cannot name a folder"]),
         ({"stages.1.seed": 8}, ["stages[1].seed: 8 differs from the curriculum's"]),
+        ({"stages.1.grow": {"hidden": "wide"}}, ["stages[1].grow: hidden: there is no operator 'wide'", "zero"]),
+        ({"stages.1.grow": {"width": "zero"}}, ["stages[1].grow.width: unknown key", "hidden"]),
+        ({"stages.1.grow": {"ffn": {"operator": "zero", "to": 3}}}, ["stages[1].grow: ffn: zero has no option to"]),
+        ({"stages.1.model.head_dim": 32}, ["stages[1].grow: head_dim cannot grow from 16 to 32"]),
         ({"train.schedule": "linear"}, ["train.schedule: should be 'cosine' or 'constant', not 'linear'"]),
         ({"train.tokens": 100}, ["train.tokens: 100 is less than one step", "512"]),
         ({"train.warmup_tokens": 20_000}, ["train.warmup_tokens: 20000 is more than train.tokens 10000"]),
@@ -181,6 +186,8 @@ def test_command_line_overrides(tmp_path: Path) -> None:
     changed = curriculum.override(two, ["--parallel.pp", "2", "--parallel.pipeline", "Et|tttL"])
     assert changed.parallel.pipeline == "Et|tttL"
     assert curriculum.override(two, ["--log.no-wandb"]).log.wandb is False
+    changed = curriculum.override(two, ["--grow.vocab", "mean", "--grow.hidden", "{operator: zero}"])
+    assert (changed.grow.vocab, changed.grow.hidden) == ("mean", {"operator": "zero"})
     assert curriculum.override(two, []) == two
 
 
@@ -206,6 +213,20 @@ def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytes
         curriculum.override(curriculum.stage("two"), ["--train.learning_rate", "1"])
     assert error.value.code == 2
     assert "--train.learning" in capsys.readouterr().err
+
+
+def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
+    policy = config.Grow().policy()
+    assert set(policy) == {key for key, operators in OPERATORS.items() if operators}
+    assert all(name in OPERATORS[key] for key, name in policy.items())
+
+
+def test_the_architecture_of_a_stage(tmp_path: Path) -> None:
+    arch = config.load(write(tmp_path, {"model.norm_eps": 1e-6})).stage("two").model.architecture()
+    assert arch.sizes == {
+        "layers": 4, "vocab": 400, "hidden": 128, "heads": 8, "kv_heads": 4, "head_dim": 16, "ffn": 256
+    }  # fmt: skip
+    assert arch.scalars["norm_eps"] == 1e-6
 
 
 def test_a_resume_may_change_only_what_is_listed(tmp_path: Path) -> None:
