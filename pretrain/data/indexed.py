@@ -28,9 +28,7 @@ def token_dtype(vocab: int) -> np.dtype:
 
 
 def write_index(path: Path, lengths: NDArray[np.integer], bounds: NDArray[np.integer], dtype: np.dtype) -> None:
-    """Write an .idx file: the lengths of all sequences in tokens, and the bounds of documents in sequences (first
-    0).
-    """
+    """Write an .idx file: the lengths of all sequences in tokens, and the bounds of documents in sequences (from 0)."""
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     with open(path, "wb") as file:
         file.write(HEADER.pack(MAGIC, VERSION, CODES[dtype], len(lengths), len(bounds)))
@@ -85,9 +83,7 @@ class IndexedTokens:
         return len(self.bounds) - 1
 
     def starts(self, sequences: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The positions in the file of the first tokens of sequences; of one past the last token for one past the
-        last.
-        """
+        """Where sequences start in the file, in tokens; the sequence after the last starts at its end."""
         inside = np.minimum(sequences, len(self._offsets) - 1)
         start = self._offsets[inside] // self.dtype.itemsize
         return np.where(sequences == inside, start, self.tokens)
@@ -98,5 +94,9 @@ class IndexedTokens:
         return start, self.starts(self.bounds[documents + 1]) - start
 
     def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int32]:
-        """The tokens of ranges of the file, one after the other (int32)."""
+        """The tokens of ranges of the file, one after the other (int32). Raises UserError on ranges outside of it."""
+        if len(starts) and (min(starts.min(), lengths.min()) < 0 or (starts + lengths).max() > self.tokens):
+            raise UserError(
+                f"{self.bin_path.with_suffix('.idx')} is damaged: it has documents outside of the file: {AGAIN}"
+            )
         return self._tokens[ragged(starts, lengths)].astype(np.int32)

@@ -26,10 +26,10 @@ class MergeAge:
     cut: NDArray[np.bool_]
 
 
-def merge_age(pieces: Sequence[Piece]) -> MergeAge:
+def merge_age(pieces: Sequence[spm.ModelProto.SentencePiece]) -> MergeAge:
     """The merge-age order of a model's pieces.
 
-    Specials, user-defined symbols and bytes come first, then the printable ASCII characters and the space mark; these
+    Specials and bytes come first, then the printable ASCII characters and the space mark; these
     are the base. Then the merges by falling score, each preceded by any character that it is the first to need;
     at last the characters that no merge needs. Equals keep their stock order.
     """

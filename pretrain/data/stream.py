@@ -47,8 +47,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping. ``bytes``: int64 [n], the UTF-8 bytes of text
-    that the targets stand for."""
+    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping; ``bytes``: int64 [n], bytes of the targets."""
 
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]
@@ -56,18 +55,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """``tokens``: int32 [window * seq_len + 1] of the stage. ``byte_ends``: int64, text bytes before each token and
-    after the last."""
+    """``tokens``: int32 [window * seq_len + 1]; ``bytes_before``: int64 [one more], of text before each, and all."""
 
     start: Position
     end: Position
     tokens: NDArray[np.int32]
-    byte_ends: NDArray[np.int64]
+    bytes_before: NDArray[np.int64]
 
 
 class Stream:
-    """``Stream(corpus, vocab=4096, seq_len=1024, seed=0)``; ``take`` gives the next samples, ``cursor`` says where it
-    is."""
+    """``take`` gives the next samples, ``cursor`` says where it is."""
 
     def __init__(
         self,
@@ -156,7 +153,7 @@ class Stream:
     def _samples(self, window: Window, sequences: NDArray[np.int64]) -> Batch:
         first = sequences * self.seq_len
         tokens = window.tokens[first[:, None] + np.arange(self.seq_len + 1)].astype(np.int64)
-        return Batch(tokens, window.byte_ends[first + self.seq_len + 1] - window.byte_ends[first + 1])
+        return Batch(tokens, window.bytes_before[first + self.seq_len + 1] - window.bytes_before[first + 1])
 
     def _read(self) -> Window:
         if self._window is None:
@@ -169,9 +166,7 @@ class Stream:
 
 
 def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, length: int) -> Window:
-    """The ``length`` + 1 stage tokens from the one that holds ``start``; the window ends where the last of them
-    starts.
-    """
+    """The ``length`` + 1 stage tokens from the one that holds ``start``; the window ends where the last one starts."""
     tokenizer, segmentation = corpus.tokenizer, corpus.tokenizer.segmentation(vocab)
     tokens: list[NDArray[np.int32]] = []
     sizes: list[NDArray[np.int64]] = []
@@ -180,9 +175,8 @@ def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, lengt
         ids, counts = _full_tokens(corpus, split, at, length + 1 - have)
         pieces = segmentation.apply(ids)
         lengths = segmentation.lengths[ids].astype(np.int64)
-        raw = tokenizer.piece_bytes[pieces].astype(
-            np.int64
-        )  # the dummy prefix is a byte here: no two tokens share a place
+        # The dummy prefix counts as a byte in a place, but not in the text: so no two tokens share a place.
+        raw = tokenizer.piece_bytes[pieces].astype(np.int64)
         first_ids = (np.cumsum(counts) - counts)[1 if at.token else 0 :]
         first_pieces = (np.cumsum(lengths) - lengths)[first_ids]
         text = raw.copy()

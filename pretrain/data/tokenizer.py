@@ -4,9 +4,9 @@ Ids are in merge-age order everywhere in Cambium but in an exported model; see `
 the full vocabulary; a stage of V pieces re-segments the ids by a table (``Segmentation``).
 
 Bytes. ``piece_bytes`` counts the UTF-8 bytes of text that a piece stands for: 1 for a byte piece, 0 for a special one,
-and the space mark counts as the one space it stands for. SentencePiece starts a text with a space mark that is not in
-the text (the dummy prefix), so a text's length in bytes is the sum over its ids minus ``prefix_bytes``. With the
-identity normaliser this is the length of the text in UTF-8; with another, of the normalised text.
+and the space mark counts as the one space it stands for. SentencePiece starts every text with a space mark that is not
+in the text (the dummy prefix), so a text's length in UTF-8 is the sum over its ids minus ``prefix_bytes``. (A U+2581
+in the text itself is a space to SentencePiece, and counted as one.)
 """
 
 import json
@@ -148,7 +148,7 @@ class Tokenizer:
     def processor(self, vocab: int | None = None, dummy_prefix: bool = True) -> SentencePieceProcessor:
         """The tokenizer of the first ``vocab`` pieces (default: all), whose ids are in merge-age order.
 
-        Without ``dummy_prefix`` it takes text as it is: no prefix and no normalisation.
+        Without ``dummy_prefix`` it takes text as it is.
         """
         vocab = self.size if vocab is None else vocab
         self.legal(vocab)
@@ -157,8 +157,6 @@ class Tokenizer:
             proto = self._truncated(self.age.permutation[:vocab])
             if not dummy_prefix:
                 proto.normalizer_spec.add_dummy_prefix = False
-                proto.normalizer_spec.remove_extra_whitespaces = False
-                proto.normalizer_spec.precompiled_charsmap = b""
             self._processors[key] = SentencePieceProcessor(model_proto=proto.SerializeToString())
         return self._processors[key]
 
@@ -212,23 +210,25 @@ class Tokenizer:
         return proto
 
 
-def _text_bytes(piece: Piece) -> int:
+def _text_bytes(piece: spm.ModelProto.SentencePiece) -> int:
     if piece.type == Piece.BYTE:
         return 1
-    if piece.type in (Piece.NORMAL, Piece.USER_DEFINED):
+    if piece.type == Piece.NORMAL:
         return len(piece.piece.replace(SPACE, " ").encode())
     return 0
 
 
 def _check_supported(model: spm.ModelProto, name: str) -> None:
-    trainer = model.trainer_spec
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
     kinds = [piece.type for piece in model.pieces]
     problems = {
         "it is no BPE model": trainer.model_type != spm.TrainerSpec.BPE,
         "it has no byte fallback, so a small vocabulary could not write every text": kinds.count(Piece.BYTE) != 256,
         "it has no piece for the space": all(piece.piece != SPACE for piece in model.pieces),
         "it puts the space mark after words": trainer.treat_whitespace_as_suffix,
-        "it has pieces marked unused": Piece.UNUSED in kinds,
+        "it changes text before it cuts it": bool(normalizer.precompiled_charsmap)
+        or normalizer.remove_extra_whitespaces,
+        "it has user-defined or unused pieces": not {Piece.USER_DEFINED, Piece.UNUSED}.isdisjoint(kinds),
     }
     for problem, found in problems.items():
         if found:
