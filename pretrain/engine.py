@@ -47,7 +47,7 @@ class Adam:
 class Owned:
     """What this rank owns of one parameter: a flat range of it, as boxes of logical tensors.
 
-    weight is the fp32 master, exp_avg and exp_avg_sq its moments; all are views of the ZeRO partition.
+    weight is the fp32 master, exp_avg and exp_avg_sq its moments: flat views of the ZeRO partition.
     """
 
     parameter: Parameter
@@ -112,10 +112,10 @@ class Engine:
             model=chunks, optimizer=self.adam, mpu=_mpu(), config=self._deepspeed_config(adam), dist_init_required=False
         )
         self.chunks = list(self._deepspeed.module)
-        self.owned = self._owned(parameters(arch, layout, pp_rank, tp_rank))
-        self._sequence_parallel = [
-            p for p in self._deepspeed.module.parameters() if getattr(p, "sequence_parallel", False)
-        ]
+        table = parameters(arch, layout, pp_rank, tp_rank)
+        self.parameters = list(zip(table, self._deepspeed.module.parameters(), strict=True))
+        self.owned = self._owned()
+        self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
 
     def _deepspeed_config(self, adam: Adam) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -131,11 +131,11 @@ class Engine:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         return config
 
-    def _owned(self, table: Sequence[Parameter]) -> list[Owned]:
+    def _owned(self) -> list[Owned]:
         (partition,) = self.adam.param_groups[0]["params"]
         exp_avg, exp_avg_sq = self.adam.moments(partition)
         found = []
-        for parameter, tensor in zip(table, self._deepspeed.module.parameters(), strict=True):
+        for parameter, tensor in self.parameters:
             if (mapping := getattr(tensor, "_hp_mapping", None)) is None:
                 continue
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
@@ -251,6 +251,12 @@ class Engine:
         norm = float(self._optimizer._global_grad_norm)
         self._optimizer.zero_grad()
         return norm
+
+    def forget(self) -> None:
+        """Drop gradients that no step will use."""
+        if self.numerics.precision == "bf16":
+            self._optimizer.clear_hp_grads()
+        self._optimizer.zero_grad()
 
     def train_step(self, tokens: Tensor, lr: float) -> StepResult:
         """One update from this data-parallel rank's part of the global batch, [n, seq_len + 1] token ids."""

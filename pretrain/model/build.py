@@ -20,11 +20,13 @@ _FAMILIES = {"llama2": llama2}
 class Numerics:
     """How a model is computed: working precision ("fp32" or "bf16") and activation recomputation.
 
-    recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (every layer).
+    recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (whole layers, in
+    units of recompute_layers).
     """
 
     precision: str = "fp32"
     recompute: str = "none"
+    recompute_layers: int = 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,7 +54,11 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
     recompute = {
         "none": {},
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        "full": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": numerics.recompute_layers,
+        },
     }[numerics.recompute]
     return TransformerConfig(
         **_FAMILIES[arch.family].config_fields(arch),

@@ -1,0 +1,93 @@
+"""python -m pretrain CONFIG --stage NAME [--train.lr 3e-4 ...]: one rank of one stage.
+
+Exit codes: 0, finished (the stage's folder holds DONE) or stopped on request (it does not); 2, the user's error;
+anything else is a crash.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+_stop = False
+
+
+def _request_stop(number: int, frame: FrameType | None) -> None:
+    global _stop
+    _stop = True
+
+
+# Before the slow imports: a scheduler's signal that arrives during them must not kill the rank.
+for _signal in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(_signal, _request_stop)
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import warnings  # noqa: E402
+
+from growth.errors import GrowthError  # noqa: E402
+from pretrain import config  # noqa: E402
+from pretrain.errors import UserError  # noqa: E402
+
+EXAMPLE = """example:
+  python -m pretrain configs/demo.yaml --stage seed
+  python -m torch.distributed.run --nproc_per_node 2 -m pretrain configs/demo.yaml --stage wide --train.lr 1e-3
+
+signals: USR1 and TERM save a checkpoint and leave with code 0; the same command goes on from there."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain",
+        description="Train one stage of a curriculum: grown from its parent, resumed, or from nothing.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="the curriculum, a YAML file")
+    parser.add_argument("--stage", required=True, help="name of the stage")
+    parser.add_argument(
+        "--print-world-size", action="store_true", help="print how many ranks the config asks for (tp * pp * dp), and leave"
+    )
+    known, overrides = parser.parse_known_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        curriculum = config.load(known.config)
+        stage = curriculum.override(curriculum.stage(known.stage), overrides)
+        if known.print_world_size:
+            print(stage.parallel.tp * stage.parallel.pp * (stage.parallel.dp or 1))
+            return 0
+        _quiet(rank)
+        from pretrain.distributed import join, layout_of, world_size
+
+        layout_of(stage, world_size())
+        from pretrain.train import train
+
+        join()
+        train(curriculum, stage, lambda: _stop)
+    except (UserError, GrowthError) as error:
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quiet(rank: int) -> None:
+    """Only rank 0 reports; what the libraries say about optional packages is of no use to a user."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("pretrain").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Leave without tearing the process groups down: a rank that ends first must not disturb one that still reports.
+    import torch.distributed
+
+    if torch.distributed.is_initialized() and code == 0:
+        torch.distributed.destroy_process_group()
+    sys.exit(code)

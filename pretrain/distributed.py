@@ -1,0 +1,86 @@
+"""Joining the ranks of a stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint.comm import Comm
+from pretrain.config import Stage
+from pretrain.errors import UserError
+from pretrain.layout import Layout
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Ranks that were started, from the launcher's environment (1 without one)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def layout_of(stage: Stage, world: int) -> Layout:
+    """The layout of a stage on `world` ranks.
+
+    Raises UserError when the ranks do not make up tp * pp * dp, naming the keys and the number that would fit.
+    """
+    p = stage.parallel
+    model_parallel = p.tp * p.pp
+    dp = p.dp or world // model_parallel
+    if dp < 1 or dp * model_parallel != world:
+        fits = f"{dp * model_parallel} ranks" if p.dp else f"a multiple of {model_parallel} ranks"
+        raise UserError(
+            f"stage {stage.name!r}: parallel.tp {p.tp} x parallel.pp {p.pp}"
+            + (f" x parallel.dp {p.dp}" if p.dp else "")
+            + f" needs {fits}, and {world} {'was' if world == 1 else 'were'} started: start that many, "
+            "or change parallel in the config"
+        )
+    layout = Layout.make(
+        stage.model.layers,
+        tp=p.tp,
+        pp=p.pp,
+        dp=dp,
+        pipeline=p.pipeline,
+        sequence_parallel=p.sequence_parallel,
+    )
+    batch, micro = stage.train.global_batch, stage.train.micro_batch
+    unit = micro * dp * (p.pp if layout.virtual > 1 else 1)
+    if batch % unit:
+        raise UserError(
+            f"stage {stage.name!r}: train.global_batch {batch} is not a multiple of {unit} "
+            f"(train.micro_batch {micro} x {dp} data-parallel ranks{' x pp, interleaved' if unit > micro * dp else ''}): "
+            f"use {batch // unit * unit or unit} or {(batch // unit + 1) * unit}"
+        )
+    return layout
+
+
+def join() -> None:
+    """Initialise torch.distributed from the launcher's environment: nccl with CUDA, gloo without."""
+    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, alone)
+    timeout = timedelta(minutes=30)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl", timeout=timeout)
+    elif world_size() > 1:
+        dist.init_process_group("gloo", timeout=timeout)
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; a UserError there is raised on every rank (collective)."""
+    result, error = None, ""
+    if dist.get_rank() == 0:
+        try:
+            result = work()
+        except UserError as problem:
+            error = str(problem)
+    result, error = Comm().from_first((result, error))
+    if error:
+        raise UserError(error)
+    return result  # type: ignore[return-value]

@@ -1,0 +1,223 @@
+"""How a stage starts: resumed from its own checkpoint, grown from its parent's, or drawn from nothing. One path."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import growth
+from growth import Architecture, Generations, Plan
+from growth.certificate import Certificate
+from pretrain.checkpoint import Reader, find, is_done, restore
+from pretrain.checkpoint.atomic import write_file
+from pretrain.config import Curriculum, Stage, compare_for_resume
+from pretrain.data.corpus import Corpus
+from pretrain.data.validation import probe
+from pretrain.distributed import agreed
+from pretrain.engine import Adam, Engine
+from pretrain.errors import UserError
+from pretrain.event import certify, judge, old_logits
+from pretrain.layout import Layout
+from pretrain.model.build import Numerics
+from pretrain.state import Birth, Progress, State, fill, publish
+
+log = logging.getLogger(__name__)
+
+
+def target(stage: Stage) -> Architecture:
+    """The architecture that a stage asks for, with the scalars that a stage without a parent starts from.
+
+    Raises UserError for sizes that do not fit together.
+    """
+    m = stage.model
+    sizes = {k: getattr(m, k) for k in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")}
+    scalars = {"norm_eps": m.norm_eps, "softmax_scale": m.head_dim**-0.5, "rope_theta": m.rope_theta}
+    return Architecture(m.family, sizes, scalars)
+
+
+def plan_of(curriculum: Curriculum, stage: Stage, old: Architecture | None, corpus: Corpus) -> Plan:
+    """The plan with which a stage starts: from its parent's architecture, or from nothing."""
+    new, index = target(stage), [s.name for s in curriculum.stages].index(stage.name)
+    seed = stage.seed + (index << 32)
+    if old is None:
+        return growth.initial(new, seed, stage.model.init_std)
+    pieces = corpus.tokenizer.new_pieces(old.sizes["vocab"], new.sizes["vocab"])
+    return growth.between(
+        old, new, stage.grow.policy(), seed=seed, init_std=stage.model.init_std, pieces=pieces
+    )
+
+
+def _engine(arch: Architecture, layout: Layout, stage: Stage) -> Engine:
+    t = stage.train
+    return Engine(
+        arch,
+        layout,
+        Numerics(t.precision, t.recompute, t.recompute_layers),
+        Adam(t.betas, t.eps, t.weight_decay, t.clip),
+        seq_len=t.seq_len,
+        micro_batch=t.micro_batch,
+    )
+
+
+def start(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus) -> tuple[Engine, State]:
+    """An engine with every value in place, and the state it is in (collective).
+
+    Raises UserError when the parent has not finished or has no checkpoint that verifies, or when a resume would
+    change what the run is; GrowthError when the plan is impossible or a preserving one does not preserve.
+    """
+    own = curriculum.folder / stage.name / "checkpoints"
+    found = agreed(lambda: find(own))
+    if found.manifest is not None:
+        return _resume(own, Architecture.from_json(found.manifest.architecture), stage, layout)
+    if found.skipped:
+        restore(own, lambda _: None)  # raises: there are checkpoints, and none can be loaded
+    parent = curriculum.parent(stage)
+    if parent is None:
+        return _begin(curriculum, stage, layout, corpus)
+    return _grow(curriculum, stage, parent, layout, corpus)
+
+
+def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tuple[Engine, State]:
+    engine = _engine(arch, layout, stage)
+    states: list[State] = []
+
+    def load(reader: Reader) -> None:
+        compare_for_resume(reader.manifest.config, stage.to_dict())
+        states.append(State.from_reader(reader))
+        fill(engine, growth.identity(arch), reader)
+
+    found = restore(root, load)
+    _say_skipped(found.skipped)
+    publish(engine, states[-1])
+    if dist.get_rank() == 0:
+        log.info("resumed from %s", found.path)
+    return engine, states[-1]
+
+
+def _begin(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus) -> tuple[Engine, State]:
+    plan = plan_of(curriculum, stage, None, corpus)
+    engine = _engine(plan.new, layout, stage)
+    state = State(plan.new, plan.generations(), (Birth(0, stage.name, 0),), Progress(), None)
+    fill(engine, plan, None)
+    publish(engine, state)
+    return engine, state
+
+
+def _grow(
+    curriculum: Curriculum, stage: Stage, parent: Stage, layout: Layout, corpus: Corpus
+) -> tuple[Engine, State]:
+    folder = curriculum.folder / parent.name
+    root = folder / "checkpoints"
+    manifest = agreed(lambda: _finished(folder, parent, curriculum))
+    plan = plan_of(curriculum, stage, Architecture.from_json(manifest.architecture), corpus)
+    assert plan.old is not None
+    engine = _engine(plan.new, layout, stage)
+    t = stage.train
+    # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
+    probe_text, batch = (
+        torch.from_numpy(
+            probe(corpus, n, vocab=v, seq_len=t.seq_len, seed=stage.seed, validation=stage.data.validation_fraction)
+        )
+        for n, v in (
+            (t.micro_batch * layout.pp, plan.old.sizes["vocab"]),
+            (t.micro_batch * layout.pp * layout.dp, plan.new.sizes["vocab"]),
+        )
+    )
+    logits: list[torch.Tensor] = []
+    states: list[State] = []
+
+    def load(reader: Reader) -> None:
+        assert plan.old is not None
+        if dist.get_rank() == judge(layout):
+            logits[:] = [old_logits(reader, plan.old, probe_text)]
+        states[:] = [_grown(reader, plan, stage)]
+        fill(engine, plan, reader)
+
+    def reload() -> None:
+        restore(root, lambda reader: fill(engine, plan, reader))
+        publish(engine, states[0])
+
+    found = restore(root, load)
+    _say_skipped(found.skipped)
+    publish(engine, states[0])
+    certificate = certify(
+        engine,
+        plan,
+        reload,
+        parent_logits=logits[0] if logits else None,
+        probe=probe_text,
+        batch=batch,
+        lr=t.lr,
+    )
+    certificate = replace(certificate, bits_per_byte_before=agreed(lambda: _bits_per_byte(folder)))
+    if dist.get_rank() == 0:
+        log.info("grown from %s\n%s", found.path, plan.describe())
+        if certificate.claims and not certificate.preserved:
+            log.error("%s", certificate)
+    certificate.require()
+    event = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
+    return engine, replace(states[0], events=(*states[0].events, event))
+
+
+def _grown(reader: Reader, plan: Plan, stage: Stage) -> State:
+    """The state of the parent's checkpoint, grown by the plan."""
+    old = State.from_reader(reader)
+    generations: Generations = plan.generations(old.generations)
+    births = old.births
+    if generations.count > old.generations.count:
+        births = (*births, Birth(old.progress.tokens, stage.name, 0))
+    return State(
+        plan.new,
+        generations,
+        births,
+        old.progress.next_stage(),
+        old.cursor,
+        old.events,
+        {"path": str(reader.path), "hash": reader.manifest.hash},
+    )
+
+
+def _finished(folder: Path, parent: Stage, curriculum: Curriculum) -> Any:
+    """The manifest of a finished parent's newest checkpoint."""
+    command = f"slurm/stage.sh {curriculum.path} {parent.name}"
+    if not is_done(folder):
+        raise UserError(f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}")
+    manifest = find(folder / "checkpoints").manifest
+    if manifest is None:
+        raise UserError(
+            f"{folder / 'checkpoints'}: the parent stage {parent.name!r} has no checkpoint that verifies: "
+            f"restore it, or run the stage again: remove {folder} and call {command}"
+        )
+    return manifest
+
+
+def _bits_per_byte(folder: Path) -> float:
+    """What a finished stage's last validation measured."""
+    return json.loads((folder / "DONE").read_text())["validation_bits_per_byte"]
+
+
+def _say_skipped(skipped: tuple[tuple[Path, str], ...]) -> None:
+    if dist.get_rank() == 0:
+        for path, reason in skipped:
+            log.warning("skipped %s: %s", path, reason)
+
+
+def finish_event(folder: Path, state: State, bits_per_byte: float, seconds: float) -> State:
+    """Complete the certificate of the event at which a stage started, and keep it in the run folder.
+
+    bits_per_byte is the validation's with the new vocabulary; seconds is what the start took, certificate included.
+    """
+    *earlier, event = state.events
+    certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=bits_per_byte)
+    event = {**event, "certificate": certificate.to_json(), "seconds": seconds}
+    if dist.get_rank() == 0:
+        (folder / "events").mkdir(parents=True, exist_ok=True)
+        write_file(folder / "events" / "step-00000000.json", (json.dumps(event, indent=1) + "\n").encode())
+        log.info("growth event, %.1f s\n%s", seconds, certificate)
+    return replace(state, events=(*earlier, event))

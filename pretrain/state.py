@@ -1,0 +1,128 @@
+"""Between an engine and the store: what a rank reads to start, and what it writes to be able to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growth import Architecture, Box, Generations, Plan
+from pretrain.checkpoint import KINDS, ManifestFields, Reader
+from pretrain.engine import Engine
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. step and stage_tokens count from the start of the stage, the others from that of the run.
+
+    flops are model FLOPs of training, growth events included; seconds are of training, without starts.
+    """
+
+    step: int = 0
+    stage_tokens: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def after(self, *, tokens: int, flops: float, seconds: float) -> Progress:
+        """One optimizer step later."""
+        return Progress(
+            self.step + 1,
+            self.stage_tokens + tokens,
+            self.tokens + tokens,
+            self.flops + flops,
+            self.seconds + seconds,
+        )
+
+    def next_stage(self) -> Progress:
+        """The same moment, as the start of a stage."""
+        return replace(self, step=0, stage_tokens=0)
+
+
+@dataclass(frozen=True)
+class Birth:
+    """When a generation was born (tokens of the run, stage) and how many updates it had when it was stored."""
+
+    birth_tokens: int
+    stage: str
+    adam_step: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything of a run but its tensors, its configuration and its place in the folder tree."""
+
+    arch: Architecture
+    generations: Generations
+    births: tuple[Birth, ...]
+    progress: Progress
+    cursor: Mapping[str, Any] | None
+    events: tuple[Mapping[str, Any], ...] = ()
+    parent: Mapping[str, Any] | None = None
+
+    @staticmethod
+    def from_reader(reader: Reader) -> State:
+        """The state that a checkpoint holds."""
+        m = reader.manifest
+        return State(
+            Architecture.from_json(m.architecture),
+            Generations.from_json(m.generations),
+            tuple(Birth(**b) for b in m.generations["each"]),
+            Progress(**m.progress),
+            m.cursor,
+            tuple(m.events),
+            m.parent,
+        )
+
+    def fields(self, stage: str, config: Mapping[str, Any], steps: Sequence[int]) -> ManifestFields:
+        """The manifest of a checkpoint with this state, whose generations have had `steps` updates."""
+        births = [asdict(replace(birth, adam_step=n)) for birth, n in zip(self.births, steps, strict=True)]
+        return ManifestFields(
+            architecture=self.arch.to_json(),
+            stage=stage,
+            events=self.events,
+            generations={**self.generations.to_json(), "each": births},
+            cursor=self.cursor or {},
+            progress=asdict(self.progress),
+            config=config,
+            parent=self.parent,
+            shapes={name: tensor.shape for name, tensor in self.arch.tensors().items()},
+        )
+
+
+def fill(engine: Engine, plan: Plan, reader: Reader | None) -> None:
+    """Evaluate the plan on every box that this rank owns, straight into its ZeRO partition (not collective).
+
+    Reads nothing but the blocks that those boxes are made of. A checkpoint without moments gives zeros for them.
+    """
+
+    def read(kind: str, name: str, box: Box) -> Tensor:
+        assert reader is not None
+        return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
+
+    for owned in engine.owned:
+        for kind in KINDS:
+            fragment = getattr(owned, kind)
+            fragment.zero_()  # physical padding
+            for box in owned.boxes:
+                box.view(fragment).copy_(plan.evaluate(box.tensor, box.box, read, kind))
+
+
+def publish(engine: Engine, state: State) -> None:
+    """After `fill`: tell the optimizer the generations, and give every rank its model weights (collective)."""
+    engine.describe_generations(
+        lambda box: state.generations.of(state.arch.tensor(box.tensor), box.box), [b.adam_step for b in state.births]
+    )
+    engine.publish_weights()
+
+
+def boxes(engine: Engine) -> dict[str, list[tuple[str, Box, Tensor]]]:
+    """What this rank writes: per kind, the boxes that no other rank writes, as views of its partition."""
+    written = [owned for owned in engine.owned if owned.parameter.owner]
+    return {
+        kind: [(box.tensor, box.box, box.view(getattr(owned, kind))) for owned in written for box in owned.boxes]
+        for kind in KINDS
+    }

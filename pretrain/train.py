@@ -1,0 +1,110 @@
+"""The training loop of one stage, from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint import Checkpointer, is_done, mark_done
+from pretrain.checkpoint.comm import Comm
+from pretrain.config import Curriculum, Stage, to_yaml
+from pretrain.data.corpus import Corpus
+from pretrain.data.stream import Stream
+from pretrain.distributed import agreed, layout_of, world_size
+from pretrain.flops import training_flops_per_token
+from pretrain.metrics import Metrics
+from pretrain.schedule import Schedule
+from pretrain.start import finish_event, start
+from pretrain.state import boxes
+from pretrain.validate import Validation
+
+log = logging.getLogger(__name__)
+
+
+def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], bool]) -> bool:
+    """Train a stage until its tokens are spent, or until a stop is requested; True when it is finished.
+
+    Collective over the ranks of the stage. Whatever happened before is found in the run folder: a stage that is
+    done is left alone, one that was stopped goes on, one that never began grows from its parent.
+    Raises UserError for what the user can put right; nothing is overwritten then.
+    """
+    folder = curriculum.folder / stage.name
+    if agreed(lambda: is_done(folder)):
+        log.info("%s is finished already", folder)
+        return True
+    t = stage.train
+    layout = layout_of(stage, world_size())
+    corpus = Corpus.open(stage.data.corpus)
+    checkpointer = Checkpointer(folder / "checkpoints", keep_last=stage.checkpoint.keep)
+
+    began = time.monotonic()
+    engine, state = start(curriculum, stage, layout, corpus)
+    validation = Validation(engine, stage, corpus)
+    stream = Stream(
+        corpus,
+        vocab=stage.model.vocab,
+        seq_len=t.seq_len,
+        seed=stage.seed,
+        validation=stage.data.validation_fraction,
+        cursor=dict(state.cursor) if state.cursor else None,
+        window=stage.data.window,
+    )
+    schedule = Schedule(t.lr, t.tokens, t.warmup_tokens, t.min_lr, t.schedule)
+    batch_tokens = t.global_batch * t.seq_len
+    batch_flops = training_flops_per_token(state.arch, t.seq_len) * batch_tokens
+    mine = slice(engine.dp_rank * t.global_batch // layout.dp, (engine.dp_rank + 1) * t.global_batch // layout.dp)
+
+    comm = Comm()
+    if comm.rank == 0:
+        (folder / "config.yaml").write_text(to_yaml(stage))
+
+    def save() -> None:
+        now = replace(state, cursor=stream.cursor)
+        checkpointer.save(
+            state.progress.step, boxes(engine), now.fields(stage.name, stage.to_dict(), engine.adam.steps)
+        )
+
+    with checkpointer, Metrics(folder, curriculum, stage, state.progress, layout.world) as metrics:
+        record = validation()
+        if state.parent and not state.progress.step:
+            state = finish_event(folder, state, record["validation_bits_per_byte"], time.monotonic() - began)
+        metrics.log(state.progress, **record)
+        while state.progress.stage_tokens < t.tokens:
+            clock = time.monotonic()
+            batch = stream.take(t.global_batch)
+            lr = schedule.at(state.progress.stage_tokens + batch_tokens)
+            result = engine.train_step(torch.from_numpy(batch.tokens[mine]), lr)
+            state = replace(
+                state,
+                progress=state.progress.after(
+                    tokens=batch_tokens, flops=batch_flops, seconds=time.monotonic() - clock
+                ),
+            )
+            metrics.step(
+                state.progress,
+                loss=result.loss,
+                bits_per_byte=result.loss * batch_tokens / math.log(2) / batch.bytes.sum(),
+                grad_norm=result.grad_norm,
+                lr=lr,
+            )
+            finished = state.progress.stage_tokens >= t.tokens
+            stop = not comm.all_true(not stop_requested())
+            if finished or state.progress.step % t.eval_interval == 0:
+                record = validation()
+                metrics.log(state.progress, **record)
+            if finished or stop or state.progress.step % stage.checkpoint.interval == 0:
+                save()
+            if stop and not finished:
+                log.info("stopped at step %d as requested; start the stage again to go on", state.progress.step)
+                return False
+
+    if comm.rank == 0:
+        mark_done(folder, {**vars(state.progress), **record})
+    dist.barrier()
+    return True
