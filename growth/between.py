@@ -1,4 +1,4 @@
-"""The plan from one architecture to the next: operators are inferred from the difference, policies choose among them."""
+"""The plan from one architecture to the next: operators are inferred from the difference, policies choose."""
 
 from __future__ import annotations
 

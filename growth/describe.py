@@ -57,11 +57,10 @@ def _shape(sizes: object, spec: TensorSpec) -> str:
 def _layers(m: LayerMap) -> str:
     parts = []
     for i in range(m.new):
-        made = "+".join(
-            str(s) if c == 1 else f"{c:g}*{s}" for s, c in zip(m.source[i], m.coefficient[i], strict=True) if s >= 0
-        )
-        parts.append((made or "fresh") + ("(zero branch)" if m.zero_branch[i] else "") + ("*" if m.born[i] else ""))
-    return f"[{', '.join(parts)}] (* new)"
+        pairs = [(s, c) for s, c in zip(m.source[i], m.coefficient[i], strict=True) if s >= 0]
+        made = "+".join(str(s) if c == 1 else f"{c:g}*{s}" for s, c in pairs)
+        parts.append((made or "fresh") + (" zero branch" if m.zero_branch[i] else "") + ("*" if m.born[i] else ""))
+    return f"{', '.join(parts)} (* new)"
 
 
 def _how(step: Step, spec: TensorSpec) -> str:
@@ -76,17 +75,16 @@ def _how(step: Step, spec: TensorSpec) -> str:
 
 
 def _axis(m: AxisMap, role: str, spec: TensorSpec) -> str:
-    source = m.source[:, 0]
-    old = int((source >= 0).sum())
-    factors = sorted({float(f) for f in np.unique(m.factor(role, "weight")[source >= 0])})
-    text = f"{old} old"
-    if factors != [1.0]:
-        text += " x " + (
-            ", ".join(f"{f:.6g}" for f in factors) if len(factors) < 4 else f"{factors[0]:.3g}..{factors[-1]:.3g}"
-        )
-    if m.source.shape[1] > 1:
-        text += f" (sums of up to {m.source.shape[1]})"
-    if old < m.new:
-        fresh = "zero" if m.starts_at_zero(role) else spec.init
-        text += f" + {m.new - old} {fresh}"
-    return text
+    made = m.source[:, 0] >= 0
+    parts = []
+    for which, word in ((made & ~m.born, "old"), (made & m.born, "new from old")):
+        if which.any():
+            factors = np.unique(m.factor(role, "weight")[which][m.source[which] >= 0])
+            text = f"{int(which.sum())} {word}"
+            if (factors != 1.0).any():
+                shown = factors if len(factors) < 4 else factors[[0, -1]]
+                text += " x " + (", " if len(factors) < 4 else "..").join(f"{f:.6g}" for f in shown)
+            parts.append(text)
+    if not made.all():
+        parts.append(f"{int((~made).sum())} new {'zero' if m.starts_at_zero(role) else spec.init}")
+    return " + ".join(parts)

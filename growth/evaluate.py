@@ -50,10 +50,7 @@ class DimMap:
         same = (src[1:] == src[:-1] + 1) & (src[:-1] >= 0) & (factor[1:] == factor[:-1])
         same |= (src[1:] < 0) & (src[:-1] < 0) & (self.zero[1:] == self.zero[:-1])
         edges = [0, *(np.flatnonzero(~same) + 1).tolist(), len(src)]
-        return [
-            (a, b, int(src[a]), float(factor[a]), bool(self.zero[a]))
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
-        ]
+        return [(a, b, int(src[a]), float(factor[a]), bool(self.zero[a])) for a, b in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ def dim_map(dim: Dim, old: Architecture, maps: dict[str, AxisMap], start: int, s
         source = np.where(none, -1, joint).reshape(len(index), -1)
         factor = (factor[:, :, None] * part.factor(dim.role, kind)[i][:, None, :]).reshape(len(index), -1)
         zero |= (src[:, 0] < 0) & part.starts_at_zero(dim.role)
-    keep = (source >= 0).any(axis=0)
-    keep[0] = True
+    keep = (source >= 0).any(axis=0) | (np.arange(source.shape[1]) == 0)
     mixes = parts[0].mixes
     if len(parts) > 1 and any(len(part.mixes) for part in parts):
         raise GrowthError(f"{' x '.join(dim.axes)}: a linear combination needs an axis that is a dimension by itself")
@@ -123,7 +119,7 @@ def recipe(
         i = tensor.layer
         pairs = [(int(s), float(c)) for s, c in zip(layers.source[i], layers.coefficient[i], strict=True) if s >= 0]
         zero_branch, born = bool(layers.zero_branch[i]), bool(layers.born[i])
-    if (zero_branch and tensor.spec.branch) or (born and kind != "weight"):
+    if box.numel == 0 or (zero_branch and tensor.spec.branch) or (born and kind != "weight"):
         return Recipe(tensor, box, (), (), False, True)
     if not pairs:
         return Recipe(tensor, box, (), (), True, kind != "weight")
@@ -183,7 +179,7 @@ def evaluate(r: Recipe, kind: str, read: Read, seed: int, init_std: float, layer
 
     olds = [_with_mixes(_read(read, kind, s), r.dims) for s in r.sources]
     single = len(r.sources) <= 1 and all(d.source.shape[1] == 1 for d in r.dims)
-    if single and r.box.numel:
+    if single:
         runs = [d.runs() for d in r.dims]
         if prod(map(len, runs)) <= _MAX_REGIONS:
             return _by_runs(r, runs, olds, fresh)

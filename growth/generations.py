@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from growth.architecture import Architecture, LogicalTensor
 from growth.box import Box
 from growth.errors import GrowthError
 from growth.family import LAYERS
+from growth.maps import AxisMap, LayerMap
 from growth.step import Step
 
 _MOST = 256  # an element's generation is a byte
@@ -59,16 +61,19 @@ class Generations:
         births = {axis: self.along(axis) for axis in self.births}
         newest = self.count
         for step in steps:
-            for axis, m in {**step.axes, **({LAYERS: step.layers} if step.layers else {})}.items():
+            maps: dict[str, AxisMap | LayerMap] = {**step.axes, **({LAYERS: step.layers} if step.layers else {})}
+            for axis, m in maps.items():
                 if len(births.get(axis, ())) != m.old:
                     raise GrowthError(
                         f"{axis}: the plan begins at {m.old}, but the generations know {len(births.get(axis, ()))}"
                     )
-                if newest >= _MOST and m.born.any():
+                if newest >= _MOST and (m.born | (m.source[:, 0] < 0)).any():
                     raise GrowthError(f"{axis}: at most {_MOST} generations are kept; grow in fewer events")
                 source = m.source[:, 0]
-                kept = births[axis][np.maximum(source, 0)] if m.old else np.zeros(m.new, dtype=np.uint8)
-                births[axis] = np.where(m.born | (source < 0), newest, kept).astype(np.uint8)
+                kept = ~m.born & (source >= 0) & (source < m.old)
+                grown_births = np.full(m.new, newest, dtype=np.uint8)
+                grown_births[kept] = births[axis][source[kept]]
+                births[axis] = grown_births
         grown = any((b == newest).any() for b in births.values())
         return Generations({axis: _runs(b) for axis, b in births.items()}, newest + 1 if grown else newest)
 
@@ -85,4 +90,4 @@ def _runs(values: np.ndarray) -> tuple[tuple[int, int], ...]:
     if not len(values):
         return ()
     edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    return tuple((int(values[a]), b - a) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return tuple((int(values[a]), b - a) for a, b in pairwise(edges))

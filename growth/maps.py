@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 
 def _columns(values: ArrayLike, dtype: type) -> NDArray[Any]:
     """[new] or [new, K] -> [new, K]."""
-    array = np.asarray(values, dtype=dtype)
+    array: NDArray[Any] = np.asarray(values, dtype=dtype)
     return array[:, None] if array.ndim == 1 else array
 
 

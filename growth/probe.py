@@ -51,9 +51,10 @@ def certify(
             w -= lr * first[name] / (first[name].abs() + _ADAM_EPS)
     second = _gradients(plan, weights, train)
     dead: dict[str, tuple[int, int]] = {}
+    inputs = train[:, :-1]  # the last token has no target
     for name, t in tensors.items():
         born = plan.new_mask(name, Box.whole(t.shape))
-        found, counted = count_dead(born, first[name], second[name], _seen(t, train))
+        found, counted = count_dead(born, first[name], second[name], _seen(t, inputs))
         before = dead.get(t.spec.name, (0, 0))
         dead[t.spec.name] = (before[0] + found, before[1] + counted)
     return Certificate.of(

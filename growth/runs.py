@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ def _int_runs(values: Sequence[int]) -> list[list[int]]:
 
 def decode_ints(columns: Iterable[Iterable[Sequence[int]]]) -> NDArray[np.int64]:
     """The inverse of encode_ints."""
+    none = np.zeros(0, dtype=np.int64)
     decoded = [
-        np.concatenate([first + step * np.arange(count) for first, count, step in column] or [np.zeros(0)])
+        np.concatenate([none, *(first + step * np.arange(count) for first, count, step in column)])
         for column in columns
     ]
     return np.stack(decoded, axis=1).astype(np.int64)
@@ -44,7 +46,7 @@ def encode_floats(columns: NDArray[Any]) -> list[list[list[float]]]:
     for column in columns.T:
         n = len(column)
         edges = [0, *(np.flatnonzero(column[1:] != column[:-1]) + 1).tolist(), n] if n else []
-        encoded.append([[column[a].item(), b - a] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+        encoded.append([[column[a].item(), b - a] for a, b in pairwise(edges)])
     return encoded
 
 

@@ -1,0 +1,81 @@
+"""Impossible requests end in one error that names the axis, the sizes and what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from growth import Architecture, Box, GrowthError, Plan, between, initial
+
+SIZES = {"vocab": 9, "hidden": 6, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 8}
+SMALL = Architecture("llama2", SIZES)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"heads": 3}, "heads = 3 is not a multiple of kv_heads = 2"),
+        ({"head_dim": 5}, "head_dim = 5 is odd"),
+        ({"ffn": 0}, "ffn = 0 must be an integer of at least 1"),
+        ({"ffn": 2.5}, "ffn = 2.5 must be an integer"),
+        ({"width": 3}, "llama2 has no axis width"),
+    ],
+)
+def test_sizes_that_make_no_model(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GrowthError, match=re.escape(message)):
+        Architecture("llama2", {**SIZES, **sizes})
+
+
+def test_missing_sizes_families_and_scalars() -> None:
+    with pytest.raises(GrowthError, match="no size for ffn, vocab"):
+        Architecture("llama2", {k: v for k, v in SIZES.items() if k not in ("ffn", "vocab")})
+    with pytest.raises(GrowthError, match=r"there is no family 'lama': choose one of .*llama2"):
+        Architecture("lama", SIZES)
+    with pytest.raises(GrowthError, match="has no scalar eps"):
+        Architecture("llama2", SIZES, {"eps": 1.0})
+
+
+@pytest.mark.parametrize("axis", ["vocab", "hidden", "layers", "ffn"])
+def test_shrinking_names_the_axis_and_both_sizes(axis: str) -> None:
+    smaller = SMALL.replace({axis: SIZES[axis] - 1})
+    with pytest.raises(GrowthError, match=f"{axis} would shrink from {SIZES[axis]} to {SIZES[axis] - 1}"):
+        between(SMALL, smaller, {}, seed=0, init_std=0.1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"hidden": "wide"}, "hidden: there is no operator 'wide': choose one of zero"),
+        ({"widht": "zero"}, "a growth policy has no key 'widht': its keys are layers, hidden"),
+        ({"hidden": {"operator": "zero", "noise": 1}}, "hidden: zero has no option noise"),
+        ({"vocab": "pieces"}, "vocab: pieces needs the old pieces of every new token"),
+    ],
+)
+def test_policies_that_are_none(policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(GrowthError, match=re.escape(message)):
+        between(SMALL, SMALL.replace({"hidden": 8, "vocab": 11}), policy, seed=0, init_std=0.1)
+
+
+def test_groups_that_cannot_be_split() -> None:
+    old = SMALL.replace({"heads": 6, "kv_heads": 2})
+    with pytest.raises(GrowthError, match="groups of 3 queries cannot become groups of 2"):
+        between(old, old.replace({"heads": 8, "kv_heads": 4}), {}, seed=0, init_std=0.1)
+
+
+def test_plans_for_another_model() -> None:
+    plan = between(SMALL, SMALL.replace({"hidden": 8}), {}, seed=0, init_std=0.1)
+    with pytest.raises(GrowthError, match="has no tensor"):
+        plan.evaluate("model.layers.2.mlp.up_proj.weight", Box.whole((8, 8)), lambda *_: torch.zeros(8, 6))
+    with pytest.raises(GrowthError, match="does not lie in the shape"):
+        plan.evaluate("model.norm.weight", Box.whole((9,)), lambda *_: torch.zeros(6))
+    with pytest.raises(GrowthError, match="there is no kind 'master'"):
+        plan.evaluate("model.norm.weight", Box.whole((8,)), lambda *_: torch.zeros(6), "master")
+    with pytest.raises(GrowthError, match="was given the shape"):
+        plan.evaluate("model.norm.weight", Box.whole((8,)), lambda *_: torch.zeros(5))
+    with pytest.raises(GrowthError, match="must lead from"):
+        Plan(SMALL, SMALL, plan.steps, 0, 0.1)
+    with pytest.raises(GrowthError, match="format 99"):
+        Plan.from_json({**initial(SMALL, 0, 0.1).to_json(), "format": 99})
