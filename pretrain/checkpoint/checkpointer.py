@@ -1,26 +1,23 @@
 """Saves the state of a training run: all ranks write at once, rank 0 commits."""
 
-import os
 import shutil
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch.distributed import ProcessGroup
 
-from growth.box import Box
-from pretrain.checkpoint.atomic import Lock, fsync_folder
+from pretrain.checkpoint.atomic import Lock
+from pretrain.checkpoint.background import Snapshot, Tensors, Write, in_words
 from pretrain.checkpoint.comm import Comm
-from pretrain.checkpoint.find import check, step_folder, step_of, steps, verify_all
-from pretrain.checkpoint.manifest import MANIFEST, CorruptCheckpoint, FileRecord, Manifest, ManifestFields, plain
-from pretrain.checkpoint.writer import Writer
+from pretrain.checkpoint.commit import begin, commit, move_aside, retain
+from pretrain.checkpoint.find import check, step_folder, steps, verify_all
+from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State, plain
 from pretrain.errors import UserError
 
-Tensors = Mapping[str, Sequence[tuple[str, Box, torch.Tensor]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,34 +39,46 @@ class SaveReport:
     removed: tuple[Path, ...] = ()
 
 
+@dataclass
+class _Pending:
+    """A save that is begun and not committed. stalled: seconds of training lost to it so far."""
+
+    step: int
+    path: Path
+    partial: Path
+    fields: ManifestFields
+    write: Write
+    stalled: float
+
+
 class Checkpointer:
     """The checkpoints of one stage of a run, a folder that one run at a time may write. Making one is collective.
 
     keep_last: how many of the newest checkpoints retention keeps (at least 1, so a stage's last one stays for ever).
-    keep_every: also keep the steps that this divides; 0 for none. Raises UserError on all ranks when the folder cannot
-    be written or another run writes it.
+    keep_every: also keep the steps that this divides; 0 for none. asynchronous: `save` returns when the boxes are
+    copied to host memory; call `poll` after every step, and `wait` before the end. Raises UserError on all ranks when
+    the folder cannot be written or another run writes it.
     """
 
-    def __init__(self, root: Path, group: ProcessGroup | None = None, keep_last: int = 2, keep_every: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        group: ProcessGroup | None = None,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        asynchronous: bool = False,
+    ) -> None:
         if keep_last < 1 or keep_every < 0:
             raise UserError(f"keep_last must be at least 1 and keep_every at least 0, not {keep_last} and {keep_every}")
         self.root = Path(root)
         self.keep_last = keep_last
         self.keep_every = keep_every
         self._comm = Comm(group)
+        self._snapshot = Snapshot() if asynchronous else None
+        self._pending: _Pending | None = None
+        self._reports: list[SaveReport] = []
         self._lock: Lock | None = None
-        failure = ""
-        if self._comm.rank == 0:
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                self._lock = Lock(self.root / ".lock")
-            except UserError as error:
-                failure = str(error)
-            except OSError as error:
-                failure = f"{self.root}: cannot be written ({error.strerror}); checkpoints need a folder to go to"
-        failure = self._comm.from_first(failure)
-        if failure:
-            raise UserError(failure)
+        self._first(self._open)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -78,55 +87,106 @@ class Checkpointer:
         self.close()
 
     def close(self) -> None:
-        """Lets another run write here. Not collective."""
+        """Lets another run write here. Not collective; a save in the background that nobody waited for is dropped."""
+        if self._pending:
+            self._pending.write.join()
+            self._pending = None
         if self._lock:
             self._lock.release()
             self._lock = None
 
-    def save(self, step: int, tensors: Tensors, fields: ManifestFields) -> SaveReport:
-        """Writes this rank's boxes and waits until the whole checkpoint is committed (collective).
+    def save(self, step: int, tensors: Tensors, fields: ManifestFields) -> SaveReport | None:
+        """Saves this rank's boxes (collective); None when the save goes on in the background.
 
         tensors: per kind (tensor, box, fp32 view of the box's shape); over all ranks the boxes of a kind tile every
-        tensor. fields: rank 0's are used.
+        tensor. fields: of rank 0, but for the shapes. A save still in the background is waited for; `poll` reports it.
 
         A step that is there already is kept when it is intact and of the same state; moved aside, to a hidden folder,
         when it is corrupt; and an error otherwise. Raises UserError on every rank when any of them fails, naming the
         rank and the cause; the checkpoints before stay as they were.
         """
+        self._wait()
         begun = time.monotonic()
         path = step_folder(self.root, step)
         existing = self._existing(path, fields)
         if existing:
             return SaveReport(path, step, existing.hash, True, existing.size, 0.0, time.monotonic() - begun)
-        partial = self._first(lambda: self._begin(path))
-        records, failure, cause = [], "", None
-        try:
-            writer = Writer(partial, self._comm.rank)
-            records = [writer.write(kind, boxes, fields.shapes) for kind, boxes in tensors.items() if boxes]
-        except Exception as error:  # told to the other ranks, then raised
-            failure, cause = _in_words(error, partial), error
-        written = time.monotonic() - begun
-        told = self._comm.to_first((records, failure))
-        try:
-            manifest, removed = self._first(lambda: self._commit(step, path, partial, fields, told))
-        except UserError as error:
-            raise error from cause
-        return SaveReport(
-            path, step, manifest.hash, False, manifest.size, written, time.monotonic() - begun, tuple(removed)
-        )
 
-    def _first(self, work: Any) -> Any:
-        """What `work` returns on rank 0, on every rank; its failure is a UserError on every rank."""
-        result, failure, cause = None, "", None
+        frozen = fields
+
+        def prepare() -> Path:
+            nonlocal frozen
+            frozen = fields.frozen()  # training goes on and may change them
+            return begin(path)
+
+        partial = self._first(prepare)
+        write = Write(partial, self._comm.rank, dict(fields.shapes))
+        if self._snapshot:
+            write.start(tensors, self._snapshot)
+        else:
+            write.run(tensors)
+        self._pending = _Pending(step, path, partial, frozen, write, time.monotonic() - begun)
+        return None if self._snapshot else self._finish(self._pending)
+
+    def poll(self) -> SaveReport | None:
+        """Commits the save in the background if all ranks have written (collective, to be called after each step).
+
+        The report of a save that is committed, once. Raises as `save` does when the save failed on any rank.
+        """
+        begun = time.monotonic()
+        pending = self._pending
+        if pending and self._comm.all_true(pending.write.done):
+            pending.stalled += time.monotonic() - begun
+            self._reports.append(self._finish(pending))
+        elif pending:
+            pending.stalled += time.monotonic() - begun
+        return self._reports.pop(0) if self._reports else None
+
+    def wait(self) -> SaveReport | None:
+        """Like `poll`, but waits until the save in the background is over."""
+        self._wait()
+        return self._reports.pop(0) if self._reports else None
+
+    def _wait(self) -> None:
+        if self._pending:
+            begun = time.monotonic()
+            self._pending.write.join()
+            self._pending.stalled += time.monotonic() - begun
+            self._reports.append(self._finish(self._pending))
+
+    def _finish(self, pending: _Pending) -> SaveReport:
+        """Commits what all ranks have written, or says on all ranks which of them failed (collective)."""
+        begun = time.monotonic()
+        self._pending = None
+        write = pending.write
+        told = self._comm.to_first((write.records, write.failure))
+        try:
+            manifest_hash, size, removed = self._first(lambda: self._commit(pending, told))
+        except UserError as error:
+            raise error from error.__cause__ or write.cause
+        stalled = pending.stalled + time.monotonic() - begun
+        return SaveReport(pending.path, pending.step, manifest_hash, False, size, write.seconds, stalled, removed)
+
+    def _first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; its failure is a UserError on every rank (collective)."""
+        result: Any = None
+        failure, cause = "", None
         if self._comm.rank == 0:
             try:
                 result = work()
             except Exception as error:  # told to the other ranks, then raised
-                failure, cause = _in_words(error, self.root), error
+                failure, cause = in_words(error, self.root), error
         result, failure = self._comm.from_first((result, failure))
         if failure:
             raise UserError(failure) from cause
         return result
+
+    def _open(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.root / ".lock")
+        except OSError as error:
+            raise UserError(f"{self.root}: checkpoints cannot be written here ({error.strerror})") from error
 
     def _existing(self, path: Path, fields: ManifestFields) -> Manifest | None:
         """The intact checkpoint of the same state at `path`; a corrupt one is moved aside (collective)."""
@@ -143,7 +203,7 @@ class Checkpointer:
             told = self._comm.to_first(verify_all(path, names))
             problem = self._first(lambda: "; ".join(p for problems in told for p in problems))
         if problem:
-            self._first(lambda: _move_aside(path, problem))
+            self._first(lambda: move_aside(path, problem))
             return None
         if manifest and self._first(lambda: _identity(fields) != _identity(manifest)):
             raise UserError(
@@ -152,77 +212,26 @@ class Checkpointer:
             )
         return manifest
 
-    def _begin(self, path: Path) -> Path:
-        """Removes what killed saves and removals left, and makes the folder to write into."""
-        for left in [*self.root.glob(".step-*.partial"), *self.root.glob(".step-*.removed")]:
-            shutil.rmtree(left)
-        partial = self.root / f".{path.name}.partial"
-        partial.mkdir()
-        return partial
-
-    def _commit(
-        self,
-        step: int,
-        path: Path,
-        partial: Path,
-        fields: ManifestFields,
-        told: list[tuple[list[FileRecord], str]],
-    ) -> tuple[Manifest, list[Path]]:
+    def _commit(self, pending: _Pending, told: list[tuple[list[FileRecord], str]]) -> tuple[str, int, tuple[Path, ...]]:
+        """Rank 0's part: the manifest's hash, the checkpoint's bytes, what retention removed."""
         failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(told) if failure]
         try:
             if failures:
                 raise UserError("; ".join(failures))
-            manifest = Manifest.build(step, fields, [record for records, _ in told for record in records])
-            commit(manifest, partial, path)
+            records = [record for records, _ in told for record in records]
+            manifest = Manifest.build(pending.step, pending.fields, records)
+            commit(manifest, pending.partial, pending.path)
         except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)  # room for the next try
-            last = next((p for p in steps(self.root)), None)
+            shutil.rmtree(pending.partial, ignore_errors=True)  # room for the next try
+            last = next(iter(steps(self.root)), None)
             where = f"the last checkpoint is {last}" if last else "there is no earlier checkpoint"
-            raise UserError(f"step {step} was not saved ({where}). {_in_words(error, partial)}") from error
-        return manifest, self._retain(step)
-
-    def _retain(self, step: int) -> list[Path]:
-        """Removes old checkpoints. Later and broken ones are no business of this save and stay."""
-        removed = []
-        older = [p for p in steps(self.root) if (step_of(p) or 0) < step and _is_good(p)]
-        for path in older[self.keep_last - 1 :]:
-            if self.keep_every and (step_of(path) or 0) % self.keep_every == 0:
-                continue
-            try:
-                # Renamed first: a removal that is killed leaves nothing that looks like a checkpoint.
-                shutil.rmtree(path.rename(self.root / f".{path.name}.removed"))
-            except OSError as error:
-                warnings.warn(f"{path}: could not be removed ({error.strerror})", stacklevel=2)
-                continue
-            removed.append(path)
-        return removed
+            message = f"step {pending.step} was not saved ({where}). {in_words(error, pending.partial)}"
+            raise UserError(message) from error
+        removed = retain(self.root, pending.step, self.keep_last, self.keep_every)
+        return manifest.hash, manifest.size, tuple(removed)
 
 
-def commit(manifest: Manifest, partial: Path, path: Path) -> None:
-    """Makes the files in `partial` the checkpoint `path`, at once and durably.
-
-    Raises UserError when a file is not to be seen from here, OSError as the filesystem does.
-    """
-    for name, file in manifest.files.items():
-        try:
-            size = (partial / name).stat().st_size
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{partial / name} was written by another rank and cannot be seen here: "
-                "checkpoints need a folder that all nodes share"
-            ) from error
-        if size != file.size:
-            raise UserError(f"{partial / name} has {size} bytes, and {file.size} were written")
-    with open(partial / MANIFEST, "xb") as out:
-        out.write(manifest.to_bytes())
-        out.flush()
-        os.fsync(out.fileno())
-    fsync_folder(partial)
-    partial.rename(path)
-    fsync_folder(path.parent)
-
-
-def _identity(state: ManifestFields | Manifest) -> dict[str, Any]:
+def _identity(state: State) -> dict[str, Any]:
     """What two saves of one step of one run have in common, whatever the layout and the time it took."""
     return {
         "stage": state.stage,
@@ -232,27 +241,3 @@ def _identity(state: ManifestFields | Manifest) -> dict[str, Any]:
         "tokens": state.progress.get("tokens"),
         "parent": state.parent["hash"] if state.parent else None,
     }
-
-
-def _is_good(path: Path) -> bool:
-    try:
-        check(path)
-    except UserError:
-        return False
-    return True
-
-
-def _move_aside(path: Path, problem: str) -> None:
-    number = 1
-    while (aside := path.with_name(f".{path.name}.corrupt-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    warnings.warn(f"{path.name} is corrupt ({problem}); it is kept as {aside.name}", stacklevel=2)
-
-
-def _in_words(error: Exception, where: Path) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or where}: {error.strerror or error}"
-    return f"{type(error).__name__}: {error}"

@@ -90,6 +90,16 @@ class ManifestFields(State):
 
     shapes: Mapping[str, Sequence[int]]
 
+    def frozen(self) -> "ManifestFields":
+        """A deep copy. Raises ValueError naming the field that is no JSON."""
+        copies = {}
+        for name, value in self.state().items():
+            try:
+                copies[name] = plain(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} of the manifest is no JSON: {error}") from error
+        return ManifestFields(shapes=dict(self.shapes), **copies)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(State):

@@ -82,10 +82,8 @@ def _write_box(out: BlockWriter, name: str, box: Box, source: Source, progress: 
 
 
 def _write_tensor(out: BlockWriter, name: str, box: Box, tensor: torch.Tensor, progress: Callable[[int], None]) -> None:
+    check_content(name, box, tensor)
     tensor = tensor.detach()
-    if tuple(tensor.shape) != box.shape or tensor.dtype != torch.float32:
-        found = f"{tensor.dtype} of {tuple(tensor.shape)}"
-        raise ValueError(f"{name} {box.start}:{box.stop} takes torch.float32 of {box.shape}, not {found}")
     numel = box.numel
     flat = tensor.view(-1) if tensor.is_contiguous() else None
     at = 0
@@ -104,6 +102,13 @@ def _write_tensor(out: BlockWriter, name: str, box: Box, tensor: torch.Tensor, p
             out.advance(4 * n)
         at += n
         progress(4 * n)
+
+
+def check_content(name: str, box: Box, tensor: torch.Tensor) -> None:
+    """Raises ValueError unless the tensor is fp32 and has the box's shape."""
+    if tuple(tensor.shape) != box.shape or tensor.dtype != torch.float32:
+        found = f"{tensor.dtype} of {tuple(tensor.shape)}"
+        raise ValueError(f"{name} {box.start}:{box.stop} takes torch.float32 of {box.shape}, not {found}")
 
 
 def _copy_flat(tensor: torch.Tensor, start: int, target: torch.Tensor) -> None:

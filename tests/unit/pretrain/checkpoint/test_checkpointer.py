@@ -182,3 +182,10 @@ def test_all_ranks_go_back_when_one_finds_a_bad_block(tmp_path: Path) -> None:
     assert first == second
     assert first[0] == step_folder(tmp_path / "c", 1)
     assert "weight of b" in first[1][0][1]
+
+
+def test_fields_that_are_no_json_are_named(tmp_path: Path) -> None:
+    fields = fields_of(SHAPES)
+    fields.progress["seconds"] = float("inf")  # type: ignore[index]
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(UserError, match="progress of the manifest is no JSON"):
+        checkpointer.save(1, entries(state(SHAPES)), fields)

@@ -1,0 +1,87 @@
+"""The filesystem's side of a save: a hidden folder that becomes a checkpoint at once, and checkpoints that go."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+from pretrain.checkpoint.atomic import fsync_folder
+from pretrain.checkpoint.find import check, step_of, steps
+from pretrain.checkpoint.manifest import MANIFEST, Manifest
+from pretrain.errors import UserError
+
+
+def partial_of(path: Path) -> Path:
+    """Where the files of the checkpoint `path` are until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def begin(path: Path) -> Path:
+    """Removes what killed saves and removals left beside `path`, and makes the folder to write into."""
+    for left in [*path.parent.glob(".step-*.partial"), *path.parent.glob(".step-*.removed")]:
+        shutil.rmtree(left)
+    partial = partial_of(path)
+    partial.mkdir()
+    return partial
+
+
+def commit(manifest: Manifest, partial: Path, path: Path) -> None:
+    """Makes the files in `partial` the checkpoint `path`, at once and durably.
+
+    Raises UserError when a file is not to be seen from here, OSError as the filesystem does, also when `path` exists.
+    """
+    for name, file in manifest.files.items():
+        try:
+            size = (partial / name).stat().st_size
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{partial / name} was written by another rank and cannot be seen here: "
+                "checkpoints need a folder that all nodes share"
+            ) from error
+        if size != file.size:
+            raise UserError(f"{partial / name} has {size} bytes, and {file.size} were written")
+    with open(partial / MANIFEST, "xb") as out:
+        out.write(manifest.to_bytes())
+        out.flush()
+        os.fsync(out.fileno())
+    fsync_folder(partial)
+    partial.rename(path)
+    fsync_folder(path.parent)
+
+
+def retain(root: Path, step: int, keep_last: int, keep_every: int) -> list[Path]:
+    """Removes old checkpoints after the one of `step` was saved, and says which; see `Checkpointer` for the numbers.
+
+    Only checkpoints that `check` finds good count and go: a broken one is for a person to look at. Later steps stay.
+    """
+    removed = []
+    older = [p for p in steps(root) if (step_of(p) or 0) < step and _is_good(p)]
+    for path in older[keep_last - 1 :]:
+        if keep_every and (step_of(path) or 0) % keep_every == 0:
+            continue
+        try:
+            # Renamed first: a removal that is killed leaves nothing that looks like a checkpoint.
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.removed")))
+        except OSError as error:
+            warnings.warn(f"{path}: could not be removed ({error.strerror})", stacklevel=2)
+            continue
+        removed.append(path)
+    return removed
+
+
+def move_aside(path: Path, problem: str) -> None:
+    """Hides a corrupt checkpoint under a new name, so that its step can be saved again."""
+    number = 1
+    while (aside := path.with_name(f".{path.name}.corrupt-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    fsync_folder(path.parent)
+    warnings.warn(f"{path.name} is corrupt ({problem}); it is kept as {aside.name}", stacklevel=2)
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        check(path)
+    except UserError:
+        return False
+    return True
