@@ -26,7 +26,7 @@ def forward_flops_per_token(arch: Architecture, seq_len: int) -> dict[str, int]:
     return {**layers, "head": 2 * size["hidden"] * size["vocab"]}
 
 
-def training_flops_per_token(arch: Architecture, seq_len: int) -> int:
+def training_flops(arch: Architecture, seq_len: int) -> int:
     """FLOPs of a training step per token: forward, and twice that backward.
 
     Activations that are computed again are not counted: these are the FLOPs of the model, not of the hardware.

@@ -39,7 +39,7 @@ def test_against_the_flop_counter(
     expected = flops.forward_flops_per_token(Architecture("llama2", sizes), seq_len)
     # RoPE's outer product is the only product that we leave out.
     assert sum(expected.values()) == pytest.approx(forward / (2 * seq_len), rel=1e-2)
-    assert flops.training_flops_per_token(Architecture("llama2", sizes), seq_len) == pytest.approx(
+    assert flops.training_flops(Architecture("llama2", sizes), seq_len) == pytest.approx(
         counter.get_total_flops() / (2 * seq_len), rel=1e-2
     )
 
@@ -48,7 +48,7 @@ def test_llama_2_7b_is_six_times_its_parameters_and_the_attention() -> None:
     sizes = dict(vocab=32000, hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, ffn=11008)
     arch = Architecture("llama2", sizes)
     matrices = arch.parameters() - 32000 * 4096 - (2 * 32 + 1) * 4096  # neither the look-up nor the norms
-    assert flops.training_flops_per_token(arch, 4096) == 6 * matrices + 12 * 32 * 4096 * 4096
+    assert flops.training_flops(arch, 4096) == 6 * matrices + 12 * 32 * 4096 * 4096
 
 
 def test_mfu_and_peaks() -> None:
