@@ -60,9 +60,7 @@ class Data(_Section):
     """Where the text is and how it is drawn."""
 
     corpus: str
-    """Path prefix of the indexed token files (PREFIX.bin and PREFIX.idx), as tools/prepare_data.py wrote them."""
-    tokenizer: str
-    """Folder of the tokenizer that encoded the corpus."""
+    """Folder of a prepared corpus: tokens and the tokenizer that encoded them, as tools/prepare_data.py makes it."""
     validation_fraction: Fraction = 0.01
     """Share of the documents that are never trained on."""
     window: Positive = 1024

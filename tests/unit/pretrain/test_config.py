@@ -15,7 +15,7 @@ from pretrain.errors import UserError
 DOCUMENT: dict[str, Any] = {
     "name": "test",
     "seed": 7,
-    "data": {"corpus": "data/x", "tokenizer": "data/tokenizer"},
+    "data": {"corpus": "data/x"},
     "model": {"head_dim": 16},
     "train": {"seq_len": 64, "global_batch": 8, "tokens": 10_000, "lr": 1e-3},
     "stages": [
