@@ -6,6 +6,7 @@ from pretrain.checkpoint.find import Found, check, find, restore, step_folder, v
 from pretrain.checkpoint.flat import flat_boxes, flat_range
 from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State
 from pretrain.checkpoint.reader import Reader
+from pretrain.checkpoint.stream import write_checkpoint
 from pretrain.checkpoint.writer import Source, Writer
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "restore",
     "step_folder",
     "verify_all",
+    "write_checkpoint",
 ]

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from growth.box import Box
+from pretrain.checkpoint.comm import in_words
 from pretrain.checkpoint.manifest import FileRecord
 from pretrain.checkpoint.writer import Writer, check_content
-from pretrain.errors import UserError
 
 Tensors = Mapping[str, Sequence[tuple[str, Box, torch.Tensor]]]
 
@@ -90,12 +90,3 @@ class Write:
     def _fail(self, error: Exception) -> None:
         """Kept for later: it is raised on every rank, when all are done."""
         self.failure, self.cause = in_words(error, self._writer.folder), error
-
-
-def in_words(error: Exception, where: Path) -> str:
-    """An exception as a part of a message."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or where}: {error.strerror or error}"
-    return f"{type(error).__name__}: {error}"

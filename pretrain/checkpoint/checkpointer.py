@@ -2,22 +2,19 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.distributed import ProcessGroup
 
 from pretrain.checkpoint.atomic import Lock
-from pretrain.checkpoint.background import Snapshot, Tensors, Write, in_words
-from pretrain.checkpoint.comm import Comm
+from pretrain.checkpoint.background import Snapshot, Tensors, Write
+from pretrain.checkpoint.comm import Comm, in_words
 from pretrain.checkpoint.commit import begin, commit, move_aside, retain
 from pretrain.checkpoint.find import check, step_folder, steps, verify_all
 from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State, plain
 from pretrain.errors import UserError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Checkpointer:
         self._pending: _Pending | None = None
         self._reports: list[SaveReport] = []
         self._lock: Lock | None = None
-        self._first(self._open)
+        self._comm.on_first(self._open)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -119,7 +116,7 @@ class Checkpointer:
             frozen = fields.frozen()  # training goes on and may change them
             return begin(path)
 
-        partial = self._first(prepare)
+        partial = self._comm.on_first(prepare)
         write = Write(partial, self._comm.rank, dict(fields.shapes))
         if self._snapshot:
             write.start(tensors, self._snapshot)
@@ -161,25 +158,11 @@ class Checkpointer:
         write = pending.write
         told = self._comm.to_first((write.records, write.failure))
         try:
-            manifest_hash, size, removed = self._first(lambda: self._commit(pending, told))
+            manifest_hash, size, removed = self._comm.on_first(lambda: self._commit(pending, told))
         except UserError as error:
             raise error from error.__cause__ or write.cause
         stalled = pending.stalled + time.monotonic() - begun
         return SaveReport(pending.path, pending.step, manifest_hash, False, size, write.seconds, stalled, removed)
-
-    def _first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on every rank; its failure is a UserError on every rank (collective)."""
-        result: Any = None
-        failure, cause = "", None
-        if self._comm.rank == 0:
-            try:
-                result = work()
-            except Exception as error:  # told to the other ranks, then raised
-                failure, cause = in_words(error, self.root), error
-        result, failure = self._comm.from_first((result, failure))
-        if failure:
-            raise UserError(failure) from cause
-        return result
 
     def _open(self) -> None:
         try:
@@ -197,15 +180,15 @@ class Checkpointer:
             except CorruptCheckpoint as error:
                 return None, str(error)
 
-        manifest, problem = self._first(look)
+        manifest, problem = self._comm.on_first(look)
         if manifest:
             names = sorted(manifest.files)[self._comm.rank :: self._comm.world]
             told = self._comm.to_first(verify_all(path, names))
-            problem = self._first(lambda: "; ".join(p for problems in told for p in problems))
+            problem = self._comm.on_first(lambda: "; ".join(p for problems in told for p in problems))
         if problem:
-            self._first(lambda: move_aside(path, problem))
+            self._comm.on_first(lambda: move_aside(path, problem))
             return None
-        if manifest and self._first(lambda: _identity(fields) != _identity(manifest)):
+        if manifest and self._comm.on_first(lambda: _identity(fields) != _identity(manifest)):
             raise UserError(
                 f"{path} is there already, intact and of another state than this run's step {manifest.step}: "
                 "move it away if this run is to go on from an earlier checkpoint"

@@ -1,9 +1,13 @@
 """What a save needs of torch.distributed, or of one process without it."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from pretrain.errors import UserError
 
 T = TypeVar("T")
 
@@ -33,11 +37,34 @@ class Comm:
         dist.gather_object(value, values, group=self.group, group_dst=0)
         return values or []
 
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; its failure is a UserError on every rank."""
+        result: Any = None
+        failure, cause = "", None
+        if self.rank == 0:
+            try:
+                result = work()
+            except Exception as error:  # told to the other ranks, then raised
+                failure, cause = in_words(error), error
+        result, failure = self.from_first((result, failure))
+        if failure:
+            raise UserError(failure) from cause
+        return result
+
     def all_true(self, flag: bool) -> bool:
-        """Whether the flag is set on every rank; the cheapest of the three."""
+        """Whether the flag is set on every rank; the cheapest of these."""
         if self.world == 1:
             return flag
         device = torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
         least = torch.tensor([int(flag)], device=device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self.group)
         return bool(least.item())
+
+
+def in_words(error: Exception, where: Path | str = "checkpoint") -> str:
+    """An exception as a part of a message; `where` stands in for a file that it does not name."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or where}: {error.strerror or error}"
+    return f"{type(error).__name__}: {error}"

@@ -133,16 +133,7 @@ def restore(root: Path, load: Callable[[Reader], None], group: ProcessGroup | No
     comm = Comm(group)
     bad: dict[Path, str] = {}
     while True:
-        found: Found | None = None
-        failure = ""
-        if comm.rank == 0:
-            try:
-                found = find(root, bad)
-            except (UserError, OSError) as problem:
-                failure = str(problem)
-        found, failure = comm.from_first((found, failure))
-        if found is None:
-            raise UserError(failure)
+        found = comm.on_first(lambda: find(root, bad))
         if found.path is None:
             if found.skipped:
                 lines = "\n".join(f"  {path.name}: {reason}" for path, reason in found.skipped)

@@ -33,6 +33,10 @@ class Writer:
         self.folder = folder
         self.rank = rank
 
+    def file_name(self, kind: str) -> str:
+        """The file of a kind."""
+        return f"{kind}-{self.rank:05}.safetensors"
+
     def write(
         self,
         kind: str,
@@ -59,7 +63,7 @@ class Writer:
             header[key] = {"dtype": "F32", "shape": box.shape, "data_offsets": [offsets[-1], end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        name = f"{kind}-{self.rank:05}.safetensors"
+        name = self.file_name(kind)
         out = BlockWriter(self.folder / name)
         try:
             out.write(memoryview(len(text).to_bytes(8, "little") + text))
