@@ -17,7 +17,7 @@ from pretrain.config import Curriculum, Stage, to_yaml
 from pretrain.data.corpus import Corpus
 from pretrain.data.stream import Stream
 from pretrain.distributed import agreed, layout_of, world_size
-from pretrain.flops import training_flops_per_token
+from pretrain.flops import training_flops
 from pretrain.metrics import Metrics
 from pretrain.schedule import Schedule
 from pretrain.start import finish_event, start
@@ -57,7 +57,7 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     )
     schedule = Schedule(t.lr, t.tokens, t.warmup_tokens, t.min_lr, t.schedule)
     batch_tokens = t.global_batch * t.seq_len
-    batch_flops = training_flops_per_token(state.arch, t.seq_len) * batch_tokens
+    batch_flops = training_flops(state.arch, t.seq_len) * batch_tokens
     mine = slice(engine.dp_rank * t.global_batch // layout.dp, (engine.dp_rank + 1) * t.global_batch // layout.dp)
 
     comm = Comm()
