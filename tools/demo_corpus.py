@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pretrain.errors import UserError
 
-VERSE_NUMBER = re.compile(r"(^|\s)\d+\. ")
+VERSE_NUMBER = re.compile(r"(^|\s)\d+\.(?: |(?=\())")
 
 
 def chapters() -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDS = 6
+ROUNDS = 8
 
 
 def permuted(index: NDArray[np.integer], size: int, *key: object) -> NDArray[np.int64]:

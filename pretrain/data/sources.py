@@ -43,7 +43,7 @@ class Source:
         return {"kind": kind, **option, "files": [_fingerprint(file) for file in self.files]}
 
     def batches(self, skip: int = 0) -> Iterator[list[str]]:
-        """The documents from row ``skip`` on, some at a time. A row can be empty."""
+        """The documents from row ``skip`` on, some at a time; "" for a row without text."""
         import datasets  # half a second, and not needed to show --help
 
         datasets.disable_progress_bars()
@@ -61,7 +61,7 @@ class Source:
                 texts = batch[self._column]
                 if not all(text is None or isinstance(text, str) for text in texts):
                     raise UserError(f"column {self._column!r} of {self.files[0]} is not text: give --text-key")
-                yield [text or "" for text in texts]
+                yield ["" if text is None or text.isspace() else text for text in texts]
         except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
             raise UserError(
                 f"cannot read {self.files[0]}{' and others' if len(self.files) > 1 else ''}: {error}"

@@ -47,7 +47,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping; ``bytes``: int64 [n], bytes of the targets."""
+    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping; ``bytes``: int64 [n], of the targets."""
 
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]

@@ -1,6 +1,7 @@
 """Trains the kind of SentencePiece model that Cambium grows: BPE with byte fallback."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 
 from sentencepiece import SentencePieceTrainer, set_random_generator_seed
@@ -37,6 +38,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 1) -> 
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if limit := re.search(r"value <= (\d+)", str(error)):
+            raise UserError(
+                f"this text has enough different words for {limit[1]} pieces, not for {vocab_size}: give --vocab-size"
+            ) from error
         raise UserError(f"could not train a tokenizer of {vocab_size} pieces on this text: {error}") from error
     return model.getvalue()
 

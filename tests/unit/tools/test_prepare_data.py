@@ -1,0 +1,31 @@
+"""The command line: what it prints, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.data.corpus import Corpus
+from tools.prepare_data import main
+
+
+def test_run_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A corpus, its description as text and as JSON; the second run says that it is there."""
+    (tmp_path / "x.txt").write_text(
+        "\n\n".join(f"It was the {n}th of the best times, and the worst." for n in range(200))
+    )
+    command = [str(tmp_path / "x.txt"), "--output", str(tmp_path / "out"), "--vocab-size", "300"]
+    assert main(command) == 0
+    assert "200 documents" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == Corpus.open(tmp_path / "out").description
+    assert main(command) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, exit code 2, nothing left under the output's name."""
+    (tmp_path / "x.txt").write_text("")
+    assert main([str(tmp_path / "x.txt"), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no text in")
+    assert not (tmp_path / "out").exists()
