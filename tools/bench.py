@@ -1,0 +1,47 @@
+"""Measures Cambium against yardsticks that are timed in the same run, and prints ratios.
+
+examples:
+  OMP_WAIT_POLICY=passive python tools/bench.py step
+  python tools/bench.py step --hidden 512 --heads 8 --layers 8 --ffn 1408 --precision bf16 --json
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+BENCHMARKS = {
+    "step": "a training step against bare Megatron-core and transformers",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    # Before torch is imported: spinning threads would slow whatever else the machine does, and the steps with it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from growth.errors import GrowthError
+    from pretrain.errors import UserError
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="{" + ",".join(BENCHMARKS) + "}")
+    for name, purpose in BENCHMARKS.items():
+        module = importlib.import_module(f"benchmarks.{name}")
+        command = commands.add_parser(
+            name, help=purpose, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print the figures as JSON")
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        report = options.run(options)
+    except (UserError, GrowthError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.to_json() if options.json else report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

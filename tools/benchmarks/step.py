@@ -1,0 +1,247 @@
+"""A training step of our engine against the same model in plain loops, single steps alternated in one process.
+
+The yardsticks are bare Megatron-core (the same GPTModel, spec and attention) and transformers' LlamaForCausalLM, both
+with torch.optim.AdamW. All see the same weights, batch and gradient clipping, and stay alive side by side: whole runs
+one after the other differ by 20-30 % on a machine that does anything else.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.distributed as dist
+from benchmarks.report import Report, spread
+from torch import Tensor
+from tqdm import tqdm
+
+import growth
+from growth import Architecture
+from pretrain.distributed import join
+from pretrain.errors import UserError
+from pretrain.flops import training_flops
+from pretrain.layout import Layout
+
+CLIP = 1.0  # every contestant clips the norm of its gradients, as training does
+LR = 1e-4
+SAME = {"fp32": 1e-4, "bf16": 2e-2}  # first losses agree to this, relative: rounding of the precision
+
+Step = Callable[[Tensor], float]
+"""One update from token ids [batch, seq_len + 1]; returns the loss in nats per token."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench.py step`."""
+    sizes = parser.add_argument_group("model (LLaMA-2)")
+    for name, value in (("vocab", 8192), ("hidden", 384), ("layers", 6), ("heads", 6), ("ffn", 1024)):
+        sizes.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
+    sizes.add_argument("--kv-heads", type=int, help="key-value heads (default: as many as heads)")
+    sizes.add_argument("--head-dim", type=int, help="default: hidden / heads")
+    parser.add_argument("--batch", type=int, default=4, help="sequences in a step (default: %(default)s)")
+    parser.add_argument("--seq-len", type=int, default=256, help="tokens in a sequence (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=16, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=3, help="rounds before them (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="OpenMP threads of a step (default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Alternate the steps and report each contestant's time and its ratio to ours, round by round.
+
+    Raises UserError when the losses of the first step differ: then the contestants are not the same model.
+    """
+    arch = _architecture(options)
+    torch.set_num_threads(options.threads)
+    alone = not dist.is_initialized()
+    if alone:
+        join()
+    try:
+        return _run(options, arch)
+    finally:
+        if alone:
+            dist.destroy_process_group()
+
+
+def _architecture(options: argparse.Namespace) -> Architecture:
+    if options.rounds < 1 or options.warm_up < 1:
+        raise UserError("--rounds and --warm-up must be at least 1: the first step of each contestant is not measured")
+    head_dim = options.head_dim or options.hidden // options.heads
+    sizes = {
+        "vocab": options.vocab,
+        "hidden": options.hidden,
+        "layers": options.layers,
+        "heads": options.heads,
+        "kv_heads": options.kv_heads or options.heads,
+        "head_dim": head_dim,
+        "ffn": options.ffn,
+    }
+    return Architecture("llama2", sizes)
+
+
+def _run(options: argparse.Namespace, arch: Architecture) -> Report:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(arch.sizes["vocab"], (options.batch, options.seq_len + 1), generator=generator)
+    contestants = _contestants(arch, options)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = tokens.to(device)
+
+    def timed(step: Step) -> tuple[float, float]:
+        _synchronize(device)
+        begun = time.perf_counter()
+        loss = step(tokens)
+        _synchronize(device)
+        return time.perf_counter() - begun, loss
+
+    losses = {name: timed(step)[1] for name, step in contestants.items()}
+    ours = losses["cambium"]
+    for name, loss in losses.items():
+        if not abs(loss - ours) <= SAME[options.precision] * abs(ours):
+            raise UserError(f"the first loss of {name} is {loss} and ours {ours}: not the same model, so no benchmark")
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    rounds = options.warm_up - 1 + options.rounds
+    for number in tqdm(range(rounds), desc="rounds", disable=None, leave=False):
+        # Each round begins with another contestant: none always runs in the wake of the same one.
+        order = list(contestants)
+        shift = number % len(order)
+        for name in order[shift:] + order[:shift]:
+            taken, _ = timed(contestants[name])
+            if number >= options.warm_up - 1:
+                seconds[name].append(taken)
+    return _report(options, arch, device, seconds, losses)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, Step]:
+    """Name -> step of every contestant, all with the same weights."""
+    from pretrain.engine import Adam, Engine
+    from pretrain.model import build
+    from pretrain.model.build import Numerics
+    from pretrain.state import Birth, Progress, State, fill, publish
+
+    layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
+    engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
+    plan = growth.initial(arch, seed=0, init_std=0.02)
+    fill(engine, plan, None)
+    publish(engine, State(arch, plan.generations(), (Birth(0, "bench", 0),), Progress(), None))
+
+    (bare,) = build.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
+    with torch.no_grad():
+        for mine, theirs in zip(bare.parameters(), engine.chunks[0].parameters(), strict=True):
+            mine.copy_(theirs)
+
+    weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
+    return {
+        "cambium": lambda tokens: engine.train_step(tokens, LR).loss,
+        "bare megatron-core": _bare_step(bare, options.seq_len),
+        "transformers": _transformers_step(arch, weights, numerics.dtype, options),
+    }
+
+
+def _no_read(kind: str, name: str, box: growth.Box) -> Tensor:
+    raise AssertionError(f"a growth from nothing reads {kind} of {name} {box}")
+
+
+def _plain_update(model: torch.nn.Module) -> Callable[[Tensor], float]:
+    """What a plain training loop does with a loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+
+    def update(loss: Tensor) -> float:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return update
+
+
+def _bare_step(model: torch.nn.Module, seq_len: int) -> Step:
+    model.train()
+    update = _plain_update(model)
+    position_S = torch.arange(seq_len, device=next(model.parameters()).device)
+
+    def step(tokens: Tensor) -> float:
+        inputs_BS, labels_BS = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        return update(model(inputs_BS, position_S.expand_as(inputs_BS), None, labels=labels_BS).float().mean())
+
+    return step
+
+
+def _transformers_step(
+    arch: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, options: argparse.Namespace
+) -> Step:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    s = arch.sizes
+    config = LlamaConfig(
+        vocab_size=s["vocab"],
+        hidden_size=s["hidden"],
+        num_hidden_layers=s["layers"],
+        num_attention_heads=s["heads"],
+        num_key_value_heads=s["kv_heads"],
+        head_dim=s["head_dim"],
+        intermediate_size=s["ffn"],
+        rms_norm_eps=arch.scalars["norm_eps"],
+        max_position_embeddings=options.seq_len,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(dict(weights))
+    model.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).train()
+    update = _plain_update(model)
+
+    def step(tokens: Tensor) -> float:
+        labels_BS = tokens[:, 1:].contiguous()
+        # shift_labels: the labels are shifted here, as the others' are; transformers would drop the last one.
+        return update(model(input_ids=tokens[:, :-1], labels=labels_BS, shift_labels=labels_BS).loss)
+
+    return step
+
+
+def _report(
+    options: argparse.Namespace,
+    arch: Architecture,
+    device: torch.device,
+    seconds: Mapping[str, list[float]],
+    losses: Mapping[str, float],
+) -> Report:
+    tokens = options.batch * options.seq_len
+    flops = training_flops(arch, options.seq_len) * tokens
+    rows = []
+    for name, times in seconds.items():
+        ratio, low, high = spread([theirs / ours for theirs, ours in zip(times, seconds["cambium"], strict=True)])
+        median, *_ = spread(times)
+        rows.append(
+            {
+                "contestant": name,
+                "ms_per_step": 1e3 * median,
+                "tokens/s": tokens / median,
+                "model_GFLOP/s": flops / median / 1e9,
+                "its_time/ours": ratio,
+                "quartiles": f"{low:.3f} .. {high:.3f}",
+                "first_loss": losses[name],
+            }
+        )
+    settings = {
+        "parameters": arch.parameters(),
+        **arch.sizes,
+        "batch": options.batch,
+        "seq_len": options.seq_len,
+        "precision": options.precision,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": options.threads,
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "rounds": options.rounds,
+    }
+    notes = [
+        "its time/ours: median over rounds of the ratio within a round; above 1 it is slower than our engine.",
+        "Our engine keeps fp32 masters; under bf16 the plain loops update their bf16 weights, which is less work.",
+    ]
+    return Report("Training step, single steps alternated", settings, rows, notes)
