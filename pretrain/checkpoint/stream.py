@@ -15,12 +15,13 @@ from growth.box import Box
 from pretrain.checkpoint.atomic import Lock, write_file
 from pretrain.checkpoint.comm import Comm, in_words
 from pretrain.checkpoint.commit import commit, partial_of
-from pretrain.checkpoint.find import step_of
+from pretrain.checkpoint.find import check, step_of
 from pretrain.checkpoint.manifest import FileRecord, Manifest, ManifestFields, StoredFile, canonical
 from pretrain.checkpoint.writer import Writer
 from pretrain.errors import UserError
 
 SHARD = 4 << 30  # bytes
+IDENTITY = "identity.json"
 
 Read = Callable[[str, str, Box], torch.Tensor]
 """(kind, tensor, box) -> the fp32 content of the box."""
@@ -54,17 +55,27 @@ def write_checkpoint(
     work, partial = _work_of(path), partial_of(path)
     lock: Lock | None = None
 
-    def prepare() -> None:
+    def prepare() -> Manifest | None:
         nonlocal lock
         fields.frozen()
+        mark = work / IDENTITY
+        same = mark.exists() and mark.read_bytes() == canonical(identity)
         if path.exists():
-            raise UserError(f"{path} is there already: remove it, or choose another name")
+            _tidy(work)
+            if not same:
+                raise UserError(f"{path} is there already: remove it, or choose another name")
+            return check(path)  # was stopped in its tidying
         work.mkdir(parents=True, exist_ok=True)
         lock = Lock(work / "lock")
-        _go_on_or_begin(work, partial, canonical(identity))
+        if not same:
+            _begin(work, partial, canonical(identity))
+        partial.mkdir(exist_ok=True)
+        return None
 
     try:
-        comm.on_first(prepare)
+        finished = comm.on_first(prepare)
+        if finished:
+            return finished
         records, failure, cause = [], "", None
         mine = shards[comm.rank :: comm.world]
         total = sum(4 * prod(fields.shapes[name]) for _, _, names in mine for name in names)
@@ -91,13 +102,21 @@ def _finish(path: Path, step: int, fields: ManifestFields, told: list[tuple[list
         raise UserError(f"{path} is not complete. {'; '.join(failures)}. Run it again to go on where it stopped.")
     manifest = Manifest.build(step, fields, [record for records, _ in told for record in records])
     commit(manifest, partial_of(path), path)
-    shutil.rmtree(_work_of(path))
+    _tidy(_work_of(path))
     return manifest
 
 
 def _work_of(path: Path) -> Path:
     """What is known about an unfinished checkpoint: identity, lock, and a record for each finished file."""
     return path.with_name(f".{path.name}.progress")
+
+
+def _tidy(work: Path) -> None:
+    """Removes what was known about a checkpoint that is complete; the identity last, so that it can go on with that."""
+    for file in work.glob("*"):
+        if file.name != IDENTITY:
+            file.unlink()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _shards(kinds: list[str], shapes: Mapping[str, Any], shard_bytes: int) -> list[tuple[str, int, list[str]]]:
@@ -117,15 +136,12 @@ def _shards(kinds: list[str], shapes: Mapping[str, Any], shard_bytes: int) -> li
     return shards
 
 
-def _go_on_or_begin(work: Path, partial: Path, identity: bytes) -> None:
-    """Keeps finished files of the same work, removes those of any other."""
-    mark = work / "identity.json"
-    if not (mark.exists() and mark.read_bytes() == identity):
-        shutil.rmtree(partial, ignore_errors=True)
-        for record in work.glob("*.safetensors.json"):
-            record.unlink()
-        write_file(mark, identity)
-    partial.mkdir(exist_ok=True)
+def _begin(work: Path, partial: Path, identity: bytes) -> None:
+    """Forgets what other work left unfinished under this name."""
+    shutil.rmtree(partial, ignore_errors=True)
+    for record in work.glob("*.safetensors.json"):
+        record.unlink()
+    write_file(work / IDENTITY, identity)
 
 
 def _shard(

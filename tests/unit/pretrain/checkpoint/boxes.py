@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
@@ -76,3 +77,12 @@ def entries(
         ]
         for kind, tensors in content.items()
     }
+
+
+def flip(path: Path, byte: int) -> None:
+    """Flips one bit of a file."""
+    with open(path, "r+b") as file:
+        file.seek(byte)
+        value = file.read(1)[0]
+        file.seek(byte)
+        file.write(bytes([value ^ 4]))
