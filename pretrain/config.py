@@ -36,6 +36,7 @@ SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "log")
 """The sections that may stand at the top of a file as defaults of every stage."""
 
 RESUMABLE = (
+    "data.corpus",
     "parallel",
     "train.tokens",
     "train.micro_batch",
@@ -46,7 +47,8 @@ RESUMABLE = (
     "checkpoint",
     "log",
 )
-"""What may differ when a stage is resumed. Everything else is part of what the checkpoint is."""
+"""What may differ when a stage is resumed (the cursor makes sure that a corpus elsewhere is the same one). Everything
+else is part of what the checkpoint is."""
 
 
 class _Section:
@@ -61,7 +63,7 @@ class Data(_Section):
 
     corpus: str
     """Folder of a prepared corpus: tokens and the tokenizer that encoded them, as tools/prepare_data.py makes it."""
-    validation_fraction: Fraction = 0.01
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the documents that are never trained on."""
     window: Positive = 1024
     """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
