@@ -79,7 +79,6 @@ def _quiet(rank: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("pretrain").setLevel(logging.INFO if rank == 0 else logging.ERROR)
     warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
 
 import deepspeed  # noqa: E402
-import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
@@ -29,6 +30,8 @@ from pretrain.model import build  # noqa: E402
 from pretrain.model.build import Numerics  # noqa: E402
 from pretrain.optimizer import AdamW, Segment  # noqa: E402
 
+# It warns of every optimizer that is not its own.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # On the CPU DeepSpeed would compile a shared-memory all-reduce at the first start; gloo needs no compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

@@ -41,7 +41,7 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     t = stage.train
     layout = layout_of(stage, world_size())
     corpus = Corpus.open(stage.data.corpus)
-    checkpointer = Checkpointer(folder / "checkpoints", keep_last=stage.checkpoint.keep)
+    corpus.tokenizer.legal(stage.model.vocab)
 
     began = time.monotonic()
     engine, state = start(curriculum, stage, layout, corpus)
@@ -60,6 +60,7 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     batch_flops = training_flops(state.arch, t.seq_len) * batch_tokens
     mine = slice(engine.dp_rank * t.global_batch // layout.dp, (engine.dp_rank + 1) * t.global_batch // layout.dp)
 
+    checkpointer = Checkpointer(folder / "checkpoints", keep_last=stage.checkpoint.keep)
     comm = Comm()
     if comm.rank == 0:
         (folder / "config.yaml").write_text(to_yaml(stage))
