@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import growth
-from growth import Architecture, Generations, Plan
+from growth import Architecture
 from growth.certificate import Certificate
 from pretrain.checkpoint import Reader, find, is_done, restore
 from pretrain.checkpoint.atomic import write_file
@@ -25,32 +25,10 @@ from pretrain.errors import UserError
 from pretrain.event import certify, judge, old_logits
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
+from pretrain.planning import grown, plan_of
 from pretrain.state import Birth, Progress, State, fill, publish
 
 log = logging.getLogger(__name__)
-
-
-def target(stage: Stage) -> Architecture:
-    """The architecture that a stage asks for, with the scalars that a stage without a parent starts from.
-
-    Raises UserError for sizes that do not fit together.
-    """
-    m = stage.model
-    sizes = {k: getattr(m, k) for k in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")}
-    scalars = {"norm_eps": m.norm_eps, "softmax_scale": m.head_dim**-0.5, "rope_theta": m.rope_theta}
-    return Architecture(m.family, sizes, scalars)
-
-
-def plan_of(curriculum: Curriculum, stage: Stage, old: Architecture | None, corpus: Corpus) -> Plan:
-    """The plan with which a stage starts: from its parent's architecture, or from nothing."""
-    new, index = target(stage), [s.name for s in curriculum.stages].index(stage.name)
-    seed = stage.seed + (index << 32)
-    if old is None:
-        return growth.initial(new, seed, stage.model.init_std)
-    pieces = corpus.tokenizer.new_pieces(old.sizes["vocab"], new.sizes["vocab"])
-    return growth.between(
-        old, new, stage.grow.policy(), seed=seed, init_std=stage.model.init_std, pieces=pieces
-    )
 
 
 def _engine(arch: Architecture, layout: Layout, stage: Stage) -> Engine:
@@ -101,7 +79,7 @@ def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tup
 
 
 def _begin(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus) -> tuple[Engine, State]:
-    plan = plan_of(curriculum, stage, None, corpus)
+    plan = plan_of(curriculum, stage, None, corpus.tokenizer)
     engine = _engine(plan.new, layout, stage)
     state = State(plan.new, plan.generations(), (Birth(0, stage.name, 0),), Progress(), None)
     fill(engine, plan, None)
@@ -115,7 +93,7 @@ def _grow(
     folder = curriculum.folder / parent.name
     root = folder / "checkpoints"
     manifest = agreed(lambda: _finished(folder, parent, curriculum))
-    plan = plan_of(curriculum, stage, Architecture.from_json(manifest.architecture), corpus)
+    plan = plan_of(curriculum, stage, manifest, corpus.tokenizer)
     assert plan.old is not None
     engine = _engine(plan.new, layout, stage)
     t = stage.train
@@ -136,7 +114,7 @@ def _grow(
         assert plan.old is not None
         if dist.get_rank() == judge(layout):
             logits[:] = [old_logits(reader, plan.old, probe_text)]
-        states[:] = [_grown(reader, plan, stage)]
+        states[:] = [grown(reader, plan, stage)]
         fill(engine, plan, reader)
 
     def reload() -> None:
@@ -165,29 +143,13 @@ def _grow(
     return engine, replace(states[0], events=(*states[0].events, event))
 
 
-def _grown(reader: Reader, plan: Plan, stage: Stage) -> State:
-    """The state of the parent's checkpoint, grown by the plan."""
-    old = State.from_reader(reader)
-    generations: Generations = plan.generations(old.generations)
-    births = old.births
-    if generations.count > old.generations.count:
-        births = (*births, Birth(old.progress.tokens, stage.name, 0))
-    return State(
-        plan.new,
-        generations,
-        births,
-        old.progress.next_stage(),
-        old.cursor,
-        old.events,
-        {"path": str(reader.path), "hash": reader.manifest.hash},
-    )
-
-
 def _finished(folder: Path, parent: Stage, curriculum: Curriculum) -> Any:
     """The manifest of a finished parent's newest checkpoint."""
     command = f"slurm/stage.sh {curriculum.path} {parent.name}"
     if not is_done(folder):
-        raise UserError(f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}")
+        raise UserError(
+            f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}"
+        )
     manifest = find(folder / "checkpoints").manifest
     if manifest is None:
         raise UserError(
@@ -197,9 +159,9 @@ def _finished(folder: Path, parent: Stage, curriculum: Curriculum) -> Any:
     return manifest
 
 
-def _bits_per_byte(folder: Path) -> float:
-    """What a finished stage's last validation measured."""
-    return json.loads((folder / "DONE").read_text())["validation_bits_per_byte"]
+def _bits_per_byte(folder: Path) -> float | None:
+    """What a finished stage's last validation measured; None of an imported model."""
+    return json.loads((folder / "DONE").read_text()).get("validation_bits_per_byte")
 
 
 def _say_skipped(skipped: tuple[tuple[Path, str], ...]) -> None:
@@ -214,8 +176,11 @@ def finish_event(folder: Path, state: State, bits_per_byte: float, seconds: floa
     bits_per_byte is the validation's with the new vocabulary; seconds is what the start took, certificate included.
     """
     *earlier, event = state.events
-    certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=bits_per_byte)
-    event = {**event, "certificate": certificate.to_json(), "seconds": seconds}
+    certificate: Certificate | str = "no certificate: it was grown offline without one; see tools/verify.py --parent"
+    if event["certificate"]:
+        certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=bits_per_byte)
+        event = {**event, "certificate": certificate.to_json()}
+    event = {**event, "seconds": seconds}
     if dist.get_rank() == 0:
         (folder / "events").mkdir(parents=True, exist_ok=True)
         write_file(folder / "events" / "step-00000000.json", (json.dumps(event, indent=1) + "\n").encode())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from growth import Architecture, Box, Generations, Plan
 from pretrain.checkpoint import KINDS, ManifestFields, Reader
-from pretrain.engine import Engine
+
+if TYPE_CHECKING:
+    from pretrain.engine import Engine  # brings Megatron-core, which the command-line tools do without
 
 
 @dataclass(frozen=True)

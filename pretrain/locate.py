@@ -1,0 +1,52 @@
+"""From what a user names (a checkpoint, a stage's folder or a run's) to the checkpoint that is meant."""
+
+import sys
+from pathlib import Path
+
+from pretrain.checkpoint import Found, check, find, is_done
+from pretrain.checkpoint.find import step_of
+from pretrain.checkpoint.manifest import MANIFEST, Manifest
+from pretrain.errors import UserError
+
+
+def locate(path: Path, finished: bool = False) -> Path:
+    """The checkpoint itself, or the newest one of a stage or of a run that verifies (newer ones are named on stderr).
+
+    finished: of a run, the last stage that is done, if one is; otherwise the newest checkpoint of all stages counts.
+    Raises UserError where there is none, CorruptCheckpoint when the checkpoint that was named is no good.
+    """
+    if (path / MANIFEST).exists() or step_of(path) is not None:
+        check(path)
+        return path
+    for folder in (path, path / "checkpoints"):
+        if any(step_of(p) is not None for p in _folders(folder)):
+            return _newest(find(folder), folder)
+    stages = {p: find(p / "checkpoints") for p in _folders(path) if (p / "checkpoints").is_dir()}
+    good = {stage: found.manifest for stage, found in stages.items() if found.manifest}
+    done = {stage: manifest for stage, manifest in good.items() if is_done(stage)}
+    among = done if finished and done else good
+    if among:
+        last = max(among, key=lambda stage: _age(among[stage]))
+        return _newest(stages[last], last)
+    for stage, found in stages.items():
+        if found.skipped:
+            return _newest(found, stage)  # raises, and says what is wrong with them
+    what = "no checkpoint in it" if path.is_dir() else "no such folder"
+    raise UserError(f"{path}: {what}: name a checkpoint (runs/NAME/STAGE/checkpoints/step-...), a stage or a run")
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def _age(manifest: Manifest) -> tuple[int, int, int]:
+    """Later in a run is larger: tokens of the run, then growth events."""
+    return manifest.progress.get("tokens", 0), len(manifest.events), manifest.step
+
+
+def _newest(found: Found, where: Path) -> Path:
+    for path, reason in found.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    if found.path is None:
+        raise UserError(f"{where}: none of its checkpoints verifies")
+    return found.path

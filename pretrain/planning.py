@@ -1,0 +1,73 @@
+"""How a stage will start, worked out without starting anything: its architecture, its growth plan, its first state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import growth
+from growth import Architecture, Plan
+from pretrain.checkpoint import Manifest, Reader
+from pretrain.config import Curriculum, Stage
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import UserError
+from pretrain.state import Birth, State
+
+
+def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, tokenizer: Tokenizer | None) -> Plan:
+    """The plan with which a stage starts: from its parent's checkpoint, or from nothing.
+
+    tokenizer: of the stage's corpus; without one (offline) the vocabulary cannot grow. Raises GrowthError for a plan
+    that is impossible, UserError when the rows of the parent's vocabulary are not in the order of the tokenizer.
+    """
+    new, index = stage.model.architecture(), [s.name for s in curriculum.stages].index(stage.name)
+    seed = stage.seed + (index << 32)
+    if parent is None:
+        return growth.initial(new, seed, stage.model.init_std)
+    old = Architecture.from_json(parent.architecture)
+    rows, wanted = old.sizes["vocab"], new.sizes["vocab"]
+    _check_vocabulary(parent.events, tokenizer, wanted > rows)
+    pieces = None
+    if wanted > rows:
+        if tokenizer is None:
+            raise UserError(f"the vocabulary grows from {rows} to {wanted}, which needs the tokenizer of the corpus")
+        pieces = tokenizer.new_pieces(rows, wanted)
+    return growth.between(old, new, stage.grow.policy(), seed=seed, init_std=stage.model.init_std, pieces=pieces)
+
+
+def _check_vocabulary(events: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None, grows: bool) -> None:
+    """An imported model has the rows of its own tokenizer, in merge-age order or in that of their ids."""
+    for event in events:
+        if "imported" not in event:
+            continue
+        found = event["imported"]["vocabulary"]
+        if found["order"] == "identity" and grows:
+            raise UserError(
+                f"the vocabulary of {event['imported']['name']} cannot grow: {found['reason']}, so its rows are in the "
+                "order of their ids and not of their age; keep model.vocab as it is"
+            )
+        if tokenizer and found["tokenizer"] != tokenizer.hash:
+            raise UserError(
+                f"{tokenizer.name} is not the tokenizer of {event['imported']['name']}, the imported model that this "
+                "stage grows from: prepare the corpus with tools/prepare_data.py --tokenizer and the tokenizer.model "
+                "that the model came with"
+                + (f" (it cannot serve here: {found['reason']})" if found["order"] == "identity" else "")
+            )
+
+
+def grown(reader: Reader, plan: Plan, stage: Stage) -> State:
+    """The state of the parent's checkpoint, grown by the plan."""
+    old = State.from_reader(reader)
+    generations = plan.generations(old.generations)
+    births = old.births
+    if generations.count > old.generations.count:
+        births = (*births, Birth(old.progress.tokens, stage.name, 0))
+    return State(
+        plan.new,
+        generations,
+        births,
+        old.progress.next_stage(),
+        old.cursor,
+        old.events,
+        {"path": str(reader.path), "hash": reader.manifest.hash},
+    )
