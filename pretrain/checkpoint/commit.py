@@ -40,7 +40,7 @@ def commit(manifest: Manifest, partial: Path, path: Path) -> None:
             ) from error
         if size != file.size:
             raise UserError(f"{partial / name} has {size} bytes, and {file.size} were written")
-    with open(partial / MANIFEST, "xb") as out:
+    with open(partial / MANIFEST, "wb") as out:
         out.write(manifest.to_bytes())
         out.flush()
         os.fsync(out.fileno())

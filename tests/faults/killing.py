@@ -18,6 +18,7 @@ from typing import Any
 Say = Callable[[str], None]
 Work = Callable[[Say], None]
 
+NEVER = -1  # counts the lines without a kill
 WATCHED = ("/pretrain/checkpoint/", "/shutil.py", "/pathlib.py")
 
 
@@ -44,8 +45,8 @@ class Child:
         return said[:-1], int(said[-1])
 
 
-def start(work: Work, kill_at: int = -1) -> Child:
-    """Begins the work in a child, which is killed before its watched line number `kill_at`, if that is not negative."""
+def start(work: Work, kill_at: int | None = None) -> Child:
+    """Begins the work in a child, which is killed before its watched line number `kill_at`; None watches none."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -54,12 +55,12 @@ def start(work: Work, kill_at: int = -1) -> Child:
     return Child(pid, reader)
 
 
-def run(work: Work, kill_at: int = -1) -> tuple[list[str], int]:
+def run(work: Work, kill_at: int | None = None) -> tuple[list[str], int]:
     """Does the work in a child; see `start` and `Child.join`."""
     return start(work, kill_at).join()
 
 
-def _child(work: Work, kill_at: int, writer: int) -> None:
+def _child(work: Work, kill_at: int | None, writer: int) -> None:
     lines = 0
 
     def watch(frame: FrameType, event: str, arg: Any) -> Any:
@@ -77,8 +78,9 @@ def _child(work: Work, kill_at: int, writer: int) -> None:
 
     code = 1
     try:
-        threading.settrace(watch)
-        sys.settrace(watch)
+        if kill_at is not None:
+            threading.settrace(watch)
+            sys.settrace(watch)
         work(say)
         sys.settrace(None)
         say(str(lines))

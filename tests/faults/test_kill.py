@@ -12,7 +12,7 @@ from growth.box import Box
 from pretrain.checkpoint import KINDS, Checkpointer, Reader, check, find, restore, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.errors import UserError
-from tests.faults.killing import Say, base_seed, run, start
+from tests.faults.killing import NEVER, Say, base_seed, run, start
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, state
 
 SHAPES = {"a": (300, 500), "b": (7,), "c": ()}
@@ -63,7 +63,7 @@ def test_saves(
     keep_last: int,
     asynchronous: bool,
 ) -> None:
-    _, lines = run(save_steps(tmp_path / "dry", keep_last, asynchronous))
+    _, lines = run(save_steps(tmp_path / "dry", keep_last, asynchronous), NEVER)
     killed = 0
     for seed in seeds(count, capsys, request):
         root = tmp_path / str(seed)
@@ -105,7 +105,7 @@ def test_offline_writes_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, count: int
 ) -> None:
     whole = tmp_path / "whole"
-    _, lines = run(write_offline(whole))
+    _, lines = run(write_offline(whole), NEVER)
     killed = 0
     for seed in seeds(count, capsys, request):
         folder = tmp_path / str(seed)
@@ -147,7 +147,7 @@ def save_as(rank: int, root: Path, store: Path) -> Callable[[Say], None]:
 def test_one_of_two_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, count: int
 ) -> None:
-    dry = [start(save_as(rank, tmp_path / "dry", tmp_path / "dry-store")) for rank in range(2)]
+    dry = [start(save_as(rank, tmp_path / "dry", tmp_path / "dry-store"), NEVER) for rank in range(2)]
     lines = [child.join()[1] for child in dry]
     killed = 0
     for seed in seeds(count, capsys, request):
@@ -155,7 +155,7 @@ def test_one_of_two_ranks(
         victim = draw.randrange(2)
         kill_at = draw.randrange(lines[victim])
         root, store = tmp_path / str(seed), tmp_path / f"{seed}-store"
-        children = [start(save_as(rank, root, store), kill_at if rank == victim else -1) for rank in range(2)]
+        children = [start(save_as(rank, root, store), kill_at if rank == victim else None) for rank in range(2)]
         said = [child.join() for child in children]
         killed += said[victim][1] < 0
         assert said[1 - victim][1] >= 0, f"seed {seed}: the other rank did not end by itself"
