@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import xxhash
@@ -21,14 +21,37 @@ DESCRIPTION = "corpus.json"
 FORMAT_VERSION = 1
 
 
+class AnyTokenizer(Protocol):
+    """What SentencePiece's and WordPiece's tokenizers have in common."""
+
+    @property
+    def size(self) -> int:
+        """Pieces of the full vocabulary."""
+
+    @property
+    def hash(self) -> str:
+        """Of the pieces and their order."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+
+
+T = TypeVar("T", bound=AnyTokenizer)
+
+
 @dataclass(frozen=True)
-class Corpus:
-    """Documents encoded with the full vocabulary of ``tokenizer``; each ends with its eos."""
+class AnyCorpus(Generic[T]):
+    """Documents encoded with the full vocabulary of ``tokenizer``."""
 
     path: Path
-    tokenizer: Tokenizer
+    tokenizer: T
     tokens: IndexedTokens
     description: dict[str, Any]
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path) -> T:
+        """The tokenizer of the corpus's kind."""
+        raise NotImplementedError
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -47,7 +70,7 @@ class Corpus:
             raise UserError(
                 f"{path / DESCRIPTION} has format {description.get('format_version')}, not {FORMAT_VERSION}: {AGAIN}"
             )
-        tokenizer = Tokenizer.load(path / TOKENIZER)
+        tokenizer = cls.load_tokenizer(path / TOKENIZER)
         if description["tokenizer"] != tokenizer.hash:
             raise UserError(f"{path / TOKENIZER} is not the tokenizer of {path / TOKENS}.bin: {AGAIN}")
         tokens = IndexedTokens(path / TOKENS)
@@ -72,6 +95,17 @@ class Corpus:
         """Tells corpora apart: of their tokens and tokenizers, not of the names of files."""
         parts = [self.description[key] for key in ("xxh3_128", "tokenizer", "documents", "tokens")]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
+
+
+class Corpus(AnyCorpus[Tokenizer]):
+    """Documents of SentencePiece pieces; each ends with its eos."""
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path) -> Tokenizer:
+        """Raises UserError if the corpus is one of sentences for BERT."""
+        if (folder / "vocab.txt").exists():
+            raise UserError(f"{folder.parent} is a corpus of sentences for BERT: prepare one without --wordpiece")
+        return Tokenizer.load(folder)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_growth_of_the_vocabulary(
     split = Split(corpus.tokens.documents, VALIDATION, SEED)
     at, place, vocab_before = Position(), 0, 0
     for vocab, length in windows:
-        window = read_window(corpus, split, vocab, at, length)
+        window = read_window(corpus, split, vocab, at, 1, length)
         assert len(window.tokens) == length + 1
         words = [spelling[t] for t in window.tokens]
         back = next(b for b in range(len(words[0])) if reference.startswith(b"".join(words), place - b))
@@ -80,7 +80,7 @@ def test_every_sequence_once(corpus: Corpus) -> None:
     """A window's samples are its sequences in another order, with the bytes of their targets."""
     drawn = stream(corpus).take(8)
     split = Split(corpus.tokens.documents, VALIDATION, SEED)
-    window = read_window(corpus, split, 800, Position(), 8 * 16)
+    window = read_window(corpus, split, 800, Position(), 8, 16)
     sequences = [window.tokens[16 * k : 16 * k + 17].tolist() for k in range(8)]
     sizes = [int(window.bytes_before[16 * k + 17] - window.bytes_before[16 * k + 1]) for k in range(8)]
     order = [sequences.index(sample.tolist()) for sample in drawn.tokens]
