@@ -48,17 +48,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument("--stage", required=True, help="name of the stage")
-    parser.add_argument(
-        "--print-world-size", action="store_true", help="print how many ranks the config asks for (tp * pp * dp), and leave"
-    )
     known, overrides = parser.parse_known_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
     try:
         curriculum = config.load(known.config)
         stage = curriculum.override(curriculum.stage(known.stage), overrides)
-        if known.print_world_size:
-            print(stage.parallel.tp * stage.parallel.pp * (stage.parallel.dp or 1))
-            return 0
         _quiet(rank)
         from pretrain.distributed import join, layout_of, world_size
 
