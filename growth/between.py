@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import GrowthError
-from growth.operators import AXES, OPERATORS, Operator
+from growth.operators import AXES, OPERATORS, Operator, default
 from growth.plan import Plan, merge
+from growth.recipe import DEFAULT_MOMENTS, Moments
 from growth.step import Step
-
-DEFAULTS = {"layers": "identity", "hidden": "zero", "heads": "zero", "ffn": "zero", "vocab": "random"}
 
 
 def between(
@@ -26,41 +26,62 @@ def between(
     """The plan that grows `old` to the sizes of `new`.
 
     `policy` names for each axis an operator, or a mapping {"operator": name, option: value, ...}; axes that do not
-    grow ignore theirs. The scalars of `new` are not used: they follow from those of `old` and the operators, and the
-    plan's `new` holds them. `pieces` are the old ids that spell each new token, for the vocabulary.
-    Raises GrowthError for another family, a shrinking axis, an unknown policy, and what an operator cannot do.
+    grow ignore theirs. Its key "moments" is "transform", "copy" or "reset", or a mapping of "old" and "new" to these.
+    The scalars of `new` are not used: they follow from those of `old` and the operators, and the plan's `new` holds
+    them. `pieces` are the old ids that spell each new token, for the vocabulary.
+    Raises GrowthError for another family, an unknown policy, an axis that shrinks without an operator that was named
+    for it, and what an operator cannot do.
     """
     if new.family != old.family:
         raise GrowthError(f"a {old.family} cannot grow into a {new.family}: keep the parent's family")
-    chosen = {key: _choose(key, value) for key, value in {**DEFAULTS, **(policy or {})}.items()}
-    for axis, size in new.sizes.items():
-        if size < old.sizes[axis]:
-            raise GrowthError(
-                f"{axis} would shrink from {old.sizes[axis]} to {size}: a stage keeps or grows every axis; "
-                f"set {axis} to at least {old.sizes[axis]}"
-            )
+    given = dict(policy or {})
+    moments = _moments(given.pop("moments", {}))
+    chosen = {key: _choose(key, value, old) for key, value in given.items()}
     arch, steps = old, list[Step]()
     for key, axes in AXES.items():
         target = {axis: new.sizes[axis] for axis in axes if axis in new.sizes}
         if all(arch.sizes[axis] == size for axis, size in target.items()):
             continue
-        if key not in chosen:
-            raise GrowthError(
-                f"{key} cannot grow from {arch.sizes[key]} to {target[key]}: no operator changes it; keep {key} at "
-                f"{arch.sizes[key]}"
-            )
-        operator, options = chosen[key]
+        operator, options = chosen.get(key) or _choose(key, {}, old)
+        for axis, size in target.items():
+            _check_direction(operator, axis, arch.sizes[axis], size)
         steps.append(operator(arch, target, options, {"seed": seed, "pieces": pieces}))
         arch = steps[-1].new
-    return Plan(old, arch, merge(tuple(steps)), seed, init_std)
+    if remaining := [axis for axis in new.sizes if arch.sizes[axis] != new.sizes[axis]]:
+        axis = remaining[0]
+        raise GrowthError(
+            f"{axis} is {old.sizes[axis]} in every {old.family} of this lineage: keep it, not {new.sizes[axis]}"
+        )
+    return Plan(old, arch, merge(tuple(replace(s, moments=moments) for s in steps)), seed, init_std)
 
 
-def _choose(key: str, value: Any) -> tuple[Operator, dict[str, Any]]:
-    if key not in OPERATORS or not OPERATORS[key]:
-        known = ", ".join(k for k, found in OPERATORS.items() if found)
-        raise GrowthError(f"a growth policy has no key {key!r}: its keys are {known}")
+def _check_direction(operator: Operator, axis: str, old: int, new: int) -> None:
+    if new < old and not operator.shrinks:
+        shrinking = [o.name for o in OPERATORS[operator.key].values() if o.shrinks]
+        way = f", or name the operator {' or '.join(shrinking)}" if shrinking else ""
+        raise GrowthError(
+            f"{axis} would shrink from {old} to {new}: a stage keeps or grows every axis; set {axis} to at least "
+            f"{old}{way}"
+        )
+    if new > old and operator.shrinks:
+        raise GrowthError(f"{axis}: {old} to {new} grows, but {operator.name} makes it smaller: name another operator")
+
+
+def _moments(value: Any) -> Moments:
+    if isinstance(value, str):
+        return Moments(value, "reset" if value == "reset" else DEFAULT_MOMENTS.new)  # type: ignore[arg-type]
+    if not isinstance(value, Mapping) or set(value) - {"old", "new"}:
+        raise GrowthError(
+            f"moments is {value!r}: choose transform, copy or reset, or a mapping of old and new to these"
+        )
+    return Moments(**value)
+
+
+def _choose(key: str, value: Any, arch: Architecture) -> tuple[Operator, dict[str, Any]]:
+    if key not in OPERATORS:
+        raise GrowthError(f"a growth policy has no key {key!r}: its keys are {', '.join(OPERATORS)}, moments")
     options = dict(value) if isinstance(value, Mapping) else {"operator": value}
-    name = options.pop("operator", DEFAULTS.get(key))
+    name = options.pop("operator", default(arch.table, key))
     if name not in OPERATORS[key]:
         raise GrowthError(f"{key}: there is no operator {name!r}: choose one of {', '.join(OPERATORS[key])}")
     return OPERATORS[key][name], options

@@ -86,5 +86,11 @@ def _axis(m: AxisMap, role: str, spec: TensorSpec) -> str:
                 text += " x " + (", " if len(factors) < 4 else "..").join(f"{f:.6g}" for f in shown)
             parts.append(text)
     if not made.all():
-        parts.append(f"{int((~made).sum())} new {'zero' if m.starts_at_zero(role) else spec.init}")
-    return " + ".join(parts)
+        mixed = ~made & (m.mix >= 0) if m.mixes_of(role) is not None else np.zeros_like(made)
+        fresh = ~made & ~mixed
+        if mixed.any():
+            parts.append(f"{int(mixed.sum())} linear combinations")
+        if fresh.any():
+            parts.append(f"{int(fresh.sum())} new {'zero' if m.starts_at_zero(role) else spec.init}")
+    noise = f", relative noise {m.noise:g}" if m.noise and role == "read" else ""
+    return " + ".join(parts) + noise

@@ -8,148 +8,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 
 from growth import philox
-from growth.architecture import Architecture, LogicalTensor
+from growth.architecture import LogicalTensor
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.family import Dim
-from growth.maps import AxisMap, Bools, Floats, Ints, LayerMap
+from growth.maps import Ints
+from growth.recipe import DimMap, Recipe, Source
 
 Read = Callable[[str, str, Box], torch.Tensor]
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
 _MAX_REGIONS = 2048  # more runs than this are gathered index by index
-
-
-@dataclass(frozen=True)
-class DimMap:
-    """The map of one dimension of a tensor on the indices start..stop: the Kronecker product of its axes' maps."""
-
-    source: Ints  # [n, K], -1 for none
-    factor: Floats  # [n, K]
-    zero: Bools  # [n]: an index without a source that is zero
-    whole: int  # the old size of the dimension; sources from there on are rows of `mixes`
-    mixes: Floats  # [M, whole]
-
-    @property
-    def span(self) -> tuple[int, int] | None:
-        """The smallest range of old indices that holds every source, or None without one."""
-        used = self.source[self.source >= 0]
-        if used.size and used.max() >= self.whole:
-            return 0, self.whole
-        return (int(used.min()), int(used.max()) + 1) if used.size else None
-
-    def runs(self) -> list[tuple[int, int, int, float, bool]]:
-        """(start, stop, source or -1, factor, zero) of the maximal runs; only for K = 1."""
-        src, factor = self.source[:, 0], self.factor[:, 0]
-        same = (src[1:] == src[:-1] + 1) & (src[:-1] >= 0) & (factor[1:] == factor[:-1])
-        same |= (src[1:] < 0) & (src[:-1] < 0) & (self.zero[1:] == self.zero[:-1])
-        edges = [0, *(np.flatnonzero(~same) + 1).tolist(), len(src)]
-        return [(a, b, int(src[a]), float(factor[a]), bool(self.zero[a])) for a, b in itertools.pairwise(edges)]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One old tensor that a box is made of, times a factor, and the region of it that is needed."""
-
-    name: str
-    box: Box
-    factor: float
-
-
-def dim_map(dim: Dim, old: Architecture, maps: dict[str, AxisMap], start: int, stop: int, kind: str) -> DimMap:
-    """The map of the new indices start..stop of a dimension, for weights or for a moment (where born is zero)."""
-    parts = [maps.get(axis) or AxisMap.identity(axis, old.sizes[axis]) for axis in dim.axes]
-    index = np.arange(start, stop)
-    source: Ints = np.zeros((len(index), 1), dtype=np.int64)
-    factor: Floats = np.ones((len(index), 1))
-    zero = np.zeros(len(index), dtype=bool)
-    stride = prod(part.new for part in parts)
-    for part in parts:
-        stride //= part.new
-        i = index // stride % part.new
-        src = part.source[i]
-        if kind != "weight":
-            src = np.where(part.born[i, None] | (src >= part.old), -1, src)
-        none = (source[:, :, None] < 0) | (src[:, None, :] < 0)
-        joint = source[:, :, None] * part.old + src[:, None, :]
-        source = np.where(none, -1, joint).reshape(len(index), -1)
-        factor = (factor[:, :, None] * part.factor(dim.role, kind)[i][:, None, :]).reshape(len(index), -1)
-        zero |= (src[:, 0] < 0) & part.starts_at_zero(dim.role)
-    keep = (source >= 0).any(axis=0) | (np.arange(source.shape[1]) == 0)
-    mixes = parts[0].mixes
-    if len(parts) > 1 and any(len(part.mixes) for part in parts):
-        raise GrowthError(f"{' x '.join(dim.axes)}: a linear combination needs an axis that is a dimension by itself")
-    return DimMap(source[:, keep], factor[:, keep], zero, prod(part.old for part in parts), mixes)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that the evaluation of one box needs to know."""
-
-    tensor: LogicalTensor
-    box: Box
-    dims: tuple[DimMap, ...]
-    sources: tuple[Source, ...]
-    fresh: bool  # without a source everything takes the init of the tensor, whatever the axes say
-    all_zero: bool
-
-
-def recipe(
-    old: Architecture,
-    new: Architecture,
-    layers: LayerMap | None,
-    maps: dict[str, AxisMap],
-    name: str,
-    box: Box,
-    kind: str,
-) -> Recipe:
-    """What the box of the new tensor `name` is made of; raises GrowthError for an unknown tensor, box or kind."""
-    tensor = new.tensor(name)
-    check_box(tensor, box, kind)
-    if tensor.layer is None or layers is None:
-        pairs = [(tensor.layer, 1.0)]
-        zero_branch = born = False
-    else:
-        i = tensor.layer
-        pairs = [(int(s), float(c)) for s, c in zip(layers.source[i], layers.coefficient[i], strict=True) if s >= 0]
-        zero_branch, born = bool(layers.zero_branch[i]), bool(layers.born[i])
-    if box.numel == 0 or (zero_branch and tensor.spec.branch) or (born and kind != "weight"):
-        return Recipe(tensor, box, (), (), False, True)
-    if not pairs:
-        return Recipe(tensor, box, (), (), True, kind != "weight")
-    dims = tuple(
-        dim_map(dim, old, maps, a, b, kind) for dim, a, b in zip(tensor.spec.dims, box.start, box.stop, strict=True)
-    )
-    spans = [d.span for d in dims]
-    sources: tuple[Source, ...] = ()
-    if all(spans):
-        old_box = Box(tuple(s[0] for s in spans if s), tuple(s[1] for s in spans if s))
-        sources = tuple(
-            Source(
-                tensor.spec.name if layer is None else tensor.spec.name.format(layer=layer),
-                old_box,
-                c * c if kind == "exp_avg_sq" else c,
-            )
-            for layer, c in pairs
-        )
-    return Recipe(tensor, box, dims, sources, False, False)
-
-
-def check_box(tensor: LogicalTensor, box: Box, kind: str) -> None:
-    """Raise GrowthError unless `box` lies in the tensor and `kind` is one that a plan evaluates."""
-    if kind not in KINDS:
-        raise GrowthError(f"there is no kind {kind!r}: choose one of {', '.join(KINDS)}")
-    inside = len(box.start) == len(box.stop) == len(tensor.shape) and all(
-        0 <= a <= b <= n for a, b, n in zip(box.start, box.stop, tensor.shape, strict=True)
-    )
-    if not inside:
-        raise GrowthError(f"{tensor.name}: {box} does not lie in the shape {tensor.shape}")
+_MAX_ORDERED = 8  # more linear combinations than this are one matrix product in float64
 
 
 def init(tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: int) -> torch.Tensor:
@@ -179,11 +52,12 @@ def evaluate(r: Recipe, kind: str, read: Read, seed: int, init_std: float, layer
 
     olds = [_with_mixes(_read(read, kind, s), r.dims) for s in r.sources]
     single = len(r.sources) <= 1 and all(d.source.shape[1] == 1 for d in r.dims)
-    if single:
-        runs = [d.runs() for d in r.dims]
-        if prod(map(len, runs)) <= _MAX_REGIONS:
-            return _by_runs(r, runs, olds, fresh)
-    return _by_index(r, olds, fresh)
+    runs = [d.runs() for d in r.dims] if single else []
+    if single and prod(map(len, runs)) <= _MAX_REGIONS:
+        out = _by_runs(r, runs, olds, fresh)
+    else:
+        out = _by_index(r, olds, fresh)
+    return _with_noise(r, out, seed) if kind == "weight" else out
 
 
 def _read(read: Read, kind: str, source: Source) -> torch.Tensor:
@@ -196,16 +70,43 @@ def _read(read: Read, kind: str, source: Source) -> torch.Tensor:
 def _with_mixes(old: torch.Tensor, dims: tuple[DimMap, ...]) -> torch.Tensor:
     """The old tensor with the linear combinations that are asked for appended to its dimensions."""
     for d, m in enumerate(dims):
-        if m.source.size and m.source.max() >= m.whole:
-            shape = list(old.shape)
-            shape[d] = len(m.mixes)
-            mixed = torch.zeros(shape, dtype=torch.float64)
+        if m.mixes is None or m.source.max() < m.whole:
+            continue
+        rows = old.movedim(d, 0).unflatten(0, (m.mixes.shape[1], -1)).double()
+        if len(m.mixes) > _MAX_ORDERED:  # the order of summation is the library's: equal to 1e-12 in any box
+            mixed = torch.einsum("mo,o...->m...", torch.from_numpy(m.mixes), rows)
+        else:
+            mixed = torch.zeros(len(m.mixes), *rows.shape[1:], dtype=torch.float64)
             for row, weights in enumerate(m.mixes):
-                total = mixed.select(d, row)
                 for i in np.flatnonzero(weights).tolist():  # one by one: the same sum in any box
-                    total.add_(old.select(d, i), alpha=float(weights[i]))
-            old = torch.cat((old, mixed.to(old.dtype)), dim=d)
+                    mixed[row].add_(rows[i], alpha=float(weights[i]))
+        old = torch.cat((old, mixed.to(old.dtype).flatten(0, 1).movedim(0, d)), dim=d)
     return old
+
+
+def _with_noise(r: Recipe, out: torch.Tensor, seed: int) -> torch.Tensor:
+    """Relative noise: of copied layers, and of the readers of copied channels, where it sums to nothing."""
+    noises = []
+    if r.noise:
+        noises.append(r.noise * philox.normal(seed, f"{r.tensor.name}#layer", r.tensor.shape, r.box).double())
+    for d, m in enumerate(r.dims):
+        if m.copies is None:
+            continue
+        members = m.copies.index[m.copies.index >= 0]
+        start, stop = list(r.box.start), list(r.box.stop)
+        start[d], stop[d] = int(members.min()), int(members.max()) + 1
+        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop))).double()
+        shape = [-1 if i == d else 1 for i in range(z.dim())]
+        mean = torch.zeros(r.box.shape, dtype=torch.float64)
+        for column, share in zip(m.copies.index.T, m.copies.share.T, strict=True):
+            drawn = z.index_select(d, torch.from_numpy(np.maximum(column - start[d], 0)))
+            mean += drawn * torch.from_numpy(share).reshape(shape)
+        own = z.narrow(d, r.box.start[d] - start[d], r.box.shape[d])
+        single = torch.from_numpy((m.copies.index >= 0).sum(axis=1) < 2).reshape(shape)
+        noises.append(m.copies.noise * (own - mean).masked_fill(single, 0.0))
+    for noise in noises:
+        out = (out * (1.0 + noise)).to(out.dtype)
+    return out
 
 
 Fresh = Callable[[Box], "torch.Tensor | float"]

@@ -1,7 +1,8 @@
 """What a family of models is to the algebra: a table of logical tensors with the axes and the role of every dimension.
 
 A dimension *writes* an axis (its index is an output that others take in), *reads* it, or is a *gain* or a *shift*
-along it (the weight and the bias of a norm). `query`, `key` and `gate` are writers that a few operators treat apart.
+along it (the weight and the bias of a norm). `query`, `key` and `gate` are writers that a few operators treat apart;
+`last_gain` and `last_shift` belong to the norm before a head that shares the embedding, hence has no factor of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from typing import Literal
 
 from growth.errors import GrowthError
 
-Role = Literal["write", "query", "key", "gate", "read", "gain", "shift"]
+Role = Literal["write", "query", "key", "gate", "read", "gain", "shift", "last_gain", "last_shift"]
 Init = Literal["normal", "branch", "one", "zero"]
 
-WRITERS: frozenset[str] = frozenset({"write", "query", "key", "gate"})
+# A special role and the one whose factors it takes where an operator does not tell them apart.
+GENERAL: dict[str, str] = {
+    "query": "write",
+    "key": "write",
+    "gate": "write",
+    "last_gain": "gain",
+    "last_shift": "shift",
+    **{role: role for role in ("write", "read", "gain", "shift")},
+}
 RESIDUAL = "hidden"  # the axis of the residual stream
 LAYERS = "layers"
 
@@ -48,7 +57,7 @@ class TensorSpec:
     @property
     def branch(self) -> bool:
         """Whether this is a layer's way back into the residual stream: zero here makes the layer the identity."""
-        return self.layered and any(d.role in WRITERS and RESIDUAL in d.axes for d in self.dims)
+        return self.layered and any(GENERAL[d.role] == "write" and RESIDUAL in d.axes for d in self.dims)
 
 
 def _no_rule(sizes: Mapping[str, int]) -> None:
@@ -59,7 +68,8 @@ def _no_rule(sizes: Mapping[str, int]) -> None:
 class Family:
     """A family of architectures: its table of tensors (in model order), axes and logical scalars.
 
-    `rule` raises GrowthError for sizes that do not fit together; `norm` is the normalisation of the residual stream.
+    `rule` raises GrowthError for sizes that do not fit together; `norm` is the normalisation of the residual stream;
+    `pads` says whether new hidden channels can be added without changing the function.
     """
 
     name: str
@@ -67,6 +77,7 @@ class Family:
     axes: tuple[str, ...]
     scalars: Mapping[str, Callable[[Mapping[str, int]], float]] = field(hash=False)
     norm: Literal["rms", "layer"] = "rms"
+    pads: bool = True
     rule: Callable[[Mapping[str, int]], None] = _no_rule
 
     def check(self, sizes: Mapping[str, int]) -> None:

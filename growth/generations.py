@@ -53,8 +53,11 @@ class Generations:
             torch.maximum(out, torch.from_numpy(births[box.start[d] : box.stop[d]]).reshape(shape), out=out)
         return out
 
-    def grow(self, steps: tuple[Step, ...]) -> Generations:
+    def grow(self, steps: tuple[Step, ...], kept: bool = True) -> Generations:
         """The generations after an event of these steps: what is born in it makes one generation, `count`.
+
+        Where moments decide (`kept`), new elements that keep those of their source keep its generation too, and
+        everything whose moments are reset joins the newest, so that Adam's step is that of the moments.
 
         Raises GrowthError when the steps begin at another size, or when there would be more than 256 generations.
         """
@@ -70,10 +73,14 @@ class Generations:
                 if newest >= _MOST and (m.born | (m.source[:, 0] < 0)).any():
                     raise GrowthError(f"{axis}: at most {_MOST} generations are kept; grow in fewer events")
                 source = m.source[:, 0]
-                kept = ~m.born & (source >= 0) & (source < m.old)
+                old = source >= 0
+                if not kept or step.moments.new == "reset":
+                    old &= ~m.born
                 grown_births = np.full(m.new, newest, dtype=np.uint8)
-                grown_births[kept] = births[axis][source[kept]]
+                grown_births[old] = births[axis][source[old]]
                 births[axis] = grown_births
+            if kept and step.moments.old == "reset":
+                births = {axis: np.full_like(b, newest) for axis, b in births.items()}
         grown = any((b == newest).any() for b in births.values())
         return Generations({axis: _runs(b) for axis, b in births.items()}, newest + 1 if grown else newest)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from growth.errors import GrowthError
-from growth.family import WRITERS
+from growth.family import GENERAL
 from growth.runs import decode_floats, decode_ints, encode_floats, encode_ints
 
 Ints = NDArray[np.int64]
@@ -28,14 +28,17 @@ def _columns(values: ArrayLike, dtype: type) -> NDArray[Any]:
 class AxisMap:
     """New index i of `axis` is the sum over k of old index source[i, k] times a coefficient of its role.
 
-    source    int64 [new, K]; -1 for no source (packed to the left: source[i, 0] = -1 means that i has none);
-              old + j for row j of `mixes`
+    source    int64 [new, K]; -1 for no source (packed to the left: source[i, 0] = -1 means that i has none)
     weight    role -> float64 [new, K]: the factor of weights; a role that is not there has factor 1
     gradient  role -> float64 [new, K]: the factor of gradients, hence of exp_avg (exp_avg_sq takes its square)
     born      bool [new]: the index is new in this event, so that its moments start at zero
     zero      the roles for which an index without a source is zero instead of a fresh init
-    mixes     float64 [M, old]: linear combinations of all old indices that new ones may be made of, for weights;
-              their moments start at zero. Only for an axis that is a dimension by itself
+    mixes     role -> float64 [M, old]: linear combinations of all old indices, for weights of that role. Index i
+              without a source is made of row mix[i] (-1 for none); its moments start at zero
+    mix       int64 [new]
+    noise     readers of copies of one index take relative noise of this standard deviation that sums to nothing over
+              the copies
+    ahead     bool [new]: writers of this index are made of the next layer instead of their own
     """
 
     axis: str
@@ -45,7 +48,10 @@ class AxisMap:
     gradient: Mapping[str, Floats] = field(default_factory=dict)
     born: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
     zero: frozenset[str] = frozenset()
-    mixes: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    mixes: Mapping[str, Floats] = field(default_factory=dict)
+    mix: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    noise: float = 0.0
+    ahead: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @staticmethod
     def make(
@@ -60,19 +66,22 @@ class AxisMap:
         gradient: Mapping[str, ArrayLike] | None = None,
         born: ArrayLike | None = None,
         zero: Sequence[str] = (),
-        mixes: ArrayLike = (),
+        mixes: Mapping[str, ArrayLike] | None = None,
+        mix: ArrayLike | None = None,
+        noise: float = 0.0,
+        ahead: ArrayLike = False,
         **writers: ArrayLike,
     ) -> AxisMap:
         """A map from the factors of the roles (numbers, [new] or [new, K]).
 
         The factors of the gradients follow: where the weights of writers take `write` and those of readers `read`,
         gradients take the pair swapped, and those of gains and shifts `write * read / own`; `gradient` overrides.
-        `born` is by default every index without a source. `writers` are special writers (query, key, gate).
+        `born` is by default every index without a source. `writers` are the other roles (query, key, gate, last_gain,
+        last_shift), which default to those that they specialise.
         Raises GrowthError for a source outside the old axis.
         """
         src = _columns(source, np.int64)
-        mixed = np.asarray(mixes, dtype=np.float64).reshape(-1, old)
-        if src.size and (src.max() >= old + len(mixed) or src.min() < -1):
+        if src.size and (src.max() >= old or src.min() < -1):
             raise GrowthError(f"{axis}: a source index lies outside the old axis of size {old}")
 
         def full(values: ArrayLike) -> Floats:
@@ -94,7 +103,10 @@ class AxisMap:
             {role: g for role, g in gradients.items() if (g != 1.0).any()},
             np.asarray(src[:, 0] < 0 if born is None else born, dtype=bool),
             frozenset(zero),
-            mixed,
+            {role: np.asarray(rows, dtype=np.float64).reshape(-1, old) for role, rows in (mixes or {}).items()},
+            np.full(len(src), -1) if mix is None else np.asarray(mix, dtype=np.int64),
+            noise,
+            np.broadcast_to(np.asarray(ahead, dtype=bool), len(src)),
         )
 
     @staticmethod
@@ -105,19 +117,29 @@ class AxisMap:
     def new(self) -> int:
         return len(self.source)
 
+    def made_ahead(self, which: Bools) -> AxisMap:
+        """The same map with the writers of some indices made of the next layer."""
+        return replace(self, ahead=which)
+
+    def without_noise(self) -> AxisMap:
+        """The same map without its noise."""
+        return replace(self, noise=0.0)
+
     def factor(self, role: str, kind: str) -> Floats:
         """float64 [new, K]: the factor for this role of "weight", "exp_avg" or "exp_avg_sq"."""
         table = self.weight if kind == "weight" else self.gradient
-        found = table.get(role)
-        if found is None and role in WRITERS:
-            found = table.get("write")
+        found = table.get(role, table.get(GENERAL[role]))
         if found is None:
             return np.broadcast_to(1.0, self.source.shape)
         return found * found if kind == "exp_avg_sq" else found
 
     def starts_at_zero(self, role: str) -> bool:
         """Whether indices without a source are zero in a dimension of this role."""
-        return role in self.zero or (role in WRITERS and "write" in self.zero)
+        return role in self.zero or GENERAL[role] in self.zero
+
+    def mixes_of(self, role: str) -> Floats | None:
+        """float64 [M, old]: the linear combinations for this role, if it has any."""
+        return self.mixes.get(role, self.mixes.get(GENERAL[role]))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -128,7 +150,10 @@ class AxisMap:
             "gradient": {role: encode_floats(g) for role, g in sorted(self.gradient.items())},
             "born": encode_floats(self.born[:, None]),
             "zero": sorted(self.zero),
-            "mixes": encode_floats(self.mixes.T),
+            "mixes": {role: encode_floats(rows.T) for role, rows in sorted(self.mixes.items())},
+            "mix": encode_ints(self.mix[:, None]),
+            "noise": self.noise,
+            "ahead": encode_floats(self.ahead[:, None]),
         }
 
     @staticmethod
@@ -141,7 +166,10 @@ class AxisMap:
             {role: decode_floats(g) for role, g in data["gradient"].items()},
             decode_floats(data["born"])[:, 0].astype(bool),
             frozenset(data["zero"]),
-            decode_floats(data["mixes"]).T.reshape(-1, data["old"]),
+            {role: decode_floats(rows).T for role, rows in data["mixes"].items()},
+            decode_ints(data["mix"])[:, 0],
+            data["noise"],
+            decode_floats(data["ahead"])[:, 0].astype(bool),
         )
 
 
@@ -152,6 +180,7 @@ class LayerMap:
     source        int64 [new, K]; -1 for no source: a layer whose every element is a fresh init
     zero_branch   bool [new]: the tensors that write the residual stream are zero, so that the layer is the identity
     born          bool [new]: the layer is new in this event, so that its moments start at zero
+    noise         float64 [new]: matrices of the layer take relative noise of this standard deviation
     """
 
     old: int
@@ -159,6 +188,7 @@ class LayerMap:
     coefficient: Floats
     zero_branch: Bools
     born: Bools
+    noise: Floats
 
     @staticmethod
     def make(
@@ -168,6 +198,7 @@ class LayerMap:
         born: ArrayLike,
         zero_branch: ArrayLike | bool = False,
         coefficient: ArrayLike = 1.0,
+        noise: ArrayLike = 0.0,
     ) -> LayerMap:
         """Raises GrowthError for a source that is not an old layer."""
         src = _columns(source, np.int64)
@@ -180,6 +211,7 @@ class LayerMap:
             np.broadcast_to(c[:, None] if c.ndim == 1 else c, src.shape),
             np.broadcast_to(np.asarray(zero_branch, dtype=bool), len(src)),
             np.broadcast_to(np.asarray(born, dtype=bool), len(src)),
+            np.broadcast_to(np.asarray(noise, dtype=np.float64), len(src)),
         )
 
     @property
@@ -193,6 +225,7 @@ class LayerMap:
             "coefficient": encode_floats(self.coefficient),
             "zero_branch": encode_floats(self.zero_branch[:, None]),
             "born": encode_floats(self.born[:, None]),
+            "noise": encode_floats(self.noise[:, None]),
         }
 
     @staticmethod
@@ -203,4 +236,5 @@ class LayerMap:
             decode_floats(data["coefficient"]),
             decode_floats(data["zero_branch"])[:, 0].astype(bool),
             decode_floats(data["born"])[:, 0].astype(bool),
+            decode_floats(data["noise"])[:, 0],
         )

@@ -18,7 +18,7 @@ import torch
 from growth.box import Box
 
 _WORDS = 4  # 64-bit words in one block of Philox
-_CHUNK = 1 << 15  # elements turned into normals at a time: the temporaries stay in the cache
+_CHUNK = 1 << 13  # elements turned into normals at a time: the temporaries stay in the cache
 
 # log m = 2 (s + s^3/3 + ...), s = (m-1)/(m+1), |s| <= 0.172; sin x = x - x^3/6 + ..., |x| <= pi/2.
 _LOG = tuple(2.0 / (2 * n + 1) for n in range(8))

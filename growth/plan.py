@@ -11,8 +11,9 @@ import torch
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate import Read, check_box, evaluate, init
+from growth.evaluate import Read, evaluate, init
 from growth.generations import Generations
+from growth.recipe import check_box
 from growth.step import Step
 
 FORMAT = 1
@@ -40,6 +41,11 @@ class Plan:
     def preserves(self) -> bool:
         """Whether every operator claims to keep the function (over old ids, where the vocabulary grows)."""
         return self.old is not None and all(s.preserves for s in self.steps)
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """Where transformed moments are only near what they should be, in words."""
+        return tuple(a for s in self.steps for a in s.approximate)
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -73,9 +79,16 @@ class Plan:
         def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
             return self._through(n - 1, name, box, read, kind)
 
-        recipe = step.recipe(name, box, kind)
         # Two steps of one plan must not draw the same numbers for a tensor.
-        return evaluate(recipe, kind, earlier, self.seed + n - 1, self.init_std, step.new.layers)
+        seed = self.seed + n - 1
+        parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
+        values = [evaluate(r, kind, earlier, seed, self.init_std, step.new.layers) for _, r in parts]
+        if len(values) == 1:
+            return values[0]
+        out = torch.empty(box.shape, dtype=torch.promote_types(values[0].dtype, values[-1].dtype))
+        for (part, _), value in zip(parts, values, strict=True):
+            out[part.relative_to(box).slices()] = value
+        return out
 
     def reads(self, name: str, box: Box, kind: str = "weight") -> Iterator[tuple[str, Box]]:
         """The (old_name, old_box) that `evaluate` would read, in order; without repeats for a plan of one step."""
@@ -88,8 +101,10 @@ class Plan:
         if n == 0:
             yield name, box
             return
-        for source in self.steps[n - 1].recipe(name, box, kind).sources:
-            yield from self._reads(n - 1, source.name, source.box, kind)
+        maps = self.steps[n - 1].maps
+        for part in maps.cuts(name, box):
+            for source in maps.recipe(name, part, kind).sources:
+                yield from self._reads(n - 1, source.name, source.box, kind)
 
     def generations(self, old: Generations | None = None) -> Generations:
         """The generations of the new model from those of the old one (none for a model without a parent)."""
@@ -104,7 +119,7 @@ class Plan:
         tensor = self.new.tensor(name)
         if self.old is None:
             return torch.ones(box.shape, dtype=torch.bool)
-        return Generations.first(self.old).grow(self.steps).of(tensor, box) > 0
+        return Generations.first(self.old).grow(self.steps, kept=False).of(tensor, box) > 0
 
     def then(self, later: Plan) -> Plan:
         """This plan and then another one, as one event; neighbouring steps on different axes become one step.

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate import Recipe, recipe
 from growth.family import LAYERS
 from growth.maps import AxisMap, LayerMap
+from growth.recipe import DEFAULT_MOMENTS, Maps, Moments
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """`operators` names what made the step, for people; `preserves` is what these operators claim for this family.
+    """`operators` names what made the step, for people; `preserves` is what these operators claim for this family, and
+    `approximate` says where the transformed moments are not what training the new model from the start would have made.
 
     Raises GrowthError when the maps do not lead from the old sizes to the new ones.
     """
@@ -27,6 +27,8 @@ class Step:
     preserves: bool
     layers: LayerMap | None = None
     axes: Mapping[str, AxisMap] = field(default_factory=dict)
+    moments: Moments = DEFAULT_MOMENTS
+    approximate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.old.family != self.new.family:
@@ -42,12 +44,14 @@ class Step:
         if unknown := sorted(set(self.axes) - set(self.new.sizes)):
             raise GrowthError(f"{self.new.family} has no axis {', '.join(unknown)}")
 
-    def recipe(self, name: str, box: Box, kind: str) -> Recipe:
-        return recipe(self.old, self.new, self.layers, dict(self.axes), name, box, kind)
+    @property
+    def maps(self) -> Maps:
+        """What evaluates boxes of this step."""
+        return Maps(self.old, self.new, self.layers, self.axes, self.moments)
 
     def merge(self, later: Step) -> Step | None:
         """This step and then `later` as one step, or None when both map the same axis."""
-        if (self.layers and later.layers) or set(self.axes) & set(later.axes):
+        if (self.layers and later.layers) or set(self.axes) & set(later.axes) or self.moments != later.moments:
             return None
         return Step(
             self.old,
@@ -56,6 +60,8 @@ class Step:
             self.preserves and later.preserves,
             self.layers or later.layers,
             {**self.axes, **later.axes},
+            self.moments,
+            self.approximate + later.approximate,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +71,8 @@ class Step:
             "preserves": self.preserves,
             "layers": self.layers.to_json() if self.layers else None,
             "axes": [m.to_json() for m in self.axes.values()],
+            "moments": [self.moments.old, self.moments.new],
+            "approximate": list(self.approximate),
         }
 
     @staticmethod
@@ -77,4 +85,6 @@ class Step:
             data["preserves"],
             LayerMap.from_json(data["layers"]) if data["layers"] else None,
             {m.axis: m for m in maps},
+            Moments(*data["moments"]),
+            tuple(data["approximate"]),
         )

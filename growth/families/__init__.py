@@ -1,6 +1,8 @@
 """The tables of the families: adding a family is adding one module here and a reference model."""
 
+from growth.families.bert import BERT
+from growth.families.gpt2 import GPT2
 from growth.families.llama2 import LLAMA2
 from growth.family import Family
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (LLAMA2,)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (LLAMA2, BERT, GPT2)}

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 
 from growth.errors import GrowthError
+from growth.families.rows import GAIN, READS, WRITES
 from growth.family import Dim, Family, TensorSpec
 
 LAYER = "model.layers.{layer}."
-
-_reads_hidden = Dim(("hidden",), "read")
-_writes_hidden = Dim(("hidden",), "write")
-_gain = Dim(("hidden",), "gain")
 
 
 def _check(sizes: Mapping[str, int]) -> None:
@@ -25,20 +22,18 @@ def _check(sizes: Mapping[str, int]) -> None:
 LLAMA2 = Family(
     name="llama2",
     tensors=(
-        TensorSpec("model.embed_tokens.weight", (Dim(("vocab",), "read"), _writes_hidden), "normal"),
-        TensorSpec(LAYER + "input_layernorm.weight", (_gain,), "one"),
-        TensorSpec(LAYER + "self_attn.q_proj.weight", (Dim(("heads", "head_dim"), "query"), _reads_hidden), "normal"),
-        TensorSpec(LAYER + "self_attn.k_proj.weight", (Dim(("kv_heads", "head_dim"), "key"), _reads_hidden), "normal"),
-        TensorSpec(
-            LAYER + "self_attn.v_proj.weight", (Dim(("kv_heads", "head_dim"), "write"), _reads_hidden), "normal"
-        ),
-        TensorSpec(LAYER + "self_attn.o_proj.weight", (_writes_hidden, Dim(("heads", "head_dim"), "read")), "branch"),
-        TensorSpec(LAYER + "post_attention_layernorm.weight", (_gain,), "one"),
-        TensorSpec(LAYER + "mlp.gate_proj.weight", (Dim(("ffn",), "gate"), _reads_hidden), "normal"),
-        TensorSpec(LAYER + "mlp.up_proj.weight", (Dim(("ffn",), "write"), _reads_hidden), "normal"),
-        TensorSpec(LAYER + "mlp.down_proj.weight", (_writes_hidden, Dim(("ffn",), "read")), "branch"),
-        TensorSpec("model.norm.weight", (_gain,), "one"),
-        TensorSpec("lm_head.weight", (Dim(("vocab",), "write"), _reads_hidden), "normal"),
+        TensorSpec("model.embed_tokens.weight", (Dim(("vocab",), "read"), WRITES), "normal"),
+        TensorSpec(LAYER + "input_layernorm.weight", (GAIN,), "one"),
+        TensorSpec(LAYER + "self_attn.q_proj.weight", (Dim(("heads", "head_dim"), "query"), READS), "normal"),
+        TensorSpec(LAYER + "self_attn.k_proj.weight", (Dim(("kv_heads", "head_dim"), "key"), READS), "normal"),
+        TensorSpec(LAYER + "self_attn.v_proj.weight", (Dim(("kv_heads", "head_dim"), "write"), READS), "normal"),
+        TensorSpec(LAYER + "self_attn.o_proj.weight", (WRITES, Dim(("heads", "head_dim"), "read")), "branch"),
+        TensorSpec(LAYER + "post_attention_layernorm.weight", (GAIN,), "one"),
+        TensorSpec(LAYER + "mlp.gate_proj.weight", (Dim(("ffn",), "gate"), READS), "normal"),
+        TensorSpec(LAYER + "mlp.up_proj.weight", (Dim(("ffn",), "write"), READS), "normal"),
+        TensorSpec(LAYER + "mlp.down_proj.weight", (WRITES, Dim(("ffn",), "read")), "branch"),
+        TensorSpec("model.norm.weight", (GAIN,), "one"),
+        TensorSpec("lm_head.weight", (Dim(("vocab",), "write"), READS), "normal"),
     ),
     axes=("vocab", "hidden", "heads", "kv_heads", "head_dim", "ffn"),
     scalars={

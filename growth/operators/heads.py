@@ -1,8 +1,9 @@
-"""More attention heads and more key-value groups."""
+"""More attention heads, more key-value groups, wider heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 
 import numpy as np
 
@@ -10,7 +11,29 @@ from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
+from growth.operators.width import appended, balanced_map, copies, factor_of, noise_of
 from growth.step import Step
+
+
+def _counts(arch: Architecture, sizes: Mapping[str, int]) -> tuple[int, int, int, int]:
+    """Heads and groups, old and new; every head is its own group in a family without grouped queries."""
+    heads, new_heads = arch.sizes["heads"], sizes["heads"]
+    if "kv_heads" not in arch.sizes:
+        return heads, heads, new_heads, new_heads
+    arch.table.check({**arch.sizes, **sizes})
+    return heads, arch.sizes["kv_heads"], new_heads, sizes["kv_heads"]
+
+
+def _step(arch: Architecture, sizes: Mapping[str, int], maps: list[AxisMap], approximate: tuple[str, ...]) -> Step:
+    """Only maps of axes that the family has."""
+    return Step(
+        arch,
+        arch.replace(sizes),
+        (),
+        True,
+        axes={m.axis: m for m in maps if m.axis in arch.sizes},
+        approximate=approximate,
+    )
 
 
 @operator("heads", "zero")
@@ -22,9 +45,7 @@ def zero_heads(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     to each part (exact; the moments of copies are approximate: their gradients only sum to the old one).
     Gesmundo and Maile, 2023, section 3.3. Raises GrowthError where the queries of a group cannot be split evenly.
     """
-    heads, groups = arch.sizes["heads"], arch.sizes["kv_heads"]
-    new_heads, new_groups = sizes["heads"], sizes["kv_heads"]
-    arch.table.check({**arch.sizes, "heads": new_heads, "kv_heads": new_groups})
+    heads, groups, new_heads, new_groups = _counts(arch, sizes)
     per, new_per = heads // groups, new_heads // new_groups
     parts = 1 if new_per >= per else per // new_per
     if per > new_per * parts or groups * parts > new_groups:
@@ -39,7 +60,95 @@ def zero_heads(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     query = np.where(has_source, group * old_per + within, -1)
     kv = np.arange(new_groups)
     kv_source = np.where(kv < groups * parts, kv // parts, -1)
-    maps = {"heads": AxisMap.make("heads", heads, query, zero=("read",))}
-    if new_groups != groups:
-        maps["kv_heads"] = AxisMap.make("kv_heads", groups, kv_source, gradient={"write": 1.0 / parts})
-    return Step(arch, arch.replace({"heads": new_heads, "kv_heads": new_groups}), (), True, axes=maps)
+    maps = [
+        AxisMap.make("heads", heads, query, zero=("read",)),
+        AxisMap.make("kv_heads", groups, kv_source, gradient={"write": 1.0 / parts}),
+    ]
+    split = ("kv_heads: the gradients of copies of a key-value head only sum to the old one",) if parts > 1 else ()
+    return _step(arch, sizes, maps, split)
+
+
+def _copied(arch: Architecture, sizes: Mapping[str, int], group_source: np.ndarray, snr_db: float | None) -> Step:
+    """Groups copied along a map, and the queries of a group as often as there is room; outputs share."""
+    heads, groups, new_heads, new_groups = _counts(arch, sizes)
+    per, new_per = heads // groups, new_heads // new_groups
+    group, within = np.divmod(np.arange(new_heads), new_per)
+    query = group_source[group] * per + within % per
+    noise = noise_of("heads", snr_db)
+    maps = [
+        AxisMap.make("heads", heads, query, read=1.0 / copies(query), noise=noise),
+        AxisMap.make("kv_heads", groups, group_source, gradient={"write": 1.0 / copies(group_source)}),
+    ]
+    return _step(arch, sizes, maps, ("heads: noise changes the gradients of copied heads",) if noise else ())
+
+
+@operator("heads", "replicate")
+def replicate_heads(arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0) -> Step:
+    """Every head k times, its output columns divided by k, with noise in the null space (null: none); key-value heads
+    stay or are copied as well. Samragh et al., 2024 (HyperCloning)."""
+    heads, groups, new_heads, new_groups = _counts(arch, sizes)
+    k = factor_of("heads", heads, new_heads, "zero or net2net")
+    if k % factor_of("kv_heads", groups, new_groups, "zero or net2net"):
+        raise GrowthError(
+            f"kv_heads: {groups} to {new_groups} with heads {heads} to {new_heads}: replicate copies every group a "
+            f"number of times that divides {k}; zero raises kv_heads for the same queries"
+        )
+    return _copied(arch, sizes, np.arange(new_groups) % groups, snr_db)
+
+
+@operator("heads", "net2net")
+def net2net_heads(
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    seed: int,
+    mapping: str = "round_robin",
+    snr_db: float | None = 10.0,
+) -> Step:
+    """Whole groups (heads, where each is its own) copied along an index map, their output columns divided by the number
+    of copies: exact. Chen et al., 2016; Chen et al., 2022, "bert2BERT", section 3.2."""
+    heads, groups, new_heads, new_groups = _counts(arch, sizes)
+    if heads * new_groups != new_heads * groups:
+        raise GrowthError(
+            f"heads {heads} to {new_heads} with kv_heads {groups} to {new_groups}: net2net copies whole groups of "
+            f"{heads // groups} queries; keep heads / kv_heads, or use zero or replicate"
+        )
+    return _copied(arch, sizes, balanced_map("kv_heads", groups, new_groups, mapping, seed), snr_db)
+
+
+@operator("head_dim", "rotary")
+def rotary_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
+    """Wider heads under rotary embeddings, exact for a whole factor r: pair i turns as pair r i of the wider head, so
+    it moves there. New query slots are zero (keys free), new output columns zero; queries times sqrt(r) make up for
+    the softmax scale, which stays head_dim ** -0.5. Padding the tail instead would turn old pairs at other speeds."""
+    old, new = arch.sizes["head_dim"], sizes["head_dim"]
+    if "rope_theta" not in arch.scalars:
+        raise GrowthError(f"head_dim: {arch.family} has no rotary embedding; use the operator zero")
+    if new % old:
+        raise GrowthError(
+            f"head_dim: {old} to {new}: rotary embeddings allow whole factors only, because the speeds of the old "
+            f"pairs must be speeds of the new head; choose {new // old * old} or {(new // old + 1) * old}, or add heads"
+        )
+    r = new // old
+    source = np.full(new, -1)
+    pair = np.arange(old // 2)
+    source[r * pair] = pair
+    source[r * pair + new // 2] = pair + old // 2
+    return _wider(arch, source)
+
+
+@operator("head_dim", "zero")
+def zero_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
+    """Wider heads where positions are not rotary: zero query slots and output columns at the tail, queries rescaled for
+    the softmax scale. Gesmundo and Maile, 2023, section 3.4."""
+    old, new = arch.sizes["head_dim"], sizes["head_dim"]
+    if "rope_theta" in arch.scalars:
+        raise GrowthError("head_dim: padding the tail is not exact under rotary embeddings; use the operator rotary")
+    return _wider(arch, appended(old, new))
+
+
+def _wider(arch: Architecture, source: np.ndarray) -> Step:
+    old, new = arch.sizes["head_dim"], len(source)
+    m = AxisMap.make("head_dim", old, source, query=sqrt(new / old), zero=("query", "read"))
+    scale = arch.scalars["softmax_scale"] * sqrt(old / new)
+    grown = arch.replace({"head_dim": new}, {"softmax_scale": scale})
+    return Step(arch, grown, (), True, axes={"head_dim": m})

@@ -9,6 +9,7 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import GrowthError
+from growth.family import Family
 from growth.step import Step
 
 # The order in which the operators of one event apply; a policy key stands for all of its axes.
@@ -19,6 +20,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "head_dim": ("head_dim",),
     "ffn": ("ffn",),
     "vocab": ("vocab",),
+    "positions": ("positions",),
 }
 
 # What an operator may ask for by naming the parameter; everything else after `sizes` is an option of its policy.
@@ -27,11 +29,13 @@ CONTEXT = ("seed", "pieces")
 
 @dataclass(frozen=True)
 class Operator:
-    """`make(arch, sizes, **options)` returns the step that takes the axes of `key` to `sizes`."""
+    """`make(arch, sizes, **options)` returns the step that takes the axes of `key` to `sizes`; `shrinks` if these are
+    smaller than the old ones."""
 
     key: str
     name: str
     make: Callable[..., Step]
+    shrinks: bool
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -40,11 +44,16 @@ class Operator:
     def __call__(
         self, arch: Architecture, sizes: Mapping[str, int], options: Mapping[str, Any], context: Mapping[str, Any]
     ) -> Step:
-        """The step; raises GrowthError for an option that the operator does not have."""
+        """The step; raises GrowthError for an option that the operator does not have, or lacks."""
+        parameters = inspect.signature(self.make).parameters
         if unknown := sorted(set(options) - set(self.options)):
             known = ", ".join(self.options) or "none"
             raise GrowthError(f"{self.key}: {self.name} has no option {', '.join(unknown)}; it has {known}")
-        asked = {k: v for k, v in context.items() if k in inspect.signature(self.make).parameters}
+        if lacking := [
+            o for o in self.options if parameters[o].default is inspect.Parameter.empty and o not in options
+        ]:
+            raise GrowthError(f"{self.key}: {self.name} needs the option {', '.join(lacking)}")
+        asked = {k: v for k, v in context.items() if k in parameters}
         step = self.make(arch, sizes, **asked, **options)
         return replace(step, operators=(f"{self.key}: {self.name}",))
 
@@ -52,11 +61,18 @@ class Operator:
 OPERATORS: dict[str, dict[str, Operator]] = {key: {} for key in AXES}
 
 
-def operator(key: str, name: str) -> Callable[[Callable[..., Step]], Callable[..., Step]]:
+def operator(key: str, name: str, *, shrinks: bool = False) -> Callable[[Callable[..., Step]], Callable[..., Step]]:
     """Register a function (arch, sizes, **options) -> Step under the policy key of its axis."""
 
     def register(make: Callable[..., Step]) -> Callable[..., Step]:
-        OPERATORS[key][name] = Operator(key, name, make)
+        OPERATORS[key][name] = Operator(key, name, make, shrinks)
         return make
 
     return register
+
+
+def default(table: Family, key: str) -> str:
+    """The operator of a policy key for which a family's user has named none."""
+    if key == "head_dim":
+        return "rotary" if "rope_theta" in table.scalars else "zero"
+    return {"layers": "identity", "vocab": "random", "positions": "random"}.get(key, "zero")

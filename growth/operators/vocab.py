@@ -28,6 +28,13 @@ def random_rows(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     return _step(arch, new, AxisMap.make("vocab", old, appended(old, new)))
 
 
+@operator("vocab", "drop", shrinks=True)
+def drop_rows(arch: Architecture, sizes: Mapping[str, int]) -> Step:
+    """Fewer rows: the first ones stay. The logits of their ids are the same."""
+    old, new = arch.sizes["vocab"], sizes["vocab"]
+    return _step(arch, new, AxisMap.make("vocab", old, np.arange(new)))
+
+
 @operator("vocab", "zero")
 def zero_rows(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     """New rows zero, in the embedding and in the head."""
@@ -40,9 +47,11 @@ def mean_rows(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     """New rows the mean of all old rows (Hewitt, 2021, "Initializing new word embeddings for pretrained language
     models", without the noise)."""
     old, new = arch.sizes["vocab"], sizes["vocab"]
-    source = np.minimum(np.arange(new), old)  # row `old` of the source is the first mix
     mean = np.full((1, old), 1.0 / old)
-    return _step(arch, new, AxisMap.make("vocab", old, source, born=np.arange(new) >= old, mixes=mean))
+    mix = np.where(np.arange(new) < old, -1, 0)
+    return _step(
+        arch, new, AxisMap.make("vocab", old, appended(old, new), mixes={"write": mean, "read": mean}, mix=mix)
+    )
 
 
 @operator("vocab", "pieces")

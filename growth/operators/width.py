@@ -1,4 +1,4 @@
-"""Wider: operators on the hidden size and the feed-forward size."""
+"""Wider: operators on the hidden size."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from math import sqrt
 import numpy as np
 
 from growth.architecture import Architecture
+from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
 from growth.step import Step
+
+NOISE = 10 ** (-10 / 20)  # relative standard deviation at a signal-to-noise ratio of 10 dB
 
 
 def appended(old: int, new: int) -> np.ndarray:
@@ -18,23 +21,120 @@ def appended(old: int, new: int) -> np.ndarray:
     return np.where(np.arange(new) < old, np.arange(new), -1)
 
 
-@operator("hidden", "zero")
-def zero_hidden(arch: Architecture, sizes: Mapping[str, int]) -> Step:
-    """New residual channels that nothing writes yet (new rows of writers zero) and that readers read at random.
+def copies(source: np.ndarray) -> np.ndarray:
+    """How many copies the source of each index has."""
+    _, inverse, count = np.unique(source, return_inverse=True, return_counts=True)
+    return np.asarray(count[inverse], dtype=np.float64)
 
-    The mean square of a padded vector is d/D of what it was, so RMSNorm's gain takes sqrt(d/D) and its epsilon d/D:
-    exact (the gain alone is not). After Chen et al., 2016 (Net2Net) and Gesmundo and Maile, 2023, "Composable
-    function-preserving expansions", section 3.6.
+
+def factor_of(axis: str, old: int, new: int, instead: str) -> int:
+    """new / old; raises GrowthError unless it is a whole number."""
+    if new % old:
+        raise GrowthError(
+            f"{axis}: {old} to {new} is not a whole multiple, which replicate needs: choose {new // old * old} or "
+            f"{(new // old + 1) * old}, or the operator {instead}"
+        )
+    return new // old
+
+
+def noise_of(axis: str, snr_db: float | None) -> float:
+    """The relative standard deviation of noise at a signal-to-noise ratio in decibels; none without one."""
+    if snr_db is None:
+        return 0.0
+    if isinstance(snr_db, bool) or not isinstance(snr_db, int | float):
+        raise GrowthError(f"{axis}: snr_db is {snr_db!r}: give a number of decibels, or null for no noise")
+    return float(10 ** (-snr_db / 20))
+
+
+def balanced_map(axis: str, old: int, new: int, mapping: str, seed: int) -> np.ndarray:
+    """Net2Net's index map: the old indices, then further ones, in turn ("round_robin") or drawn ("random")."""
+    if mapping == "round_robin":
+        return np.arange(new) % old
+    if mapping == "random":
+        drawn = np.random.Generator(np.random.Philox(key=seed)).integers(0, old, new - old)
+        return np.concatenate((np.arange(old), drawn))
+    raise GrowthError(f"{axis}: there is no mapping {mapping!r}: choose round_robin or random")
+
+
+@operator("hidden", "zero")
+def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = False) -> Step:
+    """New residual channels that nothing writes yet and that readers read at random.
+
+    The mean square of a padded vector is d/D of what it was. RMSNorm's gain takes sqrt(d/D) and its epsilon d/D: exact
+    (the gain alone is not). With `keep_eps` the residual stream is scaled by sqrt(D/d) instead: every writer takes
+    that, gains sqrt(d/D), and epsilon stays. A LayerNorm also subtracts the mean, so writers write the mean of their
+    old rows into the new channels: exact but where a head puts a nonlinearity between (BERT's MLM head).
+    After Chen et al., 2016 (Net2Net), and Gesmundo and Maile, 2023, section 3.6.
     """
     d, new = arch.sizes["hidden"], sizes["hidden"]
-    m = AxisMap.make("hidden", d, appended(d, new), gain=sqrt(d / new), zero=("write",))
-    grown = arch.replace({"hidden": new}, {"norm_eps": arch.scalars["norm_eps"] * d / new})
-    return Step(arch, grown, (), arch.table.norm == "rms", axes={"hidden": m})
+    s = sqrt(d / new)
+    source = appended(d, new)
+    if arch.table.norm == "layer":
+        if keep_eps:
+            raise GrowthError("hidden: keep_eps is for RMSNorm; a LayerNorm's padding changes its epsilon")
+        mean, mix = {"write": np.full((1, d), 1.0 / d)}, np.where(source < 0, 0, -1)
+        m = AxisMap.make("hidden", d, source, gain=s, gradient={"shift": 1.0}, mixes=mean, mix=mix)
+    elif keep_eps:
+        gradient = {"write": s, "read": 1.0, "gain": 1 / s}
+        m = AxisMap.make("hidden", d, source, write=1 / s, gain=s, gradient=gradient, zero=("write",))
+    else:
+        m = AxisMap.make("hidden", d, source, gain=s, zero=("write",))
+    scalars = {} if keep_eps else {"norm_eps": arch.scalars["norm_eps"] * d / new}
+    padded = ("hidden: gradients of old rows change with the mean that pads",) if arch.table.norm == "layer" else ()
+    grown = arch.replace({"hidden": new}, scalars)
+    return Step(arch, grown, (), arch.table.pads, axes={"hidden": m}, approximate=padded)
 
 
-@operator("ffn", "zero")
-def zero_ffn(arch: Architecture, sizes: Mapping[str, int]) -> Step:
-    """New neurons with random inputs (gate and up) whose output column (down) is zero: exact, and trainable at once.
-    Gesmundo and Maile, 2023, section 3.1."""
-    m = AxisMap.make("ffn", arch.sizes["ffn"], appended(arch.sizes["ffn"], sizes["ffn"]), zero=("read",))
-    return Step(arch, arch.replace({"ffn": sizes["ffn"]}), (), True, axes={"ffn": m})
+def _copied(arch: Architecture, new: int, source: np.ndarray, snr_db: float | None, exact: bool) -> Step:
+    """Channels copied along a map: writers and gains as they are, readers divided by the number of copies."""
+    share = 1.0 / copies(source)
+    m = AxisMap.make(
+        "hidden",
+        arch.sizes["hidden"],
+        source,
+        read=share,
+        last_gain=share,
+        last_shift=share,
+        noise=noise_of("hidden", snr_db),
+    )
+    noisy = ("hidden: noise changes the gradients of what writes copied channels",) if snr_db is not None else ()
+    return Step(arch, arch.replace({"hidden": new}), (), exact, axes={"hidden": m}, approximate=noisy)
+
+
+@operator("hidden", "replicate")
+def replicate_hidden(arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0) -> Step:
+    """The residual stream k times, x' = [x, x, ...], readers divided by k: exact for RMSNorm and LayerNorm.
+
+    Copies would stay copies under training, so readers take relative noise in the null space (it sums to nothing over
+    the copies) at a signal-to-noise ratio of `snr_db`; null for none. Samragh et al., 2024, "Scaling smart:
+    accelerating large language model pre-training with small model initialization" (HyperCloning).
+    """
+    old, new = arch.sizes["hidden"], sizes["hidden"]
+    factor_of("hidden", old, new, "zero")
+    return _copied(arch, new, np.arange(new) % old, snr_db, True)
+
+
+@operator("hidden", "net2net")
+def net2net_hidden(
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    seed: int,
+    mapping: str = "round_robin",
+    snr_db: float | None = 10.0,
+) -> Step:
+    """Channels copied along any index map, readers divided by the number of copies (Chen et al., 2016, "Net2Net";
+    Chen et al., 2022, "bert2BERT" (FPI)). Exact only if every channel has as many copies as any other, else the norms
+    see another mean."""
+    old, new = arch.sizes["hidden"], sizes["hidden"]
+    source = balanced_map("hidden", old, new, mapping, seed)
+    return _copied(arch, new, source, snr_db, len(set(copies(source))) == 1)
+
+
+@operator("hidden", "aki")
+def aki_hidden(arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = None) -> Step:
+    """As net2net, but what writes the new channels inside a layer comes from the next layer: breaks the symmetry, does
+    not preserve. Chen et al., 2022, "bert2BERT", section 3.3 (AKI)."""
+    old, new = arch.sizes["hidden"], sizes["hidden"]
+    step = _copied(arch, new, np.arange(new) % old, snr_db, False)
+    m = step.axes["hidden"].made_ahead(np.arange(new) >= old)
+    return Step(arch, step.new, (), False, axes={"hidden": m}, approximate=("hidden: moments of another layer",))

@@ -85,3 +85,7 @@ def trained(arch: Architecture, seed: int = 0, dtype: torch.dtype = torch.float6
 
 def fresh(arch: Architecture, seed: int = 0) -> Read:
     return reader(initial(arch, seed, STD))
+
+
+def tokens(vocab: int, rows: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(1))

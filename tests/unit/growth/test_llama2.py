@@ -11,7 +11,7 @@ from growth import Architecture, Box, GrowthError, Plan, between, identity
 from growth.certificate import Certificate, relative_error
 from growth.probe import certify
 from growth.reference import logits
-from tests.unit.growth.models import STD, boxes, fresh, grown_llama2, llama2, reader, trained, whole
+from tests.unit.growth.models import STD, boxes, fresh, grown_llama2, llama2, reader, tokens, trained, whole
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
@@ -25,10 +25,6 @@ def events(draw: st.DrawFn) -> Plan:
     pieces = draw(st.lists(ids, min_size=count, max_size=count))
     policy = {"vocab": draw(st.sampled_from(["random", "zero", "mean", "pieces"]))}
     return between(old, new, policy, seed=draw(st.integers(0, 99)), init_std=STD, pieces=pieces)
-
-
-def tokens(vocab: int, rows: int = 2, length: int = 9) -> torch.Tensor:
-    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 @given(st.lists(st.integers(0, 2**30), min_size=1, max_size=3), st.data())
@@ -195,32 +191,3 @@ def test_planted_faults_are_found() -> None:
     certificate = Certificate.of(plan, error=relative_error(wrong, right), tolerance=1e-10, loss_before=1, loss_after=1)
     with pytest.raises(GrowthError, match="claims to preserve"):
         certificate.require()
-
-
-def test_transformers_agrees() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes = {"vocab": 29, "hidden": 24, "layers": 2, "heads": 6, "kv_heads": 2, "head_dim": 8, "ffn": 28}
-    arch = Architecture("llama2", sizes, {"norm_eps": 1e-3, "rope_theta": 500.0})
-    config = LlamaConfig(
-        vocab_size=29,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=28,
-        rms_norm_eps=1e-3,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config).eval()
-    state = model.state_dict()
-    assert set(state) == set(arch.tensors())
-    read = trained(arch, dtype=torch.float32)
-    for name, tensor in arch.tensors().items():
-        assert state[name].shape == tensor.shape
-        state[name].copy_(read("weight", name, Box.whole(tensor.shape)))
-    ids = tokens(29, 2, 17)
-    with torch.no_grad():
-        assert relative_error(logits(read, arch, ids), model(ids).logits) < 1e-5
