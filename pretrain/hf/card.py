@@ -1,0 +1,63 @@
+"""The model card of an export: README.md with the model's shape, how it grew and what it was trained on."""
+
+from growth import Architecture
+from pretrain import summary
+from pretrain.checkpoint import Manifest
+from pretrain.hf.family import HfFamily
+
+HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [cambium, {family}]
+---
+
+# {title}
+
+A {family} of {parameters:,} parameters, grown while it was pretrained with Cambium.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+"""
+
+FOOT = """
+
+The certificate of an event compares the model before and after growth on held-out text: the largest difference of a
+logit relative to the largest logit, the change of the loss in nats per token, and the share of new parameters that
+receive no gradient.
+"""
+
+
+def card(manifest: Manifest, arch: Architecture, family: HfFamily, dtype: str) -> str:
+    """The text of the card."""
+    progress, config = manifest.progress, manifest.config
+    title = " ".join(filter(None, [arch.family, "of stage", manifest.stage]))
+    shape = {**arch.sizes, **arch.scalars}
+    facts = {
+        "tokens trained on": f"{progress.get('tokens', 0):,}",
+        "training FLOPs": f"{progress.get('flops', 0.0):.4g}",
+        "step of the stage": f"{manifest.step:,}",
+        "corpus": config.get("data", {}).get("corpus", "unknown"),
+        "checkpoint (manifest hash)": f"`{manifest.hash}`",
+        "parent (manifest hash)": f"`{manifest.parent['hash']}`" if manifest.parent else "none",
+        "weights": f"{dtype}, {family.model_class}",
+    }
+    births = manifest.generations.get("each", [])
+    lines = [HEAD.format(family=arch.family, title=title, parameters=arch.parameters())]
+    lines += ["## Training", "", *_table(["", ""], [[k, v] for k, v in facts.items()]), ""]
+    lines += ["## Shape", "", *_table(["axis or scalar", "value"], [[k, f"{v:.10g}"] for k, v in shape.items()]), ""]
+    lines += ["## Growth", ""]
+    events = [[row["stage"], summary.in_one_line(row)] for row in summary.history(manifest)]
+    lines += (
+        _table(["stage", "event"], events) if events else ["None: it had this size from the start."]
+    )
+    born = [[str(i), b["stage"], f"{b['birth_tokens']:,}", f"{b['adam_step']:,}"] for i, b in enumerate(births)]
+    lines += ["", "## Generations of parameters", ""]
+    lines += _table(["generation", "born in stage", "after tokens", "optimizer steps"], born)
+    return "\n".join(lines) + FOOT
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

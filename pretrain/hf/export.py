@@ -1,0 +1,165 @@
+"""A checkpoint as a folder that transformers loads: streamed, so that memory does not depend on the model's size."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from growth import Architecture, Box
+from pretrain.checkpoint import Reader
+from pretrain.checkpoint.atomic import fsync_folder, write_file
+from pretrain.errors import UserError
+from pretrain.hf import FAMILIES, HfFamily
+from pretrain.hf.card import card
+from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
+from pretrain.hf.rows import reordered
+from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
+
+MARK = "cambium.json"
+TRANSFORMERS = "5.23.0"  # whose conventions the files follow
+
+
+@dataclass(frozen=True)
+class Exported:
+    """existed: the folder held this very export already."""
+
+    checkpoint: Path
+    folder: Path
+    existed: bool
+    dtype: str
+    parameters: int
+    files: dict[str, int]
+
+
+def export(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    dtype: str = "fp32",
+    shard_bytes: int,
+    tokenizer: Path | None = None,
+    progress: bool = False,
+) -> Exported:
+    """Write the weights of a checkpoint, its config, its tokenizer and a model card to a folder that is not there yet.
+
+    dtype: fp32, bf16 or fp16. shard_bytes: the largest file of weights; above, they are cut into shards with an index.
+    Stopped and called again, it goes on after the last shard that was finished. Raises UserError when the folder holds
+    something else, the model cannot be expressed, the tokenizer is missing, or the disk is full; CorruptCheckpoint.
+    """
+    with Reader(checkpoint) as reader:
+        manifest = reader.manifest
+        arch = Architecture.from_json(manifest.architecture)
+        family = FAMILIES[arch.family]
+        words = vocabulary(checkpoint, manifest, tokenizer)
+        config = _config(manifest.config, arch, family, words, imported(manifest).get("config", {}), dtype)
+        mark = {
+            "format_version": 1,
+            "checkpoint": manifest.hash,
+            "stage": manifest.stage,
+            "step": manifest.step,
+            "architecture": arch.to_json(),
+            "dtype": dtype,
+            "shard_bytes": shard_bytes,
+            "tokenizer": words.identity,
+        }
+        existed = _is_there(folder, mark)
+        if not existed:
+            work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+            try:
+                _begin(work, mark)
+                _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, progress)
+                _json(work / "config.json", config)
+                _json(work / "generation_config.json", _generation(config))
+                words.write(work)
+                write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
+                work.rename(folder)
+                fsync_folder(folder.absolute().parent)
+            except OSError as error:
+                raise UserError(
+                    f"{folder} cannot be written: {error.strerror} ({error.filename or work}); "
+                    "put that right and run it again: it goes on after the last file that was finished"
+                ) from error
+    files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+    return Exported(checkpoint, folder, existed, dtype, arch.parameters(), files)
+
+
+def _config(
+    resolved: Any, arch: Architecture, family: HfFamily, words: Vocabulary, imported: dict[str, Any], dtype: str
+) -> dict[str, Any]:
+    seq_len = resolved.get("train", {}).get("seq_len", 0)
+    kept = {key: imported[key] for key in family.kept if key in imported}
+    return {
+        "architectures": [family.model_class],
+        "model_type": family.model_type,
+        **family.config(arch),
+        "initializer_range": resolved.get("model", {}).get("init_std", 0.02),
+        "pad_token_id": None,
+        "use_cache": True,
+        **words.token_ids(),
+        **kept,
+        "max_position_embeddings": max(seq_len, kept.get("max_position_embeddings", 0)),
+        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        "transformers_version": TRANSFORMERS,
+    }
+
+
+def _generation(config: dict[str, Any]) -> dict[str, Any]:
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+    return {"_from_model_config": True, **ids, "transformers_version": TRANSFORMERS}
+
+
+def _is_there(folder: Path, mark: dict[str, Any]) -> bool:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = json.loads((folder / MARK).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} is there already and is no export: choose another folder") from None
+    if found != mark:
+        raise UserError(
+            f"{folder} is there already and holds another export (of stage {found.get('stage')}, step "
+            f"{found.get('step')}, {found.get('dtype')}): remove it, or choose another folder"
+        )
+    return True
+
+
+def _begin(work: Path, mark: dict[str, Any]) -> None:
+    """An empty folder, or the one of this very export that was stopped."""
+    if work.exists() and not ((work / MARK).exists() and json.loads((work / MARK).read_text()) == mark):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    _json(work / MARK, mark)
+
+
+def _weights(
+    work: Path,
+    reader: Reader,
+    arch: Architecture,
+    family: HfFamily,
+    words: Vocabulary,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    progress: bool,
+) -> None:
+    tensors, source = arch.tensors(), words.source
+    shapes = {name: tensors[name].shape for name in family.names(arch)}
+    files = shards(shapes, dtype, shard_bytes)
+
+    def read(name: str, box: Box) -> torch.Tensor:
+        return reordered(partial(reader.read, "weight", name), tensors[name], source, box)
+
+    total = arch.parameters() * dtype.itemsize
+    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress) as bar:
+        for file, names in files.items():
+            write_shard(work / file, names, shapes, dtype, read, bar.update)
+    if len(files) > 1:
+        write_file(work / INDEX, index(files, shapes, dtype).encode())
+
+
+def _json(path: Path, value: dict[str, Any]) -> None:
+    write_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

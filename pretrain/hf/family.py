@@ -1,0 +1,32 @@
+"""What a family must say to be read from and written to a Hugging Face folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from growth import Architecture
+
+
+@dataclass(frozen=True)
+class HfFamily:
+    """model_type and model_class are transformers' names. rows: the logical tensors (names as in growth's table, which
+    are Hugging Face's) in the order of the model's state_dict, which decides what goes into which shard.
+
+    config: the keys of config.json that follow from an architecture; raises UserError for what transformers' model
+    cannot express. architecture: the architecture of a config.json; raises UserError for what growth's cannot.
+    kept: keys of an imported config.json that say nothing about the shape, and go out again as they came in.
+    """
+
+    model_type: str
+    model_class: str
+    rows: tuple[str, ...]
+    config: Callable[[Architecture], dict[str, Any]]
+    architecture: Callable[[Mapping[str, Any], str], Architecture]
+    kept: tuple[str, ...]
+
+    def names(self, arch: Architecture) -> list[str]:
+        """The names of all tensors in the order of transformers' state_dict."""
+        layered = [i for i, row in enumerate(self.rows) if "{layer}" in row]
+        first, last = layered[0], layered[-1] + 1
+        layers = [row.format(layer=i) for i in range(arch.layers) for row in self.rows[first:last]]
+        return [*self.rows[:first], *layers, *self.rows[last:]]

@@ -1,0 +1,91 @@
+"""LLaMA-2 as transformers' LlamaForCausalLM: the same tensors, names and rotary convention."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from growth import Architecture, GrowthError
+from pretrain.errors import UserError
+from pretrain.hf.family import HfFamily
+
+LAYER = "model.layers.{layer}."
+ROWS = (
+    "model.embed_tokens.weight",
+    *(f"{LAYER}self_attn.{p}_proj.weight" for p in "qkvo"),
+    *(f"{LAYER}mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
+    LAYER + "input_layernorm.weight",
+    LAYER + "post_attention_layernorm.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+)
+SIZES = {
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+}
+
+
+def config(arch: Architecture) -> dict[str, Any]:
+    """The keys that follow from the shape and the scalars. Raises UserError for another softmax scale."""
+    scale, usual = arch.scalars["softmax_scale"], arch.sizes["head_dim"] ** -0.5
+    if not math.isclose(scale, usual, rel_tol=1e-12):
+        raise UserError(
+            f"transformers' LlamaForCausalLM cannot express this model: its softmax scale is {scale:g}, and theirs is "
+            f"always head_dim ** -0.5 = {usual:g}"
+        )
+    return {
+        **{key: arch.sizes[axis] for axis, key in SIZES.items()},
+        "num_key_value_heads": arch.sizes["kv_heads"],
+        "head_dim": arch.sizes["head_dim"],
+        "rms_norm_eps": arch.scalars["norm_eps"],
+        "rope_parameters": {"rope_theta": arch.scalars["rope_theta"], "rope_type": "default"},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "tie_word_embeddings": False,
+    }
+
+
+def architecture(found: Mapping[str, Any], where: str) -> Architecture:
+    """Of a config.json of any version of transformers. Raises UserError naming what cannot be taken over."""
+    missing = [key for key in SIZES.values() if not isinstance(found.get(key), int)]
+    if missing:
+        raise UserError(f"{where}: {', '.join(missing)} must be there, as whole numbers")
+    rope = {**(found.get("rope_scaling") or {}), **(found.get("rope_parameters") or {})}
+    other = {
+        "hidden_act": found.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(found.get("attention_bias")),
+        "mlp_bias": bool(found.get("mlp_bias")),
+        "rope_parameters": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "tie_word_embeddings": bool(found.get("tie_word_embeddings")),
+        "quantization_config": bool(found.get("quantization_config")),
+    }
+    if any(other.values()):
+        told = ", ".join(f"{key} = {found.get(key, rope)!r}" for key, differs in other.items() if differs)
+        raise UserError(
+            f"{where}: {told}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings, an output layer of its "
+            "own and weights that are not quantized, so this model cannot be imported"
+        )
+    sizes = {axis: found[key] for axis, key in SIZES.items()}
+    sizes["kv_heads"] = found.get("num_key_value_heads") or sizes["heads"]
+    sizes["head_dim"] = found.get("head_dim") or sizes["hidden"] // sizes["heads"]
+    theta = rope.get("rope_theta", found.get("rope_theta", 10_000.0))
+    scalars = {"norm_eps": found.get("rms_norm_eps", 1e-6), "rope_theta": theta}
+    try:
+        return Architecture("llama2", sizes, scalars)
+    except GrowthError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+LLAMA = HfFamily(
+    model_type="llama",
+    model_class="LlamaForCausalLM",
+    rows=ROWS,
+    config=config,
+    architecture=architecture,
+    kept=("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "max_position_embeddings", "use_cache"),
+)

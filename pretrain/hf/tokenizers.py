@@ -1,0 +1,126 @@
+"""Which tokenizer a checkpoint's rows belong to, and in which order an exported model has them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.checkpoint import Manifest
+from pretrain.data.corpus import TOKENIZER, Corpus
+from pretrain.data.hf_tokenizer import export_tokenizer
+from pretrain.data.stream import Stream
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import UserError
+
+FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""What a tokenizer may consist of in a Hugging Face folder. No file with code is taken."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A checkpoint's: its tokenizer if it is one that Cambium reads (rows by merge age), and the folder of the
+    tokenizer files of an imported model, whose rows are otherwise in the order of their ids."""
+
+    size: int
+    tokenizer: Tokenizer | None
+    imported: Path | None
+
+    @property
+    def source(self) -> NDArray[np.int64] | None:
+        """For each row of the exported model the row of the checkpoint, int64 [size]; None: the same."""
+        return np.argsort(self.tokenizer.stock_order(self.size)) if self.tokenizer else None
+
+    @property
+    def identity(self) -> str:
+        """Tells tokenizers apart."""
+        return self.tokenizer.hash if self.tokenizer else "as imported"
+
+    def token_ids(self) -> dict[str, int | None]:
+        """bos_token_id and eos_token_id of the exported model, where known."""
+        if self.tokenizer is None:
+            return {}
+        row, t = self.tokenizer.stock_order(self.size), self.tokenizer
+        return {
+            "bos_token_id": None if t.bos is None else int(row[t.bos]),
+            "eos_token_id": int(row[t.eos]),
+        }
+
+    def write(self, folder: Path) -> None:
+        """The tokenizer files of the exported model."""
+        if self.imported and (self.tokenizer is None or self.tokenizer.size == self.size):
+            for name in FILES:
+                if (self.imported / name).exists():
+                    shutil.copyfile(self.imported / name, folder / name)
+        elif self.tokenizer:
+            export_tokenizer(self.tokenizer, folder, self.size)
+
+
+def vocabulary(checkpoint: Path, manifest: Manifest, given: Path | None) -> Vocabulary:
+    """The vocabulary of a checkpoint: by the tokenizer that is given, else of an imported ancestor, else of the corpus.
+
+    Raises UserError when the tokenizer is not there or is not the one that the model was trained with.
+    """
+    size = manifest.architecture["sizes"]["vocab"]
+    event = imported(manifest)
+    found = event["vocabulary"] if event else None
+    if found and found["order"] == "identity":
+        if given:
+            raise UserError(
+                f"{given}: {event['name']} was imported with its rows in the order of its own tokenizer "
+                f"({found['reason']}), which is kept with it: leave --tokenizer out"
+            )
+        return Vocabulary(size, None, imported_files(checkpoint))
+    files = imported_files(checkpoint) if found else None
+    tokenizer = _tokenizer(manifest, given or files)
+    if found and tokenizer.hash != found["tokenizer"]:
+        raise UserError(f"{tokenizer.name} is not the tokenizer that the model was imported with: name that one")
+    tokenizer.legal(size)
+    return Vocabulary(size, tokenizer, None if given else files)
+
+
+def imported(manifest: Manifest) -> dict[str, Any]:
+    """The import at the beginning of a checkpoint's lineage, or an empty dict."""
+    found: list[Mapping[str, Any]] = [event["imported"] for event in manifest.events if "imported" in event]
+    return dict(found[0]) if found else {}
+
+
+def imported_files(checkpoint: Path) -> Path | None:
+    """Where an import put the tokenizer files: beside the checkpoints of its stage."""
+    folder = checkpoint.absolute().parent.parent / TOKENIZER
+    return folder if folder.is_dir() else None
+
+
+def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
+    if given:
+        return Tokenizer.load(given)
+    data = manifest.config.get("data", {})
+    if not data.get("corpus"):
+        raise UserError("the checkpoint does not say which tokenizer it was trained with: name it with --tokenizer")
+    try:
+        corpus = Corpus.open(data["corpus"])
+    except UserError as error:
+        raise UserError(f"{error}\nIf the corpus is elsewhere, name its tokenizer with --tokenizer") from error
+    if manifest.cursor:  # the cursor knows the corpus, its tokenizer included
+        Stream(
+            corpus,
+            vocab=manifest.architecture["sizes"]["vocab"],
+            seq_len=manifest.config["train"]["seq_len"],
+            seed=manifest.config["seed"],
+            validation=data["validation_fraction"],
+            cursor=dict(manifest.cursor),
+            window=data["window"],
+        )
+    return corpus.tokenizer

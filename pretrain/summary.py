@@ -1,0 +1,93 @@
+"""What a checkpoint is, for people and for machines: its parts, the growth events behind it, its ancestors."""
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from growth import Architecture
+from growth.certificate import Certificate
+from pretrain.checkpoint import Manifest
+from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.errors import UserError
+
+
+def parts(arch: Architecture) -> list[dict[str, Any]]:
+    """Per row of the family's table: name, shape of one tensor, how many there are, parameters of all of them."""
+    rows = []
+    for spec in arch.table.tensors:
+        shape = [dim.size(arch.sizes) for dim in spec.dims]
+        count = arch.layers if spec.layered else 1
+        rows.append({"name": spec.name, "shape": shape, "count": count, "parameters": count * prod(shape)})
+    return rows
+
+
+def history(manifest: Manifest) -> list[dict[str, Any]]:
+    """Per event, oldest first: stage, parameters before and after, operators, certificate (or None) and seconds; of an
+    import the name of the model and what is known of its vocabulary."""
+    rows: list[dict[str, Any]] = []
+    for event in manifest.events:
+        if "imported" in event:
+            imported = {key: event["imported"][key] for key in ("name", "vocabulary")}
+            rows.append({"stage": event["stage"], "imported": imported})
+            continue
+        plan = event["plan"]
+        rows.append(
+            {
+                "stage": event["stage"],
+                "parameters_before": Architecture.from_json(plan["old"]).parameters(),
+                "parameters_after": Architecture.from_json(plan["new"]).parameters(),
+                "operators": [name for step in plan["steps"] for name in step["operators"]],
+                "certificate": event["certificate"],
+                "seconds": event.get("seconds"),
+            }
+        )
+    return rows
+
+
+def in_one_line(row: Mapping[str, Any]) -> str:
+    """An event of `history` in words."""
+    if "imported" in row:
+        vocabulary = row["imported"]["vocabulary"]
+        why = f" ({vocabulary['reason']})" if vocabulary.get("reason") else ""
+        return f"imported from {row['imported']['name']}; vocabulary in {vocabulary['order']} order{why}"
+    text = f"grown from {row['parameters_before']:,} to {row['parameters_after']:,} parameters"
+    text += f" ({', '.join(row['operators']) or 'same shape'})"
+    if not row["certificate"]:
+        return text + "; no certificate"
+    found = Certificate.from_json(row["certificate"])
+    verdict = "preserved" if found.preserved else "changed"
+    text += f"; function {verdict}, logits to {found.error:.2g}, loss {found.loss_after - found.loss_before:+.1e}"
+    text += f", {found.dead_share:.2%} of the new parameters dead"
+    before, after = found.bits_per_byte_before, found.bits_per_byte_after
+    if before is not None and after is not None:
+        text += f", bits per byte {before:.4f} to {after:.4f}"
+    return text
+
+
+def ancestors(path: Path, manifest: Manifest) -> Iterator[tuple[dict[str, str], Manifest | None, str]]:
+    """The chain of parents, nearest first: ({"path", "hash"}, its manifest if it is there, what is wrong or "").
+
+    A parent is looked for where the manifest says and, because runs are moved, at the same place beside this run's
+    stages. The chain ends at a parent that is not there or is not the one that was grown: its parent is unknown.
+    """
+    while manifest.parent:
+        named = Path(manifest.parent["path"])
+        beside = path.absolute().parents[2].joinpath(*named.parts[-3:]) if len(path.absolute().parents) > 2 else named
+        found, problem = None, "not found here"
+        for place in dict.fromkeys((named, beside)):
+            if not (place / MANIFEST).exists():
+                continue
+            try:
+                candidate = Manifest.load(place)
+            except UserError as error:
+                problem = str(error)
+                continue
+            if candidate.hash == manifest.parent["hash"]:
+                found, path, problem = candidate, place, ""
+                break
+            problem = f"another checkpoint is at {place} (its hash is {candidate.hash})"
+        yield {"path": str(path if found else named), "hash": manifest.parent["hash"]}, found, problem
+        if found is None:
+            return
+        manifest = found
