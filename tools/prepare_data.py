@@ -14,9 +14,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from pretrain.data.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.errors import UserError
@@ -48,16 +50,24 @@ def main(arguments: list[str] | None = None) -> int:
         help="text files: what is a document (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
+    parser.add_argument(
+        "--wordpiece", action="store_true", help="for BERT: sentences of WordPiece; --tokenizer is then a vocab.txt"
+    )
+    parser.add_argument("--cased", action="store_true", help="WordPiece: keep capitals and accents")
     parser.add_argument("--json", action="store_true", help="print the description of the corpus as JSON")
     options = parser.parse_args(arguments)
     try:
+        encoder: Encoder[Any] = (
+            WordPieceEncoder(options.tokenizer, options.vocab_size, lowercase=not options.cased)
+            if options.wordpiece
+            else SentencePieceEncoder(options.tokenizer, options.vocab_size)
+        )
         with _Bars(disable=not sys.stderr.isatty()) as bars:
             description, existed = prepare(
                 Source(tuple(options.files), options.text_key, options.document),
                 options.output,
-                tokenizer=options.tokenizer,
-                vocab_size=options.vocab_size,
-                workers=options.workers,
+                encoder,
+                threads=options.workers,
                 progress=bars.advance,
             )
     except UserError as error:

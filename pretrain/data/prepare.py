@@ -7,6 +7,7 @@ there says up to which row the tokens are safe; a second run with the same reque
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,17 +17,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pretrain.data.corpus import DESCRIPTION, FORMAT_VERSION, TOKENIZER, TOKENS
+from pretrain.data.corpus import DESCRIPTION, FORMAT_VERSION, TOKENIZER, TOKENS, AnyTokenizer
+from pretrain.data.encoders import Encoder
 from pretrain.data.indexed import token_dtype, write_index
 from pretrain.data.sources import Source
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.errors import UserError
 
 JOURNAL = "journal.json"
-LENGTHS = "lengths.bin"  # int32 per document, until the index is written
+LENGTHS, COUNTS = "lengths.bin", "counts.bin"  # of sequences and documents (int32), until the index is written
 EVERY = 16 << 20  # bytes of text between two entries of the journal
-CHECKED = 1 << 20  # bytes of text on which a tokenizer's nesting is checked
+CHECKED = 1 << 20  # characters of text on which a tokenizer is checked
 
 Progress = Callable[[str, int, int], None]  # stage ("tokenizer" or "tokens"), documents and bytes since the last call
 
@@ -37,6 +37,7 @@ class Journal:
 
     rows: int = 0
     documents: int = 0
+    sequences: int = 0
     tokens: int = 0
     bytes: int = 0
 
@@ -44,36 +45,29 @@ class Journal:
 def prepare(
     source: Source,
     output: Path,
+    encoder: Encoder[Any],
     *,
-    tokenizer: Path | None = None,
-    vocab_size: int = 32_000,
-    workers: int = 1,
+    threads: int = 1,
     progress: Progress = lambda *_: None,
 ) -> tuple[dict[str, Any], bool]:
     """Write the corpus folder ``output``: every row of ``source`` that has text, as one document.
 
-    ``tokenizer`` is a SentencePiece model (file or folder); without one, one of ``vocab_size`` pieces is trained on the
-    text. Gives the description of the corpus, and whether it was there already.
+    Gives the description of the corpus, and whether it was there already.
 
     Raises UserError if ``output`` holds something else, if there is no text, if the tokenizer does not do, or if
     another process is preparing the same output.
     """
-    given = Tokenizer.load(tokenizer) if tokenizer is not None else None
-    request = {"source": source.describe(), **({"tokenizer": given.hash} if given else {"vocab_size": vocab_size})}
+    request = {"source": source.describe(), **encoder.request()}
     if output.exists():
         return _existing(output, request), True
     partial = output.with_name(output.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     with _only_one(partial):
         _drop_other_request(partial, request)
-        if given is None:
-            given = _trained(partial, source, vocab_size, workers, progress)
-        given.save(partial / TOKENIZER)
-        _check_nesting(given, source)
-        done = _encode(partial, source, given, workers, progress)
-        if not done.documents:
-            raise UserError(f"there is no text in {', '.join(map(str, source.files))}: every row is empty")
-        description = _finish(partial, given, request, done)
+        tokenizer = _tokenizer(partial / TOKENIZER, source, encoder, threads, progress)
+        encoder.check(tokenizer, _beginning(source))
+        done = _encode(partial, source, encoder, tokenizer, threads, progress)
+        description = _finish(partial, tokenizer, request, done)
         os.replace(partial, output)
     return description, False
 
@@ -107,79 +101,79 @@ def _drop_other_request(partial: Path, request: dict[str, Any]) -> None:
     file = partial / "request.json"
     if not file.exists() or json.loads(file.read_text()) != request:
         (partial / JOURNAL).unlink(missing_ok=True)
-        (partial / TOKENIZER / "tokenizer.model").unlink(missing_ok=True)
+        shutil.rmtree(partial / TOKENIZER, ignore_errors=True)
         _write_json(file, request)
 
 
-def _trained(partial: Path, source: Source, vocab_size: int, workers: int, progress: Progress) -> Tokenizer:
-    file = partial / TOKENIZER / "tokenizer.model"
-    if not file.exists():
+def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int, progress: Progress) -> AnyTokenizer:
+    """The tokenizer of the corpus, saved in its folder."""
 
-        def texts() -> Iterator[str]:
-            for batch in source.batches():
-                progress("tokenizer", len(batch), sum(len(text.encode()) for text in batch))
-                yield from batch
+    def texts() -> Iterator[str]:
+        for batch in source.batches():
+            progress("tokenizer", len(batch), sum(len(text.encode()) for text in batch))
+            yield from batch
 
-        if not any(text for batch in source.batches() for text in batch):
-            raise UserError(f"there is no text in {', '.join(map(str, source.files))}: every row is empty")
-        Tokenizer(train_tokenizer(texts(), vocab_size, workers), str(file)).save(file.parent)
-    return Tokenizer.load(file)
+    if not _any_text(source):
+        raise UserError(f"there is no text in {', '.join(map(str, source.files))}: every row is empty")
+    if encoder.given:
+        encoder.given.save(folder)
+    elif not (folder / encoder.file).exists():
+        encoder.train(texts(), threads).save(folder)
+    return encoder.load(folder)
 
 
-def _check_nesting(tokenizer: Tokenizer, source: Source) -> None:
-    """Compare the table with the truncated tokenizer on real text: a model that was not made by BPE training may not
-    nest.
-    """
-    texts, size = [], 0
+def _any_text(source: Source) -> bool:
+    return any(text for batch in source.batches() for text in batch)
+
+
+def _beginning(source: Source) -> list[str]:
+    texts: list[str] = []
     for batch in source.batches():
         texts += batch
-        size += sum(map(len, batch))
-        if size > CHECKED:
+        if sum(map(len, texts)) > CHECKED:
             break
-    legal = np.flatnonzero(tokenizer.age.cut)
-    full = [np.array(ids, dtype=np.int32) for ids in tokenizer.processor().encode(texts)]
-    for vocab in {int(legal[0]), int(legal[len(legal) // 4])}:
-        table = tokenizer.segmentation(vocab)
-        for ids, expected in zip(full, tokenizer.processor(vocab).encode(texts), strict=True):
-            if table.apply(ids).tolist() != expected:
-                raise UserError(
-                    f"{tokenizer.name} cannot be grown by merge age: with its first {vocab} pieces this text is cut"
-                    " otherwise than its pieces are; leave out --tokenizer to train one that can"
-                )
+    return texts
 
 
-def _encode(partial: Path, source: Source, tokenizer: Tokenizer, workers: int, progress: Progress) -> Journal:
+def _encode(
+    partial: Path, source: Source, encoder: Encoder[Any], tokenizer: AnyTokenizer, threads: int, progress: Progress
+) -> Journal:
     journal_file = partial / JOURNAL
     done = Journal(**json.loads(journal_file.read_text())) if journal_file.exists() else Journal()
     dtype = token_dtype(tokenizer.size)
-    processor = tokenizer.processor()
-    with open(partial / f"{TOKENS}.bin", "ab") as tokens, open(partial / LENGTHS, "ab") as lengths:
+    with (
+        open(partial / f"{TOKENS}.bin", "ab") as tokens,
+        open(partial / LENGTHS, "ab") as lengths,
+        open(partial / COUNTS, "ab") as counts,
+    ):
         tokens.truncate(done.tokens * dtype.itemsize)
-        lengths.truncate(done.documents * 4)
+        lengths.truncate(done.sequences * 4)
+        counts.truncate(done.documents * 4)
         progress("tokens", done.documents, done.bytes)
         saved = done.bytes
         for batch in source.batches(skip=done.rows):
-            encoded = [[*ids, tokenizer.eos] for ids in processor.encode(batch, num_threads=workers) if ids]
-            flat = np.array([t for ids in encoded for t in ids], dtype=np.int64)
-            tokens.write(flat.astype(dtype).tobytes())
-            lengths.write(np.array([len(ids) for ids in encoded], dtype="<i4").tobytes())
-            size = int(tokenizer.piece_bytes[flat].sum()) - tokenizer.prefix_bytes * len(encoded)
+            encoded = encoder.encode(tokenizer, batch, threads)
+            tokens.write(encoded.tokens.astype(dtype).tobytes())
+            lengths.write(np.array(encoded.lengths, dtype="<i4").tobytes())
+            counts.write(np.array(encoded.counts, dtype="<i4").tobytes())
             done.rows += len(batch)
-            done.documents += len(encoded)
-            done.tokens += len(flat)
-            done.bytes += size
-            progress("tokens", len(encoded), size)
+            done.documents += len(encoded.counts)
+            done.sequences += len(encoded.lengths)
+            done.tokens += len(encoded.tokens)
+            done.bytes += encoded.bytes
+            progress("tokens", len(encoded.counts), encoded.bytes)
             if done.bytes - saved >= EVERY:
-                _sync(tokens, lengths)
+                _sync(tokens, lengths, counts)
                 _write_json(journal_file, asdict(done))
                 saved = done.bytes
-        _sync(tokens, lengths)
+        _sync(tokens, lengths, counts)
     return done
 
 
-def _finish(partial: Path, tokenizer: Tokenizer, request: dict[str, Any], done: Journal) -> dict[str, Any]:
-    lengths = np.fromfile(partial / LENGTHS, dtype="<i4")
-    write_index(partial / f"{TOKENS}.idx", lengths, np.arange(len(lengths) + 1), token_dtype(tokenizer.size))
+def _finish(partial: Path, tokenizer: AnyTokenizer, request: dict[str, Any], done: Journal) -> dict[str, Any]:
+    lengths, counts = (np.fromfile(partial / name, dtype="<i4") for name in (LENGTHS, COUNTS))
+    bounds = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    write_index(partial / f"{TOKENS}.idx", lengths, bounds, token_dtype(tokenizer.size))
     description = {
         "format_version": FORMAT_VERSION,
         "documents": done.documents,
@@ -190,7 +184,7 @@ def _finish(partial: Path, tokenizer: Tokenizer, request: dict[str, Any], done: 
         "xxh3_128": _hash_file(partial / f"{TOKENS}.bin"),
         "request": request,
     }
-    for name in (LENGTHS, JOURNAL, "request.json", "lock"):
+    for name in (LENGTHS, COUNTS, JOURNAL, "request.json", "lock"):
         (partial / name).unlink(missing_ok=True)
     _write_json(partial / DESCRIPTION, description)
     return description

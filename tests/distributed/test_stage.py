@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 import yaml
 
 from growth import Box, GrowthError
-from pretrain import config
+from pretrain import config, planning
 from pretrain.checkpoint import KINDS, Reader, find, is_done
+from pretrain.data.encoders import SentencePieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.errors import UserError
 from pretrain.train import train
 from tests.distributed.harness import run
 
-SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split()
+SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "we", "xi", "yo", "zu"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with text.open("w") as out:
         for _ in range(400):
             print(json.dumps({"text": " ".join(draw.choice(words, size=60))}), file=out)
-    prepare(Source((text,)), folder / "prepared", vocab_size=400)
+    prepare(Source((text,)), folder / "prepared", SentencePieceEncoder(vocab_size=400))
     return folder / "prepared"
 
 
@@ -75,7 +77,9 @@ def stage(path: str, name: str, overrides: list[str], stop_after: int | None = N
     loaded = config.load(path)
     asked = iter(range(1_000_000))
     try:
-        train(loaded, loaded.override(loaded.stage(name), overrides), lambda: next(asked) + 1 == stop_after)
+        chosen = loaded.override(loaded.stage(name), overrides)
+        planning.check(loaded, chosen, dist.get_world_size())
+        train(loaded, chosen, lambda: next(asked) + 1 == stop_after)
     except (UserError, GrowthError) as error:
         return str(error)
     return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.corpus import Corpus
+from pretrain.data.encoders import SentencePieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.data.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def corpus_path(texts: list[str], tokenizer: Tokenizer, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("corpus")
     tokenizer.save(folder / "given")
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    prepare(Source((folder / "texts.jsonl",)), folder / "corpus", tokenizer=folder / "given")
+    prepare(Source((folder / "texts.jsonl",)), folder / "corpus", SentencePieceEncoder(folder / "given"))
     return folder / "corpus"
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pretrain.data import prepare as module
 from pretrain.data.corpus import Corpus
+from pretrain.data.encoders import SentencePieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.data.tokenizer import Tokenizer
@@ -44,10 +45,10 @@ def test_json_and_parquet(tmp_path: Path, given: Path) -> None:
         file.write(json.dumps({"id": 2, "text": "seven"}) + "\n")
     pq.write_table(pa.table({"content": [*ROWS, None]}), tmp_path / "c.parquet")
     source = Source((tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"))
-    description, existed = prepare(source, tmp_path / "json", tokenizer=given)
+    description, existed = prepare(source, tmp_path / "json", SentencePieceEncoder(given))
     assert texts_of(tmp_path / "json") == [*(row for row in ROWS if row), "seven"]
     assert (description["documents"], description["bytes"], existed) == (4, 13 + 4 + 12 + 5, False)
-    prepare(Source((tmp_path / "c.parquet",), key="content"), tmp_path / "parquet", tokenizer=given)
+    prepare(Source((tmp_path / "c.parquet",), key="content"), tmp_path / "parquet", SentencePieceEncoder(given))
     assert texts_of(tmp_path / "parquet") == [row for row in ROWS if row]
 
 
@@ -62,7 +63,7 @@ def test_json_and_parquet(tmp_path: Path, given: Path) -> None:
 def test_text(tmp_path: Path, given: Path, document: str, expected: list[str]) -> None:
     """What makes a document of a text file."""
     (tmp_path / "x.txt").write_text("a b\nc\n\nd\ne\n")
-    prepare(Source((tmp_path / "x.txt",), document=document), tmp_path / "out", tokenizer=given)
+    prepare(Source((tmp_path / "x.txt",), document=document), tmp_path / "out", SentencePieceEncoder(given))
     assert [text.strip("\n") for text in texts_of(tmp_path / "out")] == [text.strip("\n") for text in expected]
 
 
@@ -70,12 +71,12 @@ def test_trained_tokenizer(tmp_path: Path, texts: list[str]) -> None:
     """Without a tokenizer one is trained, the same for the same text; too large a one is refused."""
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = Source((tmp_path / "x.jsonl",))
-    first, _ = prepare(source, tmp_path / "one", vocab_size=600)
-    again, _ = prepare(source, tmp_path / "two", vocab_size=600)
+    first, _ = prepare(source, tmp_path / "one", SentencePieceEncoder(vocab_size=600))
+    again, _ = prepare(source, tmp_path / "two", SentencePieceEncoder(vocab_size=600))
     assert Corpus.open(tmp_path / "one").tokenizer.size == 600
     assert first == again
     with pytest.raises(UserError, match=r"for \d+ pieces, not for 100000: give --vocab-size"):
-        prepare(source, tmp_path / "three", vocab_size=100_000)
+        prepare(source, tmp_path / "three", SentencePieceEncoder(vocab_size=100_000))
     assert not (tmp_path / "three").exists()
 
 
@@ -83,7 +84,7 @@ def test_interrupted(tmp_path: Path, texts: list[str], given: Path, monkeypatch:
     """A run that dies goes on from its journal, and gives the same files as one that did not."""
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 8))
     source = Source((tmp_path / "x.jsonl",))
-    prepare(source, tmp_path / "whole", tokenizer=given)
+    prepare(source, tmp_path / "whole", SentencePieceEncoder(given))
 
     monkeypatch.setattr(module, "EVERY", 10_000)
     read = Source.batches
@@ -95,14 +96,15 @@ def test_interrupted(tmp_path: Path, texts: list[str], given: Path, monkeypatch:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Source, "batches", dies)
-    monkeypatch.setattr(module, "_check_nesting", lambda *_: None)
+    monkeypatch.setattr(module, "_beginning", lambda _: [])
+    monkeypatch.setattr(module, "_any_text", lambda _: True)
     with pytest.raises(KeyboardInterrupt):
-        prepare(source, tmp_path / "out", tokenizer=given)
+        prepare(source, tmp_path / "out", SentencePieceEncoder(given))
     assert not (tmp_path / "out").exists()
     with open(tmp_path / "out.partial" / "tokens.bin", "ab") as file:
         file.write(b"torn")  # what a crash leaves beyond the journal
     monkeypatch.setattr(Source, "batches", lambda self, skip=0: skipped.append(skip) or read(self, skip))
-    prepare(source, tmp_path / "out", tokenizer=given)
+    prepare(source, tmp_path / "out", SentencePieceEncoder(given))
     assert skipped == [0, 1024]
     for name in ("tokens.bin", "tokens.idx", "corpus.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -122,7 +124,7 @@ def test_another_request_starts_anew(tmp_path: Path, texts: list[str], given: Pa
     (partial / "request.json").write_text("{}")
     (partial / "journal.json").write_text(json.dumps({"rows": 5, "documents": 1, "tokens": 3, "bytes": 9}))
     (partial / "tokens.bin").write_bytes(b"123456")
-    prepare(Source((tmp_path / "x.jsonl",)), tmp_path / "out", tokenizer=given)
+    prepare(Source((tmp_path / "x.jsonl",)), tmp_path / "out", SentencePieceEncoder(given))
     assert texts_of(tmp_path / "out") == ["short"]
 
 
@@ -130,15 +132,15 @@ def test_finished_output(tmp_path: Path, given: Path) -> None:
     """The same request again changes nothing; another one is refused; so is a folder that is no corpus."""
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"text": "short"}) + "\n")
-    first = prepare(Source((file,)), tmp_path / "out", tokenizer=given)
-    assert prepare(Source((file,)), tmp_path / "out", tokenizer=given) == (first[0], True)
+    first = prepare(Source((file,)), tmp_path / "out", SentencePieceEncoder(given))
+    assert prepare(Source((file,)), tmp_path / "out", SentencePieceEncoder(given)) == (first[0], True)
     with pytest.raises(UserError, match=r"another tokenizer and vocab_size: remove it or choose another --output"):
-        prepare(Source((file,)), tmp_path / "out", vocab_size=300)
+        prepare(Source((file,)), tmp_path / "out", SentencePieceEncoder(vocab_size=300))
     file.write_text(json.dumps({"text": "other"}) + "\n")
     with pytest.raises(UserError, match="another source"):
-        prepare(Source((file,)), tmp_path / "out", tokenizer=given)
+        prepare(Source((file,)), tmp_path / "out", SentencePieceEncoder(given))
     with pytest.raises(UserError, match="exists and is no corpus"):
-        prepare(Source((file,)), given, tokenizer=given)
+        prepare(Source((file,)), given, SentencePieceEncoder(given))
 
 
 def test_two_at_once(tmp_path: Path, given: Path) -> None:
@@ -148,7 +150,7 @@ def test_two_at_once(tmp_path: Path, given: Path) -> None:
     with open(tmp_path / "out.partial" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process"):
-            prepare(Source((tmp_path / "x.txt",)), tmp_path / "out", tokenizer=given)
+            prepare(Source((tmp_path / "x.txt",)), tmp_path / "out", SentencePieceEncoder(given))
 
 
 def test_refused_sources(tmp_path: Path, given: Path) -> None:
@@ -162,9 +164,9 @@ def test_refused_sources(tmp_path: Path, given: Path) -> None:
     good = file("good.jsonl", b'{"text": "a", "n": 1}\n')
     for tokenizer in (given, None):
         with pytest.raises(UserError, match=r"no text in .*empty\.txt"):
-            prepare(Source((empty,)), tmp_path / "out", tokenizer=tokenizer)
+            prepare(Source((empty,)), tmp_path / "out", SentencePieceEncoder(tokenizer))
         with pytest.raises(UserError, match=r"no text in .*zero\.txt"):
-            prepare(Source((file("zero.txt", b""),)), tmp_path / "out", tokenizer=tokenizer)
+            prepare(Source((file("zero.txt", b""),)), tmp_path / "out", SentencePieceEncoder(tokenizer))
     cases = [
         (lambda: Source((tmp_path / "none.txt",)), r"none\.txt does not exist"),
         (lambda: Source((empty, good)), "files of several kinds"),
@@ -190,4 +192,4 @@ def test_tokenizer_that_does_not_nest(tmp_path: Path, tokenizer: Tokenizer, text
     (tmp_path / "odd.model").write_bytes(shuffled.SerializeToString())
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     with pytest.raises(UserError, match="cannot be grown by merge age"):
-        prepare(Source((tmp_path / "x.jsonl",)), tmp_path / "out", tokenizer=tmp_path / "odd.model")
+        prepare(Source((tmp_path / "x.jsonl",)), tmp_path / "out", SentencePieceEncoder(tmp_path / "odd.model"))
