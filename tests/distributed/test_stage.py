@@ -21,7 +21,7 @@ from pretrain.errors import UserError
 from pretrain.train import train
 from tests.distributed.harness import run
 
-SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "we", "xi", "yo", "zu"]
+SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split()
 
 
 @pytest.fixture(scope="module")
