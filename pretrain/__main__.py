@@ -28,7 +28,7 @@ import os  # noqa: E402
 import warnings  # noqa: E402
 
 from growth.errors import GrowthError  # noqa: E402
-from pretrain import config  # noqa: E402
+from pretrain import config, distributed, planning  # noqa: E402
 from pretrain.errors import UserError  # noqa: E402
 
 EXAMPLE = """example:
@@ -53,16 +53,14 @@ def main(arguments: list[str]) -> int:
     try:
         curriculum = config.load(known.config)
         stage = curriculum.override(curriculum.stage(known.stage), overrides)
+        planning.check(curriculum, stage, distributed.world_size())
         _quiet(rank)
-        from pretrain.distributed import join, layout_of, world_size
+        from pretrain.train import train  # seconds of imports
 
-        layout_of(stage, world_size())
-        from pretrain.train import train
-
-        join()
+        distributed.join()
         train(curriculum, stage, lambda: _stop)
     except (UserError, GrowthError) as error:
-        if rank == 0:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -7,11 +7,45 @@ from typing import Any
 
 import growth
 from growth import Architecture, Plan
-from pretrain.checkpoint import Manifest, Reader
-from pretrain.config import Curriculum, Stage
+from pretrain.checkpoint import Manifest, Reader, find, is_done
+from pretrain.config import Curriculum, Stage, compare_for_resume
+from pretrain.data.corpus import Corpus
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.distributed import layout_of
 from pretrain.errors import UserError
 from pretrain.state import Birth, State
+
+
+def check(curriculum: Curriculum, stage: Stage, world: int) -> None:
+    """Raise, before anything slow starts, what is known to be wrong with a stage on `world` ranks; writes nothing.
+
+    Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a vocabulary that cannot be cut
+    and a resume that would change the run; GrowthError for a growth that is impossible.
+    """
+    layout_of(stage, world)
+    tokenizer = Corpus.open(stage.data.corpus).tokenizer
+    tokenizer.legal(stage.model.vocab)
+    own = find(curriculum.folder / stage.name / "checkpoints").manifest
+    if own is not None:
+        compare_for_resume(own.config, stage.to_dict())
+    else:
+        parent = curriculum.parent(stage)
+        plan_of(curriculum, stage, finished(curriculum, parent) if parent else None, tokenizer)
+
+
+def finished(curriculum: Curriculum, parent: Stage) -> Manifest:
+    """The manifest of a finished stage's newest checkpoint; UserError when there is none."""
+    folder = curriculum.folder / parent.name
+    command = f"bash slurm/stage.sh {curriculum.path} {parent.name}"
+    if not is_done(folder):
+        raise UserError(f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}")
+    manifest = find(folder / "checkpoints").manifest
+    if manifest is None:
+        raise UserError(
+            f"{folder / 'checkpoints'}: the parent stage {parent.name!r} has no checkpoint that verifies: "
+            f"restore it, or move {folder} away and run it again, {command}"
+        )
+    return manifest
 
 
 def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, tokenizer: Tokenizer | None) -> Plan:

@@ -25,7 +25,7 @@ from pretrain.errors import UserError
 from pretrain.event import certify, judge, old_logits
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
-from pretrain.planning import grown, plan_of
+from pretrain.planning import finished, grown, plan_of
 from pretrain.state import Birth, Progress, State, fill, publish
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _grow(
 ) -> tuple[Engine, State]:
     folder = curriculum.folder / parent.name
     root = folder / "checkpoints"
-    manifest = agreed(lambda: _finished(folder, parent, curriculum))
+    manifest = agreed(lambda: finished(curriculum, parent))
     plan = plan_of(curriculum, stage, manifest, corpus.tokenizer)
     assert plan.old is not None
     engine = _engine(plan.new, layout, stage)
@@ -141,22 +141,6 @@ def _grow(
     certificate.require()
     event = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
     return engine, replace(states[0], events=(*states[0].events, event))
-
-
-def _finished(folder: Path, parent: Stage, curriculum: Curriculum) -> Any:
-    """The manifest of a finished parent's newest checkpoint."""
-    command = f"slurm/stage.sh {curriculum.path} {parent.name}"
-    if not is_done(folder):
-        raise UserError(
-            f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}"
-        )
-    manifest = find(folder / "checkpoints").manifest
-    if manifest is None:
-        raise UserError(
-            f"{folder / 'checkpoints'}: the parent stage {parent.name!r} has no checkpoint that verifies: "
-            f"restore it, or run the stage again: remove {folder} and call {command}"
-        )
-    return manifest
 
 
 def _bits_per_byte(folder: Path) -> float | None:

@@ -32,7 +32,8 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
 
     Collective over the ranks of the stage. Whatever happened before is found in the run folder: a stage that is
     done is left alone, one that was stopped goes on, one that never began grows from its parent.
-    Raises UserError for what the user can put right; nothing is overwritten then.
+    Raises what pretrain.planning.check would have raised before, and UserError for a checkpoint that cannot be read
+    or written; nothing is overwritten then.
     """
     folder = curriculum.folder / stage.name
     if agreed(lambda: is_done(folder)):
@@ -41,7 +42,6 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     t = stage.train
     layout = layout_of(stage, world_size())
     corpus = Corpus.open(stage.data.corpus)
-    corpus.tokenizer.legal(stage.model.vocab)
 
     began = time.monotonic()
     engine, state = start(curriculum, stage, layout, corpus)
