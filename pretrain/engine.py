@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +24,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 from torch import Tensor  # noqa: E402
 
 from growth.architecture import Architecture  # noqa: E402
+from pretrain.gradients import FlatGradients  # noqa: E402
 from pretrain.layout import Layout, Parameter, fragment_boxes, parameters  # noqa: E402
 from pretrain.layout.zero import FragmentBox  # noqa: E402
 from pretrain.model import build  # noqa: E402
 from pretrain.model.build import Numerics  # noqa: E402
 from pretrain.optimizer import AdamW, Segment  # noqa: E402
+from pretrain.samples import Samples, size  # noqa: E402
 
 # It warns of every optimizer that is not its own.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -85,10 +87,11 @@ def _mpu() -> SimpleNamespace:
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss is the mean negative log-likelihood per token of the global batch, in nats; grad_norm is before clipping."""
+    """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping."""
 
     loss: float
     grad_norm: float
+    terms: Mapping[str, float]
 
 
 class Engine:
@@ -103,6 +106,7 @@ class Engine:
     ) -> None:
         build.join(layout)
         self.arch, self.layout, self.numerics = arch, layout, numerics
+        self.family = build.FAMILIES[arch.family]
         self.seq_len, self.micro_batch = seq_len, micro_batch
         pp_rank, self.dp_rank, tp_rank = layout.coordinates(dist.get_rank())
         self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
@@ -115,10 +119,12 @@ class Engine:
             model=chunks, optimizer=self.adam, mpu=_mpu(), config=self._deepspeed_config(adam), dist_init_required=False
         )
         self.chunks = list(self._deepspeed.module)
+        self._gradients = None if numerics.precision == "bf16" else self._share_memory()
         table = parameters(arch, layout, pp_rank, tp_rank)
         self.parameters = list(zip(table, self._deepspeed.module.parameters(), strict=True))
         self.owned = self._owned()
         self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
+        self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
 
     def _deepspeed_config(self, adam: Adam) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -133,6 +139,18 @@ class Engine:
             config["bf16"] = {"enabled": True, "immediate_grad_update": True}
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         return config
+
+    def _share_memory(self) -> FlatGradients:
+        """In fp32 the master weights are the model's own, and its gradients lie where the optimizer wants them."""
+        zero = self._optimizer
+        (flat,), (offsets,), (parts,) = (
+            zero.bit16_groups_flat,
+            zero.round_robin_bit16_offsets,
+            zero.parallel_partitioned_bit16_groups,
+        )
+        zero.single_partition_of_fp32_groups[0].data = parts[self.dp_rank]
+        zero._link_all_hp_params()
+        return FlatGradients(zero.round_robin_bit16_groups[0], offsets, flat.numel())
 
     def _owned(self) -> list[Owned]:
         (partition,) = self.adam.param_groups[0]["params"]
@@ -172,70 +190,71 @@ class Engine:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""
         self._optimizer.update_lp_params()
 
-    def _batches(self, tokens: Tensor | None, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Micro-batches (inputs [B, S], labels [B, S], mask [B, S]) of this data-parallel rank's samples."""
-        assert tokens is not None
-        for start in range(0, len(tokens), self.micro_batch):
-            part = tokens[start : start + self.micro_batch].to(self.device)
-            weights = None if mask is None else mask[start : start + self.micro_batch].to(self.device)
-            yield part[:, :-1].contiguous(), part[:, 1:].contiguous(), weights
+    def _batches(self, samples: Samples) -> Iterator[Samples]:
+        """The micro-batches of this data-parallel rank's samples."""
+        for start in range(0, size(samples), self.micro_batch):
+            yield {name: x[start : start + self.micro_batch].to(self.device) for name, x in samples.items()}
 
-    def _forward(self, valid_tokens: float) -> Callable[..., Any]:
-        """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's mean."""
-        position_S = torch.arange(self.seq_len, device=self.device)
-        scale = self.layout.dp / valid_tokens  # DeepSpeed averages over the data-parallel ranks
+    def _forward(self, counts: Tensor) -> Callable[..., Any]:
+        """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
 
-        def step(batches: Iterator[Any], model: Any) -> Any:
-            inputs_BS, labels_BS, mask_BS = next(batches)
-            loss_BS = model(inputs_BS, position_S.expand_as(inputs_BS), None, labels=labels_BS)
+        counts: over how many labels of the global batch each term of the loss is a mean.
+        """
+        # DeepSpeed averages over the data-parallel ranks.
+        scale = (self.layout.dp / counts).float()
 
-            def loss(loss_BS: Tensor) -> Any:
-                total = loss_BS.float().sum() if mask_BS is None else (loss_BS.float() * mask_BS).sum()
-                count = torch.tensor(loss_BS.numel(), dtype=torch.int, device=self.device)
-                return total * scale, count, total.detach()
+        def step(batches: Iterator[Samples], model: Any) -> Any:
+            samples = next(batches)
 
-            return loss_BS, loss
+            def loss(output: Any) -> Any:
+                terms = self.family.terms(output, samples)
+                return (terms * scale).sum(), torch.tensor(1, dtype=torch.int, device=self.device), terms.detach()
+
+            return self.family.forward(model, samples), loss
 
         return step
 
-    def _run(
-        self, forward: Callable[..., Any], tokens: Tensor, mask: Tensor | None = None, **how: bool
-    ) -> list[Tensor]:
+    def _run(self, forward: Callable[..., Any], samples: Samples, **how: bool) -> list[Tensor]:
         """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
-        batches = [self._batches(tokens, mask) for _ in self.chunks]
+        batches = [self._batches(samples) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=len(tokens) // self.micro_batch,
+            num_microbatches=size(samples) // self.micro_batch,
             seq_length=self.seq_len,
             micro_batch_size=self.micro_batch,
             **how,
         )
 
-    def _total(self, losses: list[Tensor]) -> float:
-        """The sum over micro-batches and data-parallel ranks, known on every rank."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+    def _total(self, terms: list[Tensor]) -> Tensor:
+        """The sums over micro-batches and data-parallel ranks of each term of the loss, known on every rank."""
+        total = torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
         if self.last:
-            total += torch.stack(losses).double().sum()
+            total += torch.stack(terms).double().sum(0)
             dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         dist.broadcast(
             total,
             src=parallel_state.get_pipeline_model_parallel_last_rank(),
             group=parallel_state.get_pipeline_model_parallel_group(),
         )
-        return float(total)
+        return total
 
-    def backward(self, tokens: Tensor) -> float:
-        """Forward and backward over this rank's samples [n, seq_len + 1]; gradients stay local. Returns the loss."""
-        valid = len(tokens) * self.seq_len * self.layout.dp
+    def backward(self, samples: Samples) -> dict[str, float]:
+        """Forward and backward over this rank's samples; gradients stay local. Returns each term of the loss."""
+        counts = torch.tensor(self.family.counts(samples), dtype=torch.float64, device=self.device)
+        if self.layout.dp > 1:
+            dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+        counts.clamp_(min=1)
         self._deepspeed.module.train()
-        losses = self._run(self._forward(valid), tokens, forward_only=False)
+        found = self._run(self._forward(counts), samples, forward_only=False)
         for parameter in self._sequence_parallel:
             dist.all_reduce(self.gradient(parameter), group=parallel_state.get_tensor_model_parallel_group())
-        return self._total(losses) / valid
+        for parameter in self._tied:
+            dist.all_reduce(self.gradient(parameter), group=parallel_state.get_embedding_group())
+        return dict(zip(self.family.TERMS, (self._total(found) / counts).tolist(), strict=True))
 
     def gradient(self, parameter: torch.nn.Parameter) -> Tensor:
         """The accumulated gradient of a parameter: fp32 in DeepSpeed's buffer under bf16, else `.grad`."""
@@ -246,44 +265,51 @@ class Engine:
     def step(self, lr: float) -> float:
         """Reduce the gradients, clip and update. Returns the gradient norm before clipping."""
         self.adam.param_groups[0]["lr"] = lr
-        if self.numerics.precision == "bf16":
-            self._deepspeed.buffered_allreduce_fallback()
+        if self._gradients:
+            # In place of its own reduce_gradients, which would flatten and copy them twice.
+            reduced = self._gradients.reduce(parallel_state.get_data_parallel_group())
+            self._optimizer.averaged_gradients[0] = reduced
         else:
-            self._optimizer.reduce_gradients(pipeline_parallel=True)
+            self._deepspeed.buffered_allreduce_fallback()
         self._optimizer.step()
         norm = float(self._optimizer._global_grad_norm)
-        self._optimizer.zero_grad()
+        self._clear_gradients()
         return norm
 
     def forget(self) -> None:
         """Drop gradients that no step will use."""
-        if self.numerics.precision == "bf16":
+        if not self._gradients:
             self._optimizer.clear_hp_grads()
-        self._optimizer.zero_grad()
+        self._clear_gradients()
 
-    def train_step(self, tokens: Tensor, lr: float) -> StepResult:
-        """One update from this data-parallel rank's part of the global batch, [n, seq_len + 1] token ids."""
-        loss = self.backward(tokens)
-        return StepResult(loss, self.step(lr))
+    def _clear_gradients(self) -> None:
+        if self._gradients:
+            self._gradients.clear()
+        else:
+            self._optimizer.zero_grad()
+
+    def train_step(self, samples: Samples, lr: float) -> StepResult:
+        """One update from this data-parallel rank's part of the global batch."""
+        terms = self.backward(samples)
+        return StepResult(sum(terms.values()), self.step(lr), terms)
 
     @torch.no_grad()
-    def evaluate(self, tokens: Tensor, mask: Tensor) -> float:
-        """The summed negative log-likelihood, in nats, of the tokens whose mask [n, seq_len] is 1, over all ranks."""
+    def evaluate(self, samples: Samples) -> dict[str, float]:
+        """The sum, in nats, of each term of the loss over the samples of all ranks."""
         self._deepspeed.module.eval()
-        return self._total(self._run(self._forward(1.0), tokens, mask, forward_only=True))
+        ones = torch.ones(len(self.family.TERMS), device=self.device)
+        total = self._total(self._run(self._forward(ones), samples, forward_only=True))
+        return dict(zip(self.family.TERMS, total.tolist(), strict=True))
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor) -> Tensor | None:
+    def logits(self, samples: Samples) -> Tensor | None:
         """Logits [n, seq_len, vocab] in fp32 on the last pipeline rank, None elsewhere; every DP rank computes all."""
         self._deepspeed.module.eval()
-        position_S = torch.arange(self.seq_len, device=self.device)
 
-        def step(batches: Iterator[Any], model: Any) -> Any:
-            inputs_BS, _, _ = next(batches)
-            out = model(inputs_BS, position_S.expand_as(inputs_BS), None)
-            return out, lambda x, non_loss_data=True: x.float()
+        def step(batches: Iterator[Samples], model: Any) -> Any:
+            return self.family.logits(model, next(batches)), lambda x, non_loss_data=True: x.float()
 
-        parts = self._run(step, tokens, forward_only=True, collect_non_loss_data=True)
+        parts = self._run(step, samples, forward_only=True, collect_non_loss_data=True)
         if not self.last:
             return None
         local_BSV = torch.cat(parts)
