@@ -14,6 +14,7 @@ import pytest
 
 from pretrain import config, metrics
 from pretrain.metrics import Metrics
+from tests.unit.small import small_curriculum
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,11 +43,8 @@ class At:
 
 
 @pytest.fixture
-def curriculum() -> config.Curriculum:
-    curriculum = config.load(ROOT / "configs" / "demo.yaml")
-    quiet = config.Log(interval=2, wandb=False)
-    stages = tuple(dataclasses.replace(stage, log=quiet) for stage in curriculum.stages)
-    return dataclasses.replace(curriculum, stages=stages)
+def curriculum(tmp_path_factory: pytest.TempPathFactory) -> config.Curriculum:
+    return small_curriculum(tmp_path_factory.mktemp("config"))
 
 
 def write(folder: Path, curriculum: config.Curriculum, start: int, stop: int) -> None:

@@ -1,0 +1,82 @@
+"""Checkpoints for the tools to work on: random weights and moments (nothing is at its init), and changed copies."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from growth import Architecture, Box, Generations
+from pretrain.checkpoint import KINDS, Reader, write_checkpoint
+from pretrain.config import Curriculum, Stage
+from pretrain.data.corpus import Corpus
+from pretrain.data.stream import Stream
+from pretrain.state import Birth, Progress, State
+
+
+@dataclass(frozen=True)
+class Run:
+    """curriculum: stages "small" (done) and "large" (wider, deeper, more vocabulary; not begun)."""
+
+    curriculum: Curriculum
+    corpus: Corpus
+
+    @property
+    def config(self) -> str:
+        return str(self.curriculum.path)
+
+    @property
+    def folder(self) -> Path:
+        return self.curriculum.folder
+
+    @property
+    def parent(self) -> Path:
+        return self.folder / "small" / "checkpoints" / "step-00000020"
+
+
+def save(run: Run, stage: Stage, path: Path, seed: int = 0) -> None:
+    """A checkpoint of a stage after 20 steps."""
+    arch = stage.model.architecture()
+    arch = arch.replace(scalars={"norm_eps": 1e-3, "rope_theta": 500.0})  # not the defaults, and not negligible
+    values = random_model(arch, seed)
+    cursor = Stream(
+        run.corpus,
+        vocab=stage.model.vocab,
+        seq_len=stage.train.seq_len,
+        seed=stage.seed,
+        validation=stage.data.validation_fraction,
+        window=stage.data.window,
+    ).cursor
+    state = State(arch, Generations.first(arch), (Birth(0, stage.name, 20),), Progress(20, 2560, 2560, 1e9), cursor)
+    fields = state.fields(stage.name, stage.to_dict(), [20])
+    write_checkpoint(path, 20, list(KINDS), lambda kind, name, box: values[kind, name][box.slices()], fields, {})
+
+
+def random_model(arch: Architecture, seed: int = 0) -> dict[tuple[str, str], torch.Tensor]:
+    """Every parameter and moment drawn, gains around 1; weights large enough that nothing is linear."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for name, tensor in arch.tensors().items():
+        for kind in KINDS:
+            value = torch.randn(tensor.shape, generator=generator) * 0.2
+            if kind == "exp_avg_sq":
+                value = value.square()
+            elif kind == "weight" and tensor.spec.init == "one":
+                value = 1 + value
+            values[kind, name] = value
+    return values
+
+
+def rewrite(source: Path, target: Path, change: dict[tuple[str, str], torch.Tensor], **scalars: float) -> None:
+    """A copy of a checkpoint with some tensors and scalars changed: consistent, so nothing but its content is wrong."""
+    with Reader(source) as reader:
+        state = State.from_reader(reader)
+        state = replace(state, arch=state.arch.replace(scalars=scalars))
+        m = reader.manifest
+        fields = state.fields(m.stage, m.config, [b.adam_step for b in state.births])
+
+        def read(kind: str, name: str, box: Box) -> torch.Tensor:
+            if (kind, name) in change:
+                return change[kind, name][box.slices()]
+            return reader.read(kind, name, box)
+
+        write_checkpoint(target, m.step, list(KINDS), read, fields, {})

@@ -1,0 +1,60 @@
+"""The report of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.unit.tools.runs import make_run
+from tools import report
+
+
+def export(folder: Path) -> None:
+    """A tiny model with random weights and a tokenizer, as transformers writes them."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = [f"word{i}" for i in range(50)]
+    tokenizer.train_from_iterator([" ".join(words)], trainers.WordLevelTrainer(special_tokens=["<unk>", "</s>"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=52)
+    LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=1)).save_pretrained(folder)
+
+
+def test_stages_events_plot_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    export(run / "export")
+    assert report.main([str(run), "--prompt", "word7 word8", "--prompt", "word3"]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.md")
+    text = (run / "report.md").read_text()
+    assert (run / "plot.png").stat().st_size > 10_000
+    assert "![loss and bits per byte over tokens, FLOPs and time](plot.png)" in text
+    assert (
+        "| wide | 2 x 256 | 8 / 4 | 768 | 2,048 | 2 x 1 x 1 | 2,622,720 | 5k | 5e+12 | 50 s | 2.0000 to 1.5000 |"
+        in text
+    )
+    assert "656,000 to 2,622,720 (x4.00) | preserved | 3e-07 | 0.50% of 1,000 | 2.5000 to 2.5500" in text
+    assert "2 s (4.0% of the stage's training)" in text
+    assert "\n> word7 word8 word" in text
+    assert "\n> word3 word" in text
+    assert "Not finished" not in text
+
+
+def test_an_unfinished_run_without_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, finished=False)
+    assert report.main([str(run), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [row["done"] for row in figures["stages"]] == [True, False]
+    assert figures["stages"][0]["parameters"] == 656_000
+    assert figures["events"][0]["share_of_stage"] == pytest.approx(0.04)
+    assert figures["texts"] is None
+    text = (run / "report.md").read_text()
+    assert "Not finished: wide." in text
+    assert "What the last model writes" not in text
+
+
+def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "no stage of a run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # nothing is written where there is no run

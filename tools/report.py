@@ -1,0 +1,172 @@
+"""Writes RUN/report.md: the stages, the growth events, the curves, and text that the exported model writes.
+
+example:
+  python tools/report.py runs/demo --prompt "In the beginning"
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pretrain import history, plot
+from pretrain.errors import UserError
+from pretrain.history import StageHistory
+from pretrain.plot import duration, short
+from pretrain.sample import Sampling, continuations
+
+BITS = "validation_bits_per_byte"
+
+
+def stage_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
+    """The figures of each stage: shape, layout, parameters, tokens, FLOPs, seconds, bits per byte at both ends."""
+    rows = []
+    for stage in stages:
+        sizes, parallel = stage.architecture.sizes, stage.config["parallel"]
+        measured = [record[BITS] for record in stage.series(BITS)]
+        rows.append(
+            {
+                "stage": stage.name,
+                "done": stage.done,
+                "shape": dict(sizes),
+                "layout": {key: parallel[key] for key in ("tp", "pp", "dp")},
+                "parameters": stage.architecture.parameters(),
+                "tokens": stage.used("tokens"),
+                "flops": stage.used("flops"),
+                "seconds": stage.used("seconds"),
+                "bits_per_byte_first": measured[0] if measured else None,
+                "bits_per_byte_last": measured[-1] if measured else None,
+            }
+        )
+    return rows
+
+
+def event_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
+    """The figures of each growth event: what it did, its certificate, and its time against that of its stage."""
+    return [
+        {
+            "stage": stage.name,
+            "parameters_before": stage.event.old.parameters(),
+            "parameters_after": stage.event.new.parameters(),
+            "seconds": stage.event.seconds,
+            "share_of_stage": stage.event.seconds / max(stage.used("seconds"), 1e-9),
+            **stage.event.certificate.to_json(),
+        }
+        for stage in stages
+        if stage.event
+    ]
+
+
+def markdown(name: str, stages: Sequence[StageHistory], texts: Sequence[str] | None) -> str:
+    """The report."""
+    parts = [f"# {name}", _summary(stages), "## Stages", _stage_table(stage_rows(stages))]
+    if events := event_rows(stages):
+        parts += ["## Growth events", _event_table(events), EVENT_NOTES]
+    parts += ["## Curves", "![loss and bits per byte over tokens, FLOPs and time](plot.png)"]
+    if texts is not None:
+        parts += ["## What the last model writes", "Sampled from `export/` through transformers."]
+        parts += ["\n".join(f"> {line}" for line in text.splitlines() or [""]) for text in texts]
+    return "\n\n".join(parts) + "\n"
+
+
+EVENT_NOTES = """- *logits differ*: max |new - old| / max |old| on held-out text, over the old vocabulary.
+- *dead*: new parameters whose gradient is zero before and after a step, of those that the batch can reach.
+- *bits per byte*: the old model with its vocabulary, and the grown one with the new vocabulary before any training."""
+
+
+def _summary(stages: Sequence[StageHistory]) -> str:
+    first, last = stages[0], stages[-1]
+    text = (
+        f"{len(stages)} stages, {short(first.architecture.parameters())} to {short(last.architecture.parameters())} "
+        f"parameters, {short(last.end['tokens'])} tokens, {last.end['flops']:.3g} FLOPs, "
+        f"{duration(last.end['seconds'])} of training."
+    )
+    unfinished = [stage.name for stage in stages if not stage.done]
+    return text + (f" Not finished: {', '.join(unfinished)}." if unfinished else "")
+
+
+def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
+    header = ["stage", "layers x hidden", "heads / kv", "ffn", "vocabulary", "TP x PP x DP", "parameters", "tokens"]
+    header += ["FLOPs", "training", "bits per byte"]
+    cells = []
+    for row in rows:
+        shape, layout = row["shape"], row["layout"]
+        bits = "-"
+        if row["bits_per_byte_first"] is not None:
+            bits = f"{row['bits_per_byte_first']:.4f} to {row['bits_per_byte_last']:.4f}"
+        cells.append(
+            [
+                row["stage"] if row["done"] else f"{row['stage']} (not finished)",
+                f"{shape['layers']} x {shape['hidden']}",
+                f"{shape['heads']} / {shape['kv_heads']}",
+                f"{shape['ffn']:,}",
+                f"{shape['vocab']:,}",
+                " x ".join(str(layout[key] or "any") for key in ("tp", "pp", "dp")),
+                f"{row['parameters']:,}",
+                short(row["tokens"]),
+                f"{row['flops']:.3g}",
+                duration(row["seconds"]),
+                bits,
+            ]
+        )
+    return _table(header, cells)
+
+
+def _event_table(rows: Sequence[dict[str, Any]]) -> str:
+    header = ["into stage", "operators", "parameters", "function", "logits differ", "dead", "bits per byte", "event"]
+    cells = []
+    for row in rows:
+        counted = sum(count for _, count in row["dead"].values())
+        bits = "-"
+        if row["bits_per_byte_before"] is not None and row["bits_per_byte_after"] is not None:
+            bits = f"{row['bits_per_byte_before']:.4f} to {row['bits_per_byte_after']:.4f}"
+        cells.append(
+            [
+                row["stage"],
+                ", ".join(row["operators"]),
+                f"{row['parameters_before']:,} to {row['parameters_after']:,}"
+                f" (x{row['parameters_after'] / row['parameters_before']:.2f})",
+                "preserved" if row["preserved"] else "changed",
+                f"{row['error']:.2g}",
+                f"{row['dead_share']:.2%} of {counted:,}",
+                bits,
+                f"{duration(row['seconds'])} ({row['share_of_stage']:.1%} of the stage's training)",
+            ]
+        )
+    return _table(header, cells)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--prompt", action="append", help="what the exported model goes on from (may be repeated)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args(arguments)
+    run: Path = options.run
+    try:
+        stages = history.load(run)
+        plot.draw(stages, run.resolve().name, run / "plot.png")
+        texts = None
+        if (run / "export" / "config.json").is_file():
+            texts = continuations(run / "export", options.prompt or ["The"], Sampling())
+        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps({"stages": stage_rows(stages), "events": event_rows(stages), "texts": texts}))
+    else:
+        print(run / "report.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
