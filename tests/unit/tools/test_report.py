@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.unit.tools.runs import make_run
+from tests.unit.tools.run_folder import make_run
 from tools import report
 
 
@@ -35,7 +35,7 @@ def test_stages_events_plot_and_text(tmp_path: Path, capsys: pytest.CaptureFixtu
         in text
     )
     assert "656,000 to 2,622,720 (x4.00) | preserved | 3e-07 | 0.50% of 1,000 | 2.5000 to 2.5500" in text
-    assert "2 s (4.0% of the stage's training)" in text
+    assert "3 s (5.0% of the stage's training)" in text
     assert "\n> word7 word8 word" in text
     assert "\n> word3 word" in text
     assert "Not finished" not in text
@@ -47,7 +47,7 @@ def test_an_unfinished_run_without_an_export(tmp_path: Path, capsys: pytest.Capt
     figures = json.loads(capsys.readouterr().out)
     assert [row["done"] for row in figures["stages"]] == [True, False]
     assert figures["stages"][0]["parameters"] == 656_000
-    assert figures["events"][0]["share_of_stage"] == pytest.approx(0.04)
+    assert figures["events"][0]["share_of_stage"] == pytest.approx(0.05)
     assert figures["texts"] is None
     text = (run / "report.md").read_text()
     assert "Not finished: wide." in text
