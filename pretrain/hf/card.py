@@ -50,9 +50,7 @@ def card(manifest: Manifest, arch: Architecture, family: HfFamily, dtype: str) -
     lines += ["## Shape", "", *_table(["axis or scalar", "value"], [[k, f"{v:.10g}"] for k, v in shape.items()]), ""]
     lines += ["## Growth", ""]
     events = [[row["stage"], summary.in_one_line(row)] for row in summary.history(manifest)]
-    lines += (
-        _table(["stage", "event"], events) if events else ["None: it had this size from the start."]
-    )
+    lines += _table(["stage", "event"], events) if events else ["None: it had this size from the start."]
     born = [[str(i), b["stage"], f"{b['birth_tokens']:,}", f"{b['adam_step']:,}"] for i, b in enumerate(births)]
     lines += ["", "## Generations of parameters", ""]
     lines += _table(["generation", "born in stage", "after tokens", "optimizer steps"], born)

@@ -16,6 +16,7 @@ from pretrain.checkpoint.atomic import fsync_folder, write_file
 from pretrain.errors import UserError
 from pretrain.hf import FAMILIES, HfFamily
 from pretrain.hf.card import card
+from pretrain.hf.family import MODULES
 from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
@@ -56,7 +57,9 @@ def export(
         arch = Architecture.from_json(manifest.architecture)
         family = FAMILIES[arch.family]
         words = vocabulary(checkpoint, manifest, tokenizer)
-        config = _config(manifest.config, arch, family, words, imported(manifest).get("config", {}), dtype)
+        origin = imported(manifest)
+        order = origin.get("shard_order", MODULES)
+        config = _config(manifest.config, arch, family, words, origin.get("config", {}), dtype)
         mark = {
             "format_version": 1,
             "checkpoint": manifest.hash,
@@ -72,7 +75,7 @@ def export(
             work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
             try:
                 _begin(work, mark)
-                _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, progress)
+                _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, order, progress)
                 _json(work / "config.json", config)
                 _json(work / "generation_config.json", _generation(config))
                 words.write(work)
@@ -144,10 +147,11 @@ def _weights(
     words: Vocabulary,
     dtype: torch.dtype,
     shard_bytes: int,
+    order: str,
     progress: bool,
 ) -> None:
     tensors, source = arch.tensors(), words.source
-    shapes = {name: tensors[name].shape for name in family.names(arch)}
+    shapes = {name: tensors[name].shape for name in family.names(arch, order)}
     files = shards(shapes, dtype, shard_bytes)
 
     def read(name: str, box: Box) -> torch.Tensor:

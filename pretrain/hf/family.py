@@ -6,6 +6,9 @@ from typing import Any
 
 from growth import Architecture
 
+MODULES = "modules"
+SORTED = "sorted"
+
 
 @dataclass(frozen=True)
 class HfFamily:
@@ -24,9 +27,15 @@ class HfFamily:
     architecture: Callable[[Mapping[str, Any], str], Architecture]
     kept: tuple[str, ...]
 
-    def names(self, arch: Architecture) -> list[str]:
-        """The names of all tensors in the order of transformers' state_dict."""
+    def names(self, arch: Architecture, order: str = MODULES) -> list[str]:
+        """The names of all tensors in the order in which save_pretrained cuts them into shards: of the modules for a
+        model that was made, SORTED (layers by number) for one that it had loaded."""
         layered = [i for i, row in enumerate(self.rows) if "{layer}" in row]
         first, last = layered[0], layered[-1] + 1
         layers = [row.format(layer=i) for i in range(arch.layers) for row in self.rows[first:last]]
-        return [*self.rows[:first], *layers, *self.rows[last:]]
+        names = [*self.rows[:first], *layers, *self.rows[last:]]
+        return sorted(names, key=_natural) if order == SORTED else names
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]

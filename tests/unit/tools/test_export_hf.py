@@ -1,0 +1,120 @@
+"""Exports: what transformers makes of them, and what the command line says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from growth import Architecture, reference
+from pretrain.checkpoint import Reader
+from pretrain.errors import UserError
+from tests.unit.tools.runs import Run, rewrite
+from tools.export_hf import bytes_of, main
+
+TEXT = "def parse(self, args):\n    return  naïve 日本 0x12"
+
+
+def test_transformers_agrees(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same text gives the same ids and, in fp32, the logits of the reference; in shards as in one file."""
+    for size in ("4GB", "40KB"):
+        folder = tmp_path / size
+        assert main([str(run.folder), str(folder), "--shard-size", size, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert ("model.safetensors.index.json" in told["files"]) == (size == "40KB")
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with Reader(run.parent) as reader, torch.no_grad():
+            arch = Architecture.from_json(reader.manifest.architecture)
+            vocab = arch.sizes["vocab"]
+            ids = torch.from_numpy(run.corpus.tokenizer.encode(TEXT, vocab)).long()[None]
+            order = torch.from_numpy(run.corpus.tokenizer.stock_order(vocab))
+            encoded = tokenizer(TEXT, return_tensors="pt").input_ids
+            assert torch.equal(encoded, order[ids])
+            expected = reference.logits(reader.read, arch, ids)
+            found = model(encoded).logits[..., order]
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert model.config.eos_token_id == order[run.corpus.tokenizer.eos]
+        assert tokenizer.decode(encoded[0]) == TEXT
+        card = (folder / "README.md").read_text()
+        assert "2,560" in card
+
+
+def test_same_files_as_save_pretrained(run: Run, tmp_path: Path) -> None:
+    """Byte for byte, at every dtype and shard size."""
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        for size in ("30KB", "4GB"):
+            ours, theirs = tmp_path / f"{name}{size}", tmp_path / f"{name}{size}-theirs"
+            assert main([str(run.parent), str(ours), "--dtype", name, "--shard-size", size]) == 0
+            loaded = AutoModelForCausalLM.from_pretrained(ours, dtype=dtype)
+            model = LlamaForCausalLM(loaded.config).to(dtype)  # one that was made: a loaded one has another order
+            model.load_state_dict(loaded.state_dict())
+            model.save_pretrained(theirs, max_shard_size=size)
+            weights = sorted(p.name for p in theirs.glob("*.safetensors*"))
+            assert weights == sorted(p.name for p in ours.glob("*.safetensors*"))
+            assert all((ours / w).read_bytes() == (theirs / w).read_bytes() for w in weights)
+            for file in ("config.json", "generation_config.json"):
+                known = json.loads((ours / file).read_text())
+                made = json.loads((theirs / file).read_text())
+                assert known == {key: made.get(key) for key in known}
+
+
+def test_again_and_elsewhere(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same export is left alone, a stopped one goes on, another one is refused, and so is a stranger's folder."""
+    folder = tmp_path / "out"
+    assert main([str(run.parent), str(folder), "--shard-size", "30KB"]) == 0
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert main([str(run.parent), str(folder), "--shard-size", "30KB"]) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert main([str(run.parent), str(folder), "--shard-size", "30KB", "--dtype", "bf16"]) == 2
+    assert "holds another export" in capsys.readouterr().err
+
+    stopped = folder.rename(tmp_path / ".again.partial")
+    (stopped / "config.json").unlink()
+    (stopped / "model-00002-of-00002.safetensors").unlink(missing_ok=True)
+    shard = sorted(stopped.glob("*.safetensors"))[0]
+    kept = shard.stat().st_ino
+    assert main([str(run.parent), str(tmp_path / "again"), "--shard-size", "30KB"]) == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == before
+    assert (tmp_path / "again" / shard.name).stat().st_ino == kept
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("keep")
+    assert main([str(run.parent), str(tmp_path / "mine")]) == 2
+    assert "is no export" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(run.parent, tmp_path / "step-00000020", {}, softmax_scale=0.5)
+    assert main([str(tmp_path / "step-00000020"), str(tmp_path / "out")]) == 2
+    assert "softmax scale is 0.5" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes() -> None:
+    assert [bytes_of(t) for t in ("4GB", "500mb", "30 KB")] == [4 * 10**9, 500 * 10**6, 30_000]
+    for wrong in ("4", "GB", "0MB", "1.5GB"):
+        with pytest.raises(UserError, match="shard-size"):
+            bytes_of(wrong)
+
+
+@pytest.mark.parametrize("tool", ["show", "verify", "grow", "export_hf", "import_hf"])
+def test_starts_without_megatron(tool: str) -> None:
+    """None of the tools on checkpoints needs the training stack; each has help with an example."""
+    code = (
+        "import sys, contextlib\n"
+        f"from tools.{tool} import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "slow = {'megatron', 'deepspeed', 'transformers'} & {name.split('.')[0] for name in sys.modules}\n"
+        "assert not slow, slow\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "example" in done.stdout
+    assert f"python tools/{tool}.py" in done.stdout
+    assert "--json" in done.stdout
