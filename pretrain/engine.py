@@ -17,20 +17,20 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
 
-import deepspeed  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from torch import Tensor  # noqa: E402
+import deepspeed
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
-from growth.architecture import Architecture  # noqa: E402
-from pretrain.gradients import FlatGradients  # noqa: E402
-from pretrain.layout import Layout, Parameter, fragment_boxes, parameters  # noqa: E402
-from pretrain.layout.zero import FragmentBox  # noqa: E402
-from pretrain.model import build  # noqa: E402
-from pretrain.model.build import Numerics  # noqa: E402
-from pretrain.optimizer import AdamW, Segment  # noqa: E402
-from pretrain.samples import Samples, size  # noqa: E402
+from growth.architecture import Architecture
+from pretrain.gradients import FlatGradients
+from pretrain.layout import Layout, Parameter, fragment_boxes, parameters
+from pretrain.layout.zero import FragmentBox
+from pretrain.model import build
+from pretrain.model.build import Numerics
+from pretrain.optimizer import AdamW, Segment
+from pretrain.samples import Samples, size
 
 # It warns of every optimizer that is not its own.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -15,6 +15,7 @@ from growth.certificate import TOLERANCE, Certificate, count_dead, relative_erro
 from pretrain.checkpoint import Reader
 from pretrain.engine import Engine
 from pretrain.layout import Layout
+from pretrain.samples import Samples, part
 
 # bf16 keeps 8 bits: a forward pass is off by some 1e-2 of the largest logit before any growth.
 BF16_TOLERANCE = 5e-2
@@ -25,10 +26,10 @@ def judge(layout: Layout) -> int:
     return (layout.pp - 1) * layout.dp * layout.tp
 
 
-def old_logits(reader: Reader, old: Architecture, probe: Tensor) -> Tensor:
-    """The parent's logits [n, S, vocab] for inputs probe[:, :-1], by the reference model, a layer at a time."""
+def old_logits(reader: Reader, old: Architecture, probe: Samples) -> Tensor:
+    """The parent's logits [n, S, vocab], by the reference model, a layer at a time."""
     with torch.no_grad():
-        return reference.logits(reader.read, old, probe[:, :-1])
+        return reference.logits(reader.read, old, probe["inputs"])
 
 
 def certify(
@@ -37,21 +38,22 @@ def certify(
     reload: Callable[[], None],
     *,
     parent_logits: Tensor | None,
-    probe: Tensor,
-    batch: Tensor,
+    probe: Samples,
+    batch: Samples,
     lr: float,
 ) -> Certificate:
     """Measure the event on the model that has just been loaded (collective).
 
-    parent_logits [n, S, old vocab] are needed on the judge only. probe [n, S + 1] is held-out text in the parent's
-    segmentation, batch [m, S + 1] in the new one, the same on every rank; m is a multiple of dp * micro_batch. One
-    optimizer step is made at `lr`, and undone by `reload`. Dead parameters are new and have no gradient on two backward passes,
-    before and after that step.
+    parent_logits [n, S, old vocab] are needed on the judge only. probe is held-out text in the parent's segmentation,
+    batch in the new one, the same on every rank; the batch's size is a multiple of dp * micro_batch. One optimizer step
+    is made at `lr`, and undone by `reload`. Dead parameters are new and have no gradient on two backward passes, before
+    and after that step.
     """
     new = engine.logits(probe)
     measured: list[float] = []
     if dist.get_rank() == judge(engine.layout):
-        assert new is not None and parent_logits is not None
+        assert new is not None
+        assert parent_logits is not None
         new = new[..., : parent_logits.shape[-1]].cpu()
         measured = [relative_error(new, parent_logits), _loss(parent_logits, probe), _loss(new, probe)]
     dead = _dead(engine, plan, batch, lr)
@@ -67,8 +69,9 @@ def certify(
     )
 
 
-def _loss(logits_BSV: Tensor, probe: Tensor) -> float:
-    return float(F.cross_entropy(logits_BSV.flatten(0, 1).double(), probe[:, 1:].flatten()))
+def _loss(logits_BSV: Tensor, probe: Samples) -> float:
+    counted = probe["mask"].bool() if "mask" in probe else torch.ones_like(probe["labels"], dtype=torch.bool)
+    return float(F.cross_entropy(logits_BSV[counted].double(), probe["labels"][counted]))
 
 
 def _from_judge(values: list[float], layout: Layout) -> list[float]:
@@ -77,32 +80,46 @@ def _from_judge(values: list[float], layout: Layout) -> list[float]:
     return told[0]
 
 
-def _dead(engine: Engine, plan: Plan, batch: Tensor, lr: float) -> dict[str, tuple[int, int]]:
+def _dead(engine: Engine, plan: Plan, batch: Samples, lr: float) -> dict[str, tuple[int, int]]:
     """(dead, counted) new parameters per row of the family's table, over all ranks."""
-    mine = batch.chunk(engine.layout.dp)[engine.dp_rank]
+    mine = part(batch, engine.dp_rank, engine.layout.dp)
     engine.backward(mine)
     before = _reached(engine)
     engine.step(lr)
     engine.backward(mine)
     after = _reached(engine)
     engine.forget()
-    rows = [spec.name for spec in plan.new.table.tensors]
-    counts = torch.zeros(len(rows), 2, dtype=torch.int64, device=engine.device)
-    occurs = torch.zeros(plan.new.sizes["vocab"], dtype=torch.bool)
-    occurs[batch[:, :-1].flatten()] = True
+    names = [spec.name for spec in plan.new.table.tensors]
+    counts = torch.zeros(len(names), 2, dtype=torch.int64, device=engine.device)
+    occurs = _occurs(plan.new, batch)
     for (parameter, _), first, second in zip(engine.parameters, before, after, strict=True):
         if engine.dp_rank or not parameter.owner:
             continue
         for piece in parameter.pieces:
             tensor = plan.new.tensor(piece.tensor)
             born = plan.new_mask(piece.tensor, piece.box)
-            looked_up = tensor.spec.dims[0].axes == ("vocab",) and tensor.spec.dims[0].role == "read"
-            seen = occurs[piece.box.start[0] : piece.box.stop[0], None] if looked_up else None
+            rows = tensor.spec.dims[0]
+            seen = None
+            if rows.role == "read" and rows.axes in occurs:
+                seen = occurs[rows.axes][piece.box.start[0] : piece.box.stop[0], None]
             at = piece.local.slices()
             dead, counted = count_dead(born, first[at].cpu(), second[at].cpu(), seen)
-            counts[rows.index(tensor.spec.name)] += torch.tensor([dead, counted], device=engine.device)
+            counts[names.index(tensor.spec.name)] += torch.tensor([dead, counted], device=engine.device)
     dist.all_reduce(counts)
-    return {name: (int(d), int(n)) for name, (d, n) in zip(rows, counts.tolist(), strict=True) if n}
+    return {name: (int(d), int(n)) for name, (d, n) in zip(names, counts.tolist(), strict=True) if n}
+
+
+def _occurs(arch: Architecture, batch: Samples) -> dict[tuple[str, ...], Tensor]:
+    """Which rows of the tables that inputs look up occur in a batch, by the axes of the rows."""
+    used = {"vocab": batch["inputs"], "positions": torch.arange(batch["inputs"].shape[1])}
+    if "types" in batch:
+        used["types"] = batch["types"]
+    found: dict[tuple[str, ...], Tensor] = {}
+    for axis, indices in used.items():
+        if axis in arch.sizes:
+            found[axis,] = torch.zeros(arch.sizes[axis], dtype=torch.bool)
+            found[axis,][indices.flatten()] = True
+    return found
 
 
 def _reached(engine: Engine) -> list[Tensor]:

@@ -26,6 +26,7 @@ from pretrain.event import certify, judge, old_logits
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
 from pretrain.planning import finished, grown, plan_of
+from pretrain.samples import causal
 from pretrain.state import Birth, Progress, State, fill, publish
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,10 @@ def _grow(
     t = stage.train
     # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
     probe_text, batch = (
-        torch.from_numpy(
-            probe(corpus, n, vocab=v, seq_len=t.seq_len, seed=stage.seed, validation=stage.data.validation_fraction)
+        causal(
+            torch.from_numpy(
+                probe(corpus, n, vocab=v, seq_len=t.seq_len, seed=stage.seed, validation=stage.data.validation_fraction)
+            )
         )
         for n, v in (
             (t.micro_batch * layout.pp, plan.old.sizes["vocab"]),

@@ -19,6 +19,7 @@ from pretrain.data.stream import Stream
 from pretrain.distributed import agreed, layout_of, world_size
 from pretrain.flops import training_flops
 from pretrain.metrics import Metrics
+from pretrain.samples import causal
 from pretrain.schedule import Schedule
 from pretrain.start import finish_event, start
 from pretrain.state import boxes
@@ -60,7 +61,8 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     batch_flops = training_flops(state.arch, t.seq_len) * batch_tokens
     mine = slice(engine.dp_rank * t.global_batch // layout.dp, (engine.dp_rank + 1) * t.global_batch // layout.dp)
 
-    checkpointer = Checkpointer(folder / "checkpoints", keep_last=stage.checkpoint.keep)
+    keep = stage.checkpoint
+    checkpointer = Checkpointer(folder / "checkpoints", None, keep.keep, keep.keep_every, asynchronous=True)
     comm = Comm()
     if comm.rank == 0:
         (folder / "config.yaml").write_text(to_yaml(stage))
@@ -73,14 +75,15 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
 
     with checkpointer, Metrics(folder, curriculum, stage, state.progress, layout.world) as metrics:
         record = validation()
-        if state.parent and not state.progress.step:
-            state = finish_event(folder, state, record["validation_bits_per_byte"], time.monotonic() - began)
-        metrics.log(state.progress, **record)
+        if not state.progress.step:
+            if state.parent:
+                state = finish_event(folder, state, record["validation_bits_per_byte"], time.monotonic() - began)
+            metrics.log(state.progress, **record)
         while state.progress.stage_tokens < t.tokens:
             clock = time.monotonic()
             batch = stream.take(t.global_batch)
             lr = schedule.at(state.progress.stage_tokens + batch_tokens)
-            result = engine.train_step(torch.from_numpy(batch.tokens[mine]), lr)
+            result = engine.train_step(causal(torch.from_numpy(batch.tokens[mine])), lr)
             state = replace(
                 state,
                 progress=state.progress.after(
@@ -101,6 +104,11 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 metrics.log(state.progress, **record)
             if finished or stop or state.progress.step % stage.checkpoint.interval == 0:
                 save()
+            saved = checkpointer.wait() if finished or stop else checkpointer.poll()
+            if saved:
+                metrics.log(
+                    state.progress, checkpoint_stall_seconds=saved.stall_seconds, checkpoint_seconds=saved.write_seconds
+                )
             if stop and not finished:
                 log.info("stopped at step %d as requested; start the stage again to go on", state.progress.step)
                 return False

@@ -11,6 +11,7 @@ from pretrain.config import Stage
 from pretrain.data.corpus import Corpus
 from pretrain.data.validation import validation_set
 from pretrain.engine import Engine
+from pretrain.samples import causal, part
 
 
 class Validation:
@@ -32,11 +33,11 @@ class Validation:
         padding = -len(text.tokens) % unit
         tokens = F.pad(torch.from_numpy(text.tokens), (0, 0, 0, padding))
         mask = F.pad(torch.from_numpy(text.mask).float(), (0, 0, 0, padding))
-        self.tokens, self.mask = tokens.chunk(layout.dp)[engine.dp_rank], mask.chunk(layout.dp)[engine.dp_rank]
+        self.samples = part(causal(tokens, mask), engine.dp_rank, layout.dp)
 
     def __call__(self) -> dict[str, float]:
         """validation_loss in nats per token and validation_bits_per_byte (collective)."""
-        nats = self.engine.evaluate(self.tokens, self.mask)
+        nats = self.engine.evaluate(self.samples)["loss"]
         return {
             "validation_loss": nats / self.count,
             "validation_bits_per_byte": nats / math.log(2) / self.bytes,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from growth.box import Box
 from growth.architecture import Architecture
-from pretrain.layout import llama2
+from pretrain.layout import bert, gpt2, llama2
 from pretrain.layout.layout import Layout
 from pretrain.layout.pieces import Parameter, Piece, Place
 
 __all__ = ["Parameter", "Piece", "parameters"]
 
-_CHUNK: dict[str, Callable[[Architecture, Place], list[Parameter]]] = {"llama2": llama2.parameters}
+_CHUNK: dict[str, Callable[[Architecture, Place], list[Parameter]]] = {
+    "llama2": llama2.parameters,
+    "gpt2": gpt2.parameters,
+    "bert": bert.parameters,
+}
 
 
 def parameters(arch: Architecture, layout: Layout, pp_rank: int, tp_rank: int) -> list[Parameter]:

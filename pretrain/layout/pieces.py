@@ -24,7 +24,7 @@ class Parameter:
 
     shape is local. Elements that no piece covers are physical padding. dim is the dimension along which tensor
     parallelism cuts it, None where every rank of the group holds it whole; owner tells whether this rank is the one
-    that writes it to a checkpoint.
+    that writes it to a checkpoint (another one may hold it too: whole, or as the head's copy of a tied embedding).
     """
 
     name: str

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
+from types import ModuleType
+from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -11,9 +14,9 @@ from megatron.core.transformer import TransformerConfig
 
 from growth.architecture import Architecture
 from pretrain.layout import Layout, parameters
-from pretrain.model import cpu, llama2
+from pretrain.model import bert, cpu, gpt2, llama2
 
-_FAMILIES = {"llama2": llama2}
+FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def join(layout: Layout) -> None:
 
 def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -> TransformerConfig:
     """Megatron's configuration for this architecture, layout and precision."""
-    recompute = {
+    choices: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
         "full": {
@@ -59,10 +62,10 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
             "recompute_method": "uniform",
             "recompute_num_layers": numerics.recompute_layers,
         },
-    }[numerics.recompute]
+    }
     return TransformerConfig(
-        **_FAMILIES[arch.family].config_fields(arch),
-        **recompute,
+        **FAMILIES[arch.family].config_fields(arch),
+        **choices[numerics.recompute],
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
@@ -94,7 +97,7 @@ def build(
     config = transformer_config(arch, layout, numerics)
     last = len(layout.pipeline) - 1
     chunks = torch.nn.ModuleList(
-        _FAMILIES[arch.family].build_chunk(
+        FAMILIES[arch.family].build_chunk(
             arch,
             config,
             seq_len=seq_len,
@@ -108,8 +111,9 @@ def build(
     expected = parameters(arch, layout, pp_rank, tp_rank)
     built = [(name, tuple(p.shape)) for name, p in chunks.named_parameters()]
     if built != [(p.name, p.shape) for p in expected]:
-        differ = [pair for pair in zip(built, [(p.name, p.shape) for p in expected], strict=False) if pair[0] != pair[1]]
-        raise RuntimeError(f"the layout of {arch.family} does not describe the built model; first difference: {differ[:1]}")
+        pairs = zip_longest(built, [(p.name, p.shape) for p in expected])
+        differ = next(pair for pair in pairs if pair[0] != pair[1])
+        raise RuntimeError(f"the layout of {arch.family} does not describe the built model; first difference: {differ}")
     for parameter, wanted in zip(chunks.parameters(), expected, strict=True):
         for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
             if hasattr(parameter, attribute):

@@ -1,4 +1,8 @@
-"""Norms for Megatron-core's layer spec that work under sequence parallelism."""
+"""Norms for Megatron-core's layer spec that work under sequence parallelism.
+
+There each tensor-parallel rank normalises its part of the sequence, so a parameter's gradient is a partial sum; the
+mark `sequence_parallel` asks the engine to add them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,17 @@ from megatron.core.transformer import TransformerConfig
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm with Megatron-core's constructor.
-
-    Under sequence parallelism each tensor-parallel rank normalises its part of the sequence, so the weight's gradient
-    is a partial sum; the mark `sequence_parallel` asks the engine to add them.
-    """
+    """torch's RMSNorm with Megatron-core's constructor."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm with Megatron-core's constructor."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        for parameter in (self.weight, self.bias):
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from pretrain.checkpoint import Checkpointer, Reader
 from pretrain.engine import Adam, Engine
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
+from pretrain.samples import Samples, causal, part
 from pretrain.state import Birth, Progress, State, boxes, fill, publish
 
 SEQ_LEN, MICRO_BATCH, GLOBAL_BATCH = 16, 2, 12
@@ -37,16 +38,36 @@ def engine_for(arch: Architecture, how: dict[str, Any], numerics: Numerics = Num
     )
 
 
-def batches(vocab: int, count: int) -> torch.Tensor:
-    """[count, GLOBAL_BATCH, SEQ_LEN + 1] token ids, the same on every rank."""
-    return torch.randint(0, vocab, (count, GLOBAL_BATCH, SEQ_LEN + 1), generator=torch.Generator().manual_seed(0))
+def batches(arch: Architecture, count: int) -> list[Samples]:
+    """Global batches of drawn tokens, the same on every rank."""
+    draw = torch.Generator().manual_seed(0)
+    vocab = arch.sizes["vocab"]
+    tokens = torch.randint(0, vocab, (count, GLOBAL_BATCH, SEQ_LEN + 1), generator=draw)
+    if arch.family != "bert":
+        return [causal(each) for each in tokens]
+    found: list[Samples] = []
+    for each in tokens[..., 1:]:
+        length = torch.randint(SEQ_LEN // 2, SEQ_LEN + 1, (GLOBAL_BATCH, 1), generator=draw)
+        at = torch.arange(SEQ_LEN).expand_as(each)
+        valid = (at < length).float()
+        found.append(
+            {
+                "inputs": torch.where(torch.rand(each.shape, generator=draw) < 0.1, 3, each),
+                "labels": each,
+                "types": ((at > length // 2) & (at < length)).long(),
+                "valid": valid,
+                "mask": (torch.rand(each.shape, generator=draw) < 0.3).float() * valid,
+                "order": torch.randint(0, 2, (GLOBAL_BATCH,), generator=draw),
+            }
+        )
+    return found
 
 
-def train(engine: Engine, data: torch.Tensor) -> list[tuple[float, float]]:
+def train(engine: Engine, data: list[Samples]) -> list[tuple[float, float]]:
     """(loss, grad norm) of one step per batch."""
     found = []
     for batch in data:
-        result = engine.train_step(batch.chunk(engine.layout.dp)[engine.dp_rank], 1e-2)
+        result = engine.train_step(part(batch, engine.dp_rank, engine.layout.dp), 1e-2)
         found.append((result.loss, result.grad_norm))
     return found
 
@@ -72,7 +93,7 @@ def initial_and_trained(arch: Architecture, how: dict[str, Any], precision: str,
     engine = engine_for(arch, how, Numerics(precision, recompute))
     begin(engine)
     before = collected(engine)
-    return before, train(engine, batches(arch.sizes["vocab"], steps)), collected(engine)
+    return before, train(engine, batches(arch, steps)), collected(engine)
 
 
 def save(engine: Engine, state: State, root: str) -> None:
@@ -84,7 +105,7 @@ def trained_and_saved(arch: Architecture, how: dict[str, Any], steps: int, root:
     """A run of `steps` that ends with a checkpoint."""
     engine = engine_for(arch, how)
     state = begin(engine)
-    losses = train(engine, batches(arch.sizes["vocab"], steps))
+    losses = train(engine, batches(arch, steps))
     save(engine, state, root)
     return losses, collected(engine)
 
@@ -99,7 +120,7 @@ def loaded(arch: Architecture, how: dict[str, Any], path: str, steps: int, again
     before = collected(engine)
     if again:
         save(engine, state, again)
-    return before, train(engine, batches(arch.sizes["vocab"], 2 * steps)[steps:]), collected(engine)
+    return before, train(engine, batches(arch, 2 * steps)[steps:]), collected(engine)
 
 
 def grown(new: Architecture, how: dict[str, Any], path: str, steps: int) -> Any:
@@ -114,7 +135,7 @@ def grown(new: Architecture, how: dict[str, Any], path: str, steps: int) -> Any:
         read = reader.bytes_read
     publish(engine, state)
     before = collected(engine)
-    return before, read, train(engine, batches(new.sizes["vocab"], steps)), collected(engine), engine.adam.steps
+    return before, read, train(engine, batches(new, steps)), collected(engine), engine.adam.steps
 
 
 def geometry(arch: Architecture, how: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from pretrain.distributed import join
 from pretrain.errors import UserError
 from pretrain.flops import training_flops
 from pretrain.layout import Layout
+from pretrain.samples import causal
 
 CLIP = 1.0  # every contestant clips the norm of its gradients, as training does
 LR = 1e-4
@@ -121,7 +122,8 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
     from pretrain.engine import Adam, Engine
     from pretrain.model import build
     from pretrain.model.build import Numerics
-    from pretrain.state import Birth, Progress, State, fill, publish
+    from pretrain.samples import causal
+from pretrain.state import Birth, Progress, State, fill, publish
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
     engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
@@ -136,7 +138,7 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
 
     weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
     return {
-        "cambium": lambda tokens: engine.train_step(tokens, LR).loss,
+        "cambium": lambda tokens: engine.train_step(causal(tokens), LR).loss,
         "bare megatron-core": _bare_step(bare, options.seq_len),
         "transformers": _transformers_step(arch, weights, numerics.dtype, options),
     }
@@ -166,8 +168,9 @@ def _bare_step(model: torch.nn.Module, seq_len: int) -> Step:
     position_S = torch.arange(seq_len, device=next(model.parameters()).device)
 
     def step(tokens: Tensor) -> float:
-        inputs_BS, labels_BS = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        return update(model(inputs_BS, position_S.expand_as(inputs_BS), None, labels=labels_BS).float().mean())
+        batch = causal(tokens)
+        position_BS = position_S.expand_as(batch["inputs"])
+        return update(model(batch["inputs"], position_BS, None, labels=batch["labels"]).float().mean())
 
     return step
 

@@ -1,0 +1,34 @@
+"""GPT-2 on Megatron-core's GPTModel: LayerNorm, gelu, learned positions, biases, head tied to the embedding."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from growth.architecture import Architecture
+from pretrain.model import biased
+from pretrain.model.causal import TERMS, CausalLM, build_gpt, counts, forward, logits, terms
+from pretrain.model.norm import LayerNorm
+
+__all__ = ["TERMS", "build_chunk", "config_fields", "counts", "forward", "logits", "terms"]
+
+
+def config_fields(arch: Architecture) -> dict[str, object]:
+    """The part of Megatron's TransformerConfig that the architecture decides."""
+    return {**biased.config_fields(arch), "activation_func": partial(F.gelu, approximate="tanh")}  # gelu_new
+
+
+def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, **where: Any) -> CausalLM:
+    """One pipeline chunk, whose samples may be shorter than its positions; where: see build_gpt."""
+    return build_gpt(
+        arch,
+        config,
+        LayerNorm,
+        max_sequence_length=arch.sizes["positions"],
+        share_embeddings_and_output_weights=True,
+        position_embedding_type="learned_absolute",
+        **where,
+    )

@@ -1,0 +1,30 @@
+"""Samples as an engine takes them: tensors with one row a sample, by the names that a family's model gives them.
+
+Every family has inputs and labels, int64 [n, S]; mask, float [n, S], is 1 where a label counts, and may be absent if
+all do. See pretrain/model/ for what else a family has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+Samples = Mapping[str, Tensor]
+
+
+def causal(tokens: Tensor, mask: Tensor | None = None) -> Samples:
+    """Of a causal language model: tokens [n, S + 1], whose every token but the first is a label; mask [n, S]."""
+    found = {"inputs": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
+    return found if mask is None else {**found, "mask": mask}
+
+
+def part(samples: Samples, rank: int, ranks: int) -> Samples:
+    """One data-parallel rank's equal share of samples that every rank has."""
+    n = size(samples) // ranks
+    return {name: rows[rank * n : (rank + 1) * n] for name, rows in samples.items()}
+
+
+def size(samples: Samples) -> int:
+    """How many samples there are."""
+    return len(samples["inputs"])
