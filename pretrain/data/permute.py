@@ -5,6 +5,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.draws import mix
+
 ROUNDS = 8
 
 
@@ -23,17 +25,10 @@ def permuted(index: NDArray[np.integer], size: int, *key: object) -> NDArray[np.
     def encipher(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = x >> half, x & mask
         for round_key in keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
         return (left << half) | right
 
     out = encipher(np.asarray(index).astype(np.uint64).ravel())
     while len(outside := np.flatnonzero(out >= np.uint64(size))):
         out[outside] = encipher(out[outside])
     return out.astype(np.int64).reshape(np.shape(index))
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
