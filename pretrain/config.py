@@ -197,6 +197,8 @@ class Checkpoint(_Section):
     """Steps between checkpoints; the end of a stage always writes one."""
     keep: Positive = 2
     """Newest checkpoints kept in the stage's folder."""
+    keep_every: Count = 0
+    """Checkpoints whose step this divides are kept for ever; 0: none of them."""
 
 
 @dataclass(frozen=True)
