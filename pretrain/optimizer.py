@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
-BLOCK = 1 << 16  # elements updated at a time: their weights, gradients and moments fit a core's cache
+BLOCK = 1 << 15  # elements updated at a time: their weights, gradients, moments and temporaries fit a core's cache
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class AdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) on one flat partition.
 
     Weight decay is per segment; every generation keeps its own step, so that the bias correction of what was born at
-    a growth event starts at its birth. With one generation and decay everywhere an update equals torch.optim.AdamW's
-    bit for bit.
+    a growth event starts at its birth. With one generation and decay everywhere an update equals that of
+    torch.optim.AdamW(fused=True) bit for bit.
 
     State of the partition: exp_avg and exp_avg_sq, like it. `steps` holds the number of updates of each generation.
     """
@@ -68,26 +69,54 @@ class AdamW(torch.optim.Optimizer):
         (partition,) = group["params"]
         if partition.grad is None:
             return
-        exp_avg, exp_avg_sq = self.moments(partition)
+        tensors = (partition.detach(), partition.grad, *self.moments(partition))
         self.steps = [n + 1 for n in self.steps]
+        for decay in (True, False):
+            mine = [s for s in self.segments if s.decay == decay]
+            self._update_whole([s for s in mine if isinstance(s.generation, int)], tensors, group, decay)
+            self._update_mixed([s for s in mine if not isinstance(s.generation, int)], tensors, group, decay)
+
+    def _update_whole(
+        self, segments: Sequence[Segment], tensors: tuple[Tensor, ...], group: dict[str, Any], decay: bool
+    ) -> None:
+        """Segments of one generation each: torch's fused kernel, one pass over memory."""
+        params, grads, exp_avgs, exp_avg_sqs = ([x[s.start : s.stop] for s in segments] for x in tensors)
+        done = torch.tensor([float(self.steps[int(s.generation)] - 1) for s in segments], device=tensors[0].device)
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs=[],
+            state_steps=list(done.unbind()),
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"] if decay else 0.0,
+            eps=group["eps"],
+        )
+
+    def _update_mixed(
+        self, segments: Sequence[Segment], tensors: tuple[Tensor, ...], group: dict[str, Any], decay: bool
+    ) -> None:
+        """Segments with a generation per element, in blocks; equal to the others up to rounding."""
         lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
-        step_size = [lr / (1 - beta1**n) for n in self.steps]
-        scale = [(1 - beta2**n) ** 0.5 for n in self.steps]
-        minus_step_size_G = torch.tensor([-x for x in step_size], dtype=partition.dtype, device=partition.device)
-        scale_G = torch.tensor(scale, dtype=partition.dtype, device=partition.device)
-        block = BLOCK if partition.device.type == "cpu" else partition.numel()
-        for segment in self.segments:
+        minus_step_size_G = tensors[0].new_tensor([-lr / (1 - beta1**n) for n in self.steps])
+        scale_G = tensors[0].new_tensor([(1 - beta2**n) ** -0.5 for n in self.steps])
+        block = BLOCK if tensors[0].device.type == "cpu" else tensors[0].numel()
+        for segment in segments:
+            assert isinstance(segment.generation, Tensor)
             for start in range(segment.start, segment.stop, block):
                 at = slice(start, min(start + block, segment.stop))
-                p, g, m, v = partition[at], partition.grad[at], exp_avg[at], exp_avg_sq[at]
-                if segment.decay:
+                p, g, m, v = (x[at] for x in tensors)
+                ids = segment.generation[at.start - segment.start : at.stop - segment.start].int()
+                if decay:
                     p.mul_(1 - lr * group["weight_decay"])
                 m.lerp_(g, 1 - beta1)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-                if isinstance(segment.generation, int):
-                    denominator = (v.sqrt() / scale[segment.generation]).add_(eps)
-                    p.addcdiv_(m, denominator, value=-step_size[segment.generation])
-                else:
-                    ids = segment.generation[at.start - segment.start : at.stop - segment.start].int()
-                    denominator = (v.sqrt() / scale_G[ids]).add_(eps)
-                    p.addcdiv_(m * minus_step_size_G[ids], denominator)
+                denominator = v.sqrt().mul_(scale_G.index_select(0, ids)).add_(eps)
+                p.addcdiv_(minus_step_size_G.index_select(0, ids).mul_(m), denominator)
