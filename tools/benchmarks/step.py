@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
-from benchmarks.report import Report, spread
 from torch import Tensor
 from tqdm import tqdm
 
 import growth
+from benchmarks.report import Report, spread
 from growth import Architecture
 from pretrain.distributed import join
 from pretrain.errors import UserError
@@ -122,8 +122,7 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
     from pretrain.engine import Adam, Engine
     from pretrain.model import build
     from pretrain.model.build import Numerics
-    from pretrain.samples import causal
-from pretrain.state import Birth, Progress, State, fill, publish
+    from pretrain.state import Birth, Progress, State, fill, publish
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
     engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
