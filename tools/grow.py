@@ -1,0 +1,136 @@
+"""Grows a checkpoint into the first one of the next stage, offline, in one process.
+
+A stage grows by itself when it starts, straight from its parent's checkpoint; this is for looking at the result first,
+for other tools, and for machines that cannot read the parent. The result is what the stage would start with, bit for
+bit. DST is by default the step 0 of the stage's folder: the stage then starts from it as it resumes from any of its
+checkpoints. Each file is an ordinary safetensors file of whole tensors. It can be stopped, and goes on when it is
+started again. With --no-certificate the memory it needs does not depend on the size of the model.
+
+examples:
+  python tools/grow.py runs/demo/seed --config configs/demo.yaml --stage wide
+  python tools/grow.py runs/demo/seed /scratch/wide --config configs/demo.yaml --stage wide --no-certificate
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growth import Box, Plan
+from growth.certificate import Certificate
+from pretrain import audit, cli
+from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
+from pretrain.checkpoint.find import step_of
+from pretrain.checkpoint.manifest import plain
+from pretrain.config import Curriculum, Stage, load
+from pretrain.errors import UserError
+from pretrain.locate import locate
+from pretrain.planning import grown, plan_of
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="a checkpoint, a stage or a run (its last finished stage)"
+    )
+    parser.add_argument("target", metavar="DST", type=Path, nargs="?", help="folder of the new checkpoint")
+    parser.add_argument("--config", type=Path, required=True, help="the curriculum, a YAML file")
+    parser.add_argument("--stage", required=True, help="name of the stage to grow into")
+    parser.add_argument(
+        "--no-certificate", action="store_true", help="do not measure whether the function is kept: constant memory"
+    )
+
+
+def work(options: argparse.Namespace) -> cli.Answer:
+    """Raises UserError and GrowthError: nothing is written for a plan that is impossible or breaks its claim."""
+    began = time.monotonic()
+    curriculum = load(options.config)
+    stage = curriculum.stage(options.stage)
+    source = locate(options.source, finished=True)
+    target = options.target or _first_of(curriculum, stage)
+    if step_of(target) not in (None, 0):
+        raise UserError(f"{target}: a grown checkpoint is step 0 of its stage: name it step-00000000, or otherwise")
+    with Reader(source) as reader:
+        corpus = audit.open_corpus(stage.data.corpus)
+        plan = plan_of(curriculum, stage, reader.manifest, corpus.tokenizer if corpus else None)
+        manifest = _same(target, reader.manifest, plan, stage)
+        existed = manifest is not None
+        if manifest is None:
+            certificate = None
+            if not options.no_certificate:
+                found = audit.text(plan, stage.to_dict(), corpus)
+                certificate = audit.certificate(plan, reader.read, found, stage.train.lr)
+                certificate.require()
+            manifest = grow(reader, target, plan, stage, certificate, began)
+        text = f"{source} -> {target}{' (is there already)' if existed else ''}\n{plan.describe()}"
+    event = manifest.events[-1]
+    if event["certificate"]:
+        text += f"\n{Certificate.from_json(event['certificate'])}"
+    text += f"\n{manifest.size:,} bytes in {len(manifest.files)} files"
+    data = {
+        "source": str(source),
+        "target": str(target),
+        "existed": existed,
+        "hash": manifest.hash,
+        "bytes": manifest.size,
+        "certificate": event["certificate"],
+        "seconds": time.monotonic() - began,
+    }
+    return cli.Answer(text, data)
+
+
+def grow(
+    reader: Reader, target: Path, plan: Plan, stage: Stage, certificate: Certificate | None, began: float
+) -> Manifest:
+    """Write the grown checkpoint: weights, and moments if the parent has them."""
+    state = grown(reader, plan, stage)
+    event: dict[str, Any] = {"stage": stage.name, "plan": plan.to_json(), "certificate": None}
+    if certificate:
+        event["certificate"] = certificate.to_json()
+    event["seconds"] = time.monotonic() - began
+    state = replace(state, events=(*state.events, event))
+
+    def read(kind: str, name: str, box: Box) -> torch.Tensor:
+        return plan.evaluate(name, box, reader.read, kind)
+
+    return write_checkpoint(
+        target,
+        0,
+        [kind for kind in KINDS if reader.has(kind)],
+        read,
+        state.fields(stage.name, stage.to_dict(), [birth.adam_step for birth in state.births]),
+        {"source": reader.manifest.hash, "plan": plan.to_json(), "stage": stage.to_dict()},
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _first_of(curriculum: Curriculum, stage: Stage) -> Path:
+    """Step 0 of a stage that has not begun."""
+    root = curriculum.folder / stage.name / "checkpoints"
+    newest = find(root).path
+    if newest and newest != step_folder(root, 0):
+        raise UserError(f"stage {stage.name!r} has begun already ({newest}): name a folder to grow into")
+    return step_folder(root, 0)
+
+
+def _same(target: Path, parent: Manifest, plan: Plan, stage: Stage) -> Manifest | None:
+    """The manifest of a target that is the result of this very growth already; write_checkpoint refuses any other."""
+    if not (target / "manifest.json").exists():
+        return None
+    found = check(target)
+    wanted = (parent.hash, plain(plan.to_json()), plain(stage.to_dict()))
+    if found.parent and (found.parent["hash"], found.events[-1]["plan"], found.config) == wanted:
+        return found
+    raise UserError(f"{target} is there already and is something else: remove it, or choose another name")
+
+
+def main(given: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__, arguments, work, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Shows what is in a checkpoint: architecture, parameters, progress, generations, files, growth events, ancestors.
+
+Reads the manifest alone (and those of the ancestors that are still there), so it is quick at any size; use
+tools/verify.py to read every byte.
+
+examples:
+  python tools/show.py runs/demo
+  python tools/show.py runs/demo/wide/checkpoints/step-00000200 --events
+"""
+
+import argparse
+import sys
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from growth import Architecture, Plan
+from growth.certificate import Certificate
+from growth.describe import table
+from pretrain import cli, summary
+from pretrain.checkpoint import Manifest
+from pretrain.locate import locate
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, a stage or a run (the newest that verifies)")
+    parser.add_argument("--events", action="store_true", help="print the plan and the certificate of each growth event")
+
+
+def work(options: argparse.Namespace) -> cli.Answer:
+    """Raises UserError when there is no checkpoint or it is corrupt."""
+    path = locate(options.checkpoint)
+    manifest = Manifest.load(path)
+    data = describe(path, manifest)
+    text = [_head(data), _section("parameters", _parts(data)), _section("generations", _generations(data))]
+    text += [_section("files", _files(data)), _section("growth", _history(data)), _section("ancestors", _lineage(data))]
+    if options.events:
+        data["events"] = list(manifest.events)
+        text += [_event(event) for event in manifest.events if "plan" in event]
+    return cli.Answer("\n\n".join(text), data)
+
+
+def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Everything that is shown, as JSON."""
+    arch = Architecture.from_json(manifest.architecture)
+    files = []
+    for name, file in manifest.files.items():
+        boxes = Counter(
+            kind for t in manifest.tensors.values() for kind, found in t.boxes.items() for b in found if b.file == name
+        )
+        files.append({"name": name, "bytes": file.size, "blocks": len(file.blocks), "boxes": sum(boxes.values())})
+    lineage = [
+        {**parent, "stage": found.stage if found else None, "step": found.step if found else None, "problem": problem}
+        for parent, found, problem in summary.ancestors(path, manifest)
+    ]
+    return {
+        "path": str(path),
+        "hash": manifest.hash,
+        "format_version": manifest.format_version,
+        "stage": manifest.stage,
+        "step": manifest.step,
+        "architecture": arch.to_json(),
+        "parameters": arch.parameters(),
+        "parts": summary.parts(arch),
+        "kinds": [kind for kind in ("weight", "exp_avg", "exp_avg_sq") if manifest.has(kind)],
+        "progress": dict(manifest.progress),
+        "generations": list(manifest.generations.get("each", [])),
+        "cursor": dict(manifest.cursor),
+        "parallel": dict(manifest.config.get("parallel", {})),
+        "files": files,
+        "bytes": manifest.size,
+        "history": summary.history(manifest),
+        "ancestors": lineage,
+    }
+
+
+def _head(data: dict[str, Any]) -> str:
+    sizes, scalars = data["architecture"]["sizes"], data["architecture"]["scalars"]
+    progress, cursor = data["progress"], data["cursor"]
+    moments = "with moments" if "exp_avg" in data["kinds"] else "without moments: training starts with fresh ones"
+    seconds = timedelta(seconds=round(progress.get("seconds", 0)))
+    rows = [
+        ["checkpoint", data["path"]],
+        ["hash", f"{data['hash']} (format {data['format_version']})"],
+        ["model", f"{data['architecture']['family']}, {data['parameters']:,} parameters, {moments}"],
+        ["sizes", ", ".join(f"{axis} {size:,}" for axis, size in sizes.items())],
+        ["scalars", ", ".join(f"{name} {value:.10g}" for name, value in scalars.items())],
+        ["stage", f"{data['stage']}, step {data['step']:,}, {progress.get('stage_tokens', 0):,} tokens of this stage"],
+        ["run", f"{progress.get('tokens', 0):,} tokens, {progress.get('flops', 0):.4g} FLOPs, {seconds} of training"],
+    ]
+    if cursor:
+        where = f"epoch {cursor['epoch'] + 1}, document {cursor['document']:,} of it" if "epoch" in cursor else cursor
+        rows.append(["data", str(where)])
+    if data["parallel"]:
+        written = {key: value for key, value in data["parallel"].items() if value not in (None, False)}
+        rows.append(["written by", " x ".join(f"{key} {value}" for key, value in written.items())])
+    return table(rows)
+
+
+def _parts(data: dict[str, Any]) -> str:
+    rows = [["", "tensor", "shape", "count", "parameters", "share"]]
+    for part in data["parts"]:
+        share = f"{part['parameters'] / data['parameters']:.1%}"
+        shape = "x".join(map(str, part["shape"]))
+        rows.append(["", part["name"], shape, str(part["count"]), f"{part['parameters']:,}", share])
+    return table(rows)
+
+
+def _generations(data: dict[str, Any]) -> str:
+    rows = [["", "generation", "born in stage", "after tokens", "optimizer steps"]]
+    for i, birth in enumerate(data["generations"]):
+        rows.append(["", str(i), birth["stage"], f"{birth['birth_tokens']:,}", f"{birth['adam_step']:,}"])
+    return table(rows)
+
+
+def _files(data: dict[str, Any]) -> str:
+    rows = [["", "file", "bytes", "blocks", "boxes"]]
+    rows += [["", f["name"], f"{f['bytes']:,}", f"{f['blocks']:,}", f"{f['boxes']:,}"] for f in data["files"]]
+    rows.append(
+        ["", "all", f"{data['bytes']:,}", *(f"{sum(f[k] for f in data['files']):,}" for k in ("blocks", "boxes"))]
+    )
+    return table(rows)
+
+
+def _history(data: dict[str, Any]) -> str:
+    return "\n".join(f"  {row['stage']}: {summary.in_one_line(row)}" for row in data["history"])
+
+
+def _lineage(data: dict[str, Any]) -> str:
+    lines = []
+    for parent in data["ancestors"]:
+        found = f"stage {parent['stage']}, step {parent['step']:,}, hash as recorded" if not parent["problem"] else ""
+        lines.append(f"  {parent['path']} ({parent['hash']}): {found or parent['problem']}")
+    return "\n".join(lines)
+
+
+def _event(event: dict[str, Any]) -> str:
+    text = f"event of stage {event['stage']}\n{Plan.from_json(event['plan']).describe()}"
+    return f"{text}\n{Certificate.from_json(event['certificate'])}" if event["certificate"] else text
+
+
+def _section(title: str, text: str) -> str:
+    return f"{title}\n{text}" if text else f"{title}\n  none"
+
+
+def main(given: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__, arguments, work, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
