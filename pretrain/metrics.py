@@ -3,7 +3,8 @@
 A record has: step (of the stage); tokens, flops (of the model, growth included) and seconds (of training), cumulative
 over the curriculum; then loss (nats per token), bits_per_byte, lr, grad_norm, tokens_per_second,
 tokens_per_second_per_gpu, model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu; or, of a validation,
-validation_loss and validation_bits_per_byte. On a machine without GPUs "per GPU" is per rank.
+validation_loss and validation_bits_per_byte; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds. On
+a machine without GPUs "per GPU" is per rank.
 """
 
 import json
@@ -212,6 +213,8 @@ FORMATS = {
     "bits_per_byte": "{:.4f} bits/byte",
     "validation_loss": "validation loss {:.4f}",
     "validation_bits_per_byte": "validation {:.4f} bits/byte",
+    "checkpoint_seconds": "checkpoint written in {:.1f} s",
+    "checkpoint_stall_seconds": "training stood still for {:.1f} s",
     "lr": "lr {:.2e}",
     "grad_norm": "grad norm {:.3f}",
     "tokens_per_second": "{:,.0f} tokens/s",

@@ -6,7 +6,6 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,15 +13,15 @@ import torch.distributed as dist
 import growth
 from growth import Architecture
 from growth.certificate import Certificate
-from pretrain.checkpoint import Reader, find, is_done, restore
+from pretrain.checkpoint import Reader, find, restore
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.data.corpus import Corpus
 from pretrain.data.validation import probe
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
-from pretrain.errors import UserError
 from pretrain.event import certify, judge, old_logits
+from pretrain.flops import forward_flops_per_token, training_flops
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
 from pretrain.planning import finished, grown, plan_of
@@ -142,8 +141,16 @@ def _grow(
         if certificate.claims and not certificate.preserved:
             log.error("%s", certificate)
     certificate.require()
+    state = states[0]
     event = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
-    return engine, replace(states[0], events=(*states[0].events, event))
+    # Two passes with gradients over the batch; the probe once forward through each model.
+    samples = t.micro_batch * layout.pp * t.seq_len
+    flops = samples * (
+        2 * layout.dp * training_flops(plan.new, t.seq_len)
+        + sum(sum(forward_flops_per_token(arch, t.seq_len).values()) for arch in (plan.old, plan.new))
+    )
+    progress = replace(state.progress, flops=state.progress.flops + flops)
+    return engine, replace(state, progress=progress, events=(*state.events, event))
 
 
 def _bits_per_byte(folder: Path) -> float | None:

@@ -13,7 +13,9 @@ from typing import Any
 TIMEOUT = 240  # seconds after which a hung group is killed and the test fails
 
 
-def _child(rank: int, world: int, store: str, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _child(
+    rank: int, world: int, store: str, results: Any, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     import torch
     import torch.distributed as dist
 

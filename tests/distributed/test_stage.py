@@ -21,7 +21,7 @@ from pretrain.errors import UserError
 from pretrain.train import train
 from tests.distributed.harness import run
 
-SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split()
+SYLLABLES = [first + second for first in "bcdfghjklmn" for second in "aeiou"]
 
 
 @pytest.fixture(scope="module")
