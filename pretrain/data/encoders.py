@@ -1,7 +1,7 @@
 """How texts become documents of tokens: SentencePiece for LLaMA and GPT, sentences of WordPiece for BERT."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -46,8 +46,8 @@ class Encoder(ABC, Generic[T]):
         """A tokenizer saved in a folder."""
 
     @abstractmethod
-    def train(self, texts: Iterable[str], threads: int) -> T:
-        """A tokenizer of ``vocab_size`` pieces."""
+    def train(self, texts: Callable[[], Iterable[str]], threads: int) -> T:
+        """A tokenizer of ``vocab_size`` pieces, from texts that can be read several times."""
 
     def check(self, tokenizer: T, texts: Sequence[str]) -> None:
         """Raise UserError if the tokenizer does not do for this text."""
@@ -69,8 +69,8 @@ class SentencePieceEncoder(Encoder[Tokenizer]):
     def load(self, folder: Path) -> Tokenizer:
         return Tokenizer.load(folder)
 
-    def train(self, texts: Iterable[str], threads: int) -> Tokenizer:
-        return Tokenizer(train_tokenizer(texts, self.vocab_size, threads), MODEL_FILE)
+    def train(self, texts: Callable[[], Iterable[str]], threads: int) -> Tokenizer:
+        return Tokenizer(train_tokenizer(texts(), self.vocab_size, threads), MODEL_FILE)
 
     def check(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         """A model that was not made by BPE training may not nest: compare the table with the truncated tokenizer."""
@@ -109,7 +109,7 @@ class WordPieceEncoder(Encoder[WordPiece]):
     def load(self, folder: Path) -> WordPiece:
         return WordPiece.load(folder)
 
-    def train(self, texts: Iterable[str], threads: int) -> WordPiece:
+    def train(self, texts: Callable[[], Iterable[str]], threads: int) -> WordPiece:
         return WordPiece.train(texts, self.vocab_size, self.lowercase, VOCAB_FILE)
 
     def encode(self, tokenizer: WordPiece, texts: Sequence[str], threads: int) -> Encoded:

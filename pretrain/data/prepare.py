@@ -118,7 +118,7 @@ def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int
     if encoder.given:
         encoder.given.save(folder)
     elif not (folder / encoder.file).exists():
-        encoder.train(texts(), threads).save(folder)
+        encoder.train(texts, threads).save(folder)
     return encoder.load(folder)
 
 

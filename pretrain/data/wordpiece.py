@@ -10,7 +10,9 @@ vocabulary file (by frequency), each preceded by the characters that it first ne
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -28,6 +30,7 @@ from pretrain.data.tokenizer import Segmentation
 from pretrain.errors import UserError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ALPHABET = 1000  # characters of a trained vocabulary; others are unknown
 UNUSED = re.compile(r"\[unused\d+\]")
 VOCAB_FILE = "vocab.txt"
 OPTIONS_FILE = "wordpiece.json"
@@ -68,18 +71,25 @@ class WordPiece:
             raise UserError(f"cannot read the vocabulary {file}: {error}") from error
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, lowercase: bool, name: str) -> Self:
-        """Learn ``vocab_size`` pieces. Raises UserError if the texts have too few different words for so many."""
+    def train(cls, texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool, name: str) -> Self:
+        """Learn ``vocab_size`` pieces from texts, which are read twice.
+
+        Raises UserError if the texts have too few different words for so many.
+        """
         fast = _fast({}, lowercase)
+        alphabet = _alphabet(texts(), fast.normalizer)
         trainer = WordPieceTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            limit_alphabet=1000,
-            special_tokens=list(SPECIALS),
+            limit_alphabet=len(alphabet),
+            initial_alphabet=alphabet,
+            # The trainer breaks ties by id, and gives ids to characters inside of words in the order of a hash table.
+            # Giving them here makes the vocabulary a function of the text.
+            special_tokens=[*SPECIALS, *alphabet, *(f"##{c}" for c in alphabet if not _is_punctuation(c))],
             continuing_subword_prefix="##",
             show_progress=False,
         )
-        fast.train_from_iterator(iter(texts), trainer)
+        fast.train_from_iterator(iter(texts()), trainer)
         ids = fast.get_vocab()
         if len(ids) < vocab_size:
             raise UserError(
@@ -158,6 +168,20 @@ def _fast(ids: dict[str, int], lowercase: bool) -> Tokenizer:
     fast.pre_tokenizer = BertPreTokenizer()
     fast.decoder = decoders.WordPiece()
     return fast
+
+
+def _alphabet(texts: Iterable[str], normalizer: BertNormalizer) -> list[str]:
+    """The most frequent characters of words, in their own order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    found = sorted((-n, c) for c, n in counts.items() if not c.isspace())
+    return sorted(c for _, c in found[:ALPHABET])
+
+
+def _is_punctuation(character: str) -> bool:
+    """What BERT makes a word of its own."""
+    return (character.isascii() and not character.isalnum()) or unicodedata.category(character).startswith("P")
 
 
 def _is_continuation(piece: str) -> bool:

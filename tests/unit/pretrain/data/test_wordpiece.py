@@ -1,0 +1,94 @@
+"""WordPiece's order of growth and its segmentation, against definitions and against transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import BertTokenizer
+
+from pretrain.data.sentences import sentences
+from pretrain.data.wordpiece import SPECIALS, WordPiece
+from pretrain.errors import UserError
+
+STOCK = [
+    *("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *("a", "##a", "b", "##b", "é", "##é", "ü"),
+    *("ab", "##bé", "[unused1]", "abé", "##ab"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(texts: list[str]) -> WordPiece:
+    """1,000 pieces."""
+    return WordPiece.train(lambda: texts, 1000, lowercase=True, name="trained")
+
+
+def test_order() -> None:
+    """Specials, ASCII, longer pieces behind the characters that they need, other characters, unused."""
+    words = WordPiece(STOCK, lowercase=True, name="x")
+    assert words.pieces == [
+        *SPECIALS,
+        *("a", "##a", "b", "##b", "ab", "##é", "##bé", "abé", "##ab", "é", "ü", "[unused0]", "[unused1]"),
+    ]
+    assert [words.stock[i] for i in words.permutation] == words.pieces
+    assert (words.least, words.replaceable(18), words.replaceable(12)) == (9, (5, 16), (5, 12))
+    assert words.stock_order(9).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert words.stock_order(18)[words.pieces.index("abé")] == STOCK.index("abé")
+
+
+def test_segmentation() -> None:
+    """A piece that the stage does not have is spelt greedily with those that it has; or is unknown."""
+    words = WordPiece(STOCK, lowercase=True, name="x")
+
+    def spelt(piece: str, vocab: int) -> list[str]:
+        return [words.pieces[i] for i in words.segmentation(vocab).apply(np.array([words.pieces.index(piece)]))]
+
+    assert spelt("abé", 12) == ["ab", "##é"]
+    assert spelt("abé", 11) == ["ab", "##é"]
+    assert spelt("abé", 10) == ["[UNK]"]
+    assert spelt("##ab", 12) == ["##a", "##b"]
+    assert spelt("ab", 12) == ["ab"]
+    assert words.new_pieces(12, 14) == [[9, 10], [6, 8]]
+
+
+def test_same_as_transformers(trained: WordPiece, texts: list[str], tmp_path: Path) -> None:
+    """The full vocabulary encodes as BertTokenizer does, in the order of vocab.txt."""
+    trained.save(tmp_path)
+    theirs = BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
+    order = trained.stock_order(trained.size)
+    lines = [sentence for text in texts[:60] + texts[-6:] for sentence in sentences(text)]
+    for ids, line in zip(trained.encode(lines), lines, strict=True):
+        assert order[ids].tolist() == theirs(line, add_special_tokens=False)["input_ids"]
+
+
+def test_stages_spell_the_same_words(trained: WordPiece, texts: list[str]) -> None:
+    """Ids of a stage are below its size, and joined give the text of the full vocabulary's ids."""
+    for ids in trained.encode([sentence for text in texts[:60] for sentence in sentences(text)]):
+        for vocab in (trained.least, 300, 999):
+            stage = trained.segmentation(vocab).apply(np.array(ids, dtype=np.int64))
+            if trained.unk not in stage:
+                assert stage.max(initial=0) < vocab
+                assert trained.decode(stage) == trained.decode(ids)
+
+
+def test_saved_and_trained_again(trained: WordPiece, texts: list[str], tmp_path: Path) -> None:
+    """The same text gives the same vocabulary, and a folder gives it back."""
+    trained.save(tmp_path)
+    again = WordPiece.train(lambda: texts, 1000, lowercase=True, name="again")
+    assert WordPiece.load(tmp_path).hash == trained.hash == again.hash
+    assert WordPiece.load(tmp_path / "vocab.txt", lowercase=False).hash != trained.hash
+
+
+def test_refused(tmp_path: Path, texts: list[str]) -> None:
+    """Each message says what is missing."""
+    with pytest.raises(UserError, match=r"x has no \[CLS\], \[MASK\]"):
+        WordPiece(["[PAD]", "[UNK]", "[SEP]", "a"], True, "x")
+    with pytest.raises(UserError, match="twice"):
+        WordPiece([*SPECIALS, "a", "a"], True, "x")
+    with pytest.raises(UserError, match="cannot read the vocabulary"):
+        WordPiece.load(tmp_path / "none.txt")
+    with pytest.raises(UserError, match="not for 100000: give --vocab-size"):
+        WordPiece.train(lambda: texts, 100_000, True, "x")
+    for vocab in (8, 19):
+        with pytest.raises(UserError, match="from 9 to 18"):
+            WordPiece(STOCK, True, "x").legal(vocab)
