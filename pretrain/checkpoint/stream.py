@@ -17,7 +17,7 @@ from pretrain.checkpoint.comm import Comm, in_words
 from pretrain.checkpoint.commit import commit, partial_of
 from pretrain.checkpoint.find import check, step_of
 from pretrain.checkpoint.manifest import FileRecord, Manifest, ManifestFields, StoredFile, canonical
-from pretrain.checkpoint.writer import Writer
+from pretrain.checkpoint.writer import Writer, file_name
 from pretrain.errors import UserError
 
 SHARD = 4 << 30  # bytes
@@ -155,8 +155,7 @@ def _shard(
     told: Callable[[int], Any],
 ) -> FileRecord:
     """Writes one file, or takes it as finished when its record says so."""
-    writer = Writer(partial, index)
-    file = partial / writer.file_name(kind)
+    file = partial / file_name(kind, index)
     record = work / f"{file.name}.json"
     if record.exists() and file.exists():
         found = json.loads(record.read_bytes())
@@ -170,7 +169,7 @@ def _shard(
         return lambda box: read(kind, name, box)
 
     entries = [(name, Box.whole(fields.shapes[name]), source(name)) for name in names]
-    written = writer.write(kind, entries, fields.shapes, told)
+    written = Writer(partial, index).write(kind, entries, fields.shapes, told)
     boxes_json = [[name, box.start, box.stop, offset] for name, box, offset in written.boxes]
     body = {"size": written.file.size, "blocks": written.file.blocks, "boxes": boxes_json}
     write_file(record, canonical(body))

@@ -33,10 +33,6 @@ class Writer:
         self.folder = folder
         self.rank = rank
 
-    def file_name(self, kind: str) -> str:
-        """The file of a kind."""
-        return f"{kind}-{self.rank:05}.safetensors"
-
     def write(
         self,
         kind: str,
@@ -52,29 +48,42 @@ class Writer:
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
         entries = [e for e in entries if e[1].numel]
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offsets, end = [], 0
-        for name, box, _ in entries:
-            offsets.append(end)
-            end += 4 * box.numel
-            key = entry_name(name, box, shapes[name])
-            if key in header:
-                raise ValueError(f"{key} is written twice")
-            header[key] = {"dtype": "F32", "shape": box.shape, "data_offsets": [offsets[-1], end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        name = self.file_name(kind)
+        header, offsets, _ = header_of([(name, box) for name, box, _ in entries], shapes)
+        name = file_name(kind, self.rank)
         out = BlockWriter(self.folder / name)
         try:
-            out.write(memoryview(len(text).to_bytes(8, "little") + text))
+            out.write(memoryview(header))
             for entry in entries:
                 _write_box(out, *entry, progress or (lambda n: None))
             file = out.finish()
         finally:
             out.close()
-        start = 8 + len(text)
-        boxes = tuple((n, box, start + offset) for (n, box, _), offset in zip(entries, offsets, strict=True))
+        boxes = tuple((n, box, offset) for (n, box, _), offset in zip(entries, offsets, strict=True))
         return FileRecord(kind, name, file, boxes)
+
+
+def file_name(kind: str, rank: int) -> str:
+    """The file of a kind that a rank writes."""
+    return f"{kind}-{rank:05}.safetensors"
+
+
+def header_of(
+    boxes: Sequence[tuple[str, Box]], shapes: Mapping[str, Sequence[int]]
+) -> tuple[bytes, tuple[int, ...], int]:
+    """What stands before the data of these boxes, the byte offset of each box in the file, and the file's size."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets, end = [], 0
+    for name, box in boxes:
+        key = entry_name(name, box, shapes[name])
+        if key in header:
+            raise ValueError(f"{key} is written twice")
+        offsets.append(end)
+        end += 4 * box.numel
+        header[key] = {"dtype": "F32", "shape": box.shape, "data_offsets": [offsets[-1], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, tuple(start + offset for offset in offsets), start + end
 
 
 def _write_box(out: BlockWriter, name: str, box: Box, source: Source, progress: Callable[[int], None]) -> None:
