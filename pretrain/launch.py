@@ -26,14 +26,17 @@ EXAMPLE = """example:
 SAVE_SECONDS = 600  # how long the ranks may take to save after a signal, before they are killed
 
 
-def launch(world: int, arguments: Sequence[str]) -> int:
-    """Runs `python -m pretrain ARGUMENTS` on `world` ranks of this machine and returns its exit code."""
+def launch(world: int, command: Sequence[str]) -> int:
+    """Runs `python COMMAND` (a script or -m module, and its arguments) on `world` ranks; returns its exit code.
+
+    0 after a signal too: a stage that was stopped is not an error.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a rank has said what was wrong
-    command = ["--standalone", f"--nproc-per-node={world}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
-    command += [f"--shutdown-timeout={SAVE_SECONDS}", "-m", "pretrain", *arguments]
+    options = ["--standalone", f"--nproc-per-node={world}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
+    options += [f"--shutdown-timeout={SAVE_SECONDS}"]
     try:
-        run(parse_args(command))
+        run(parse_args([*options, *command]))
     except SignalException:
         return 0
     except ChildFailedError as error:
@@ -68,7 +71,7 @@ def main(arguments: list[str]) -> int:
     except (UserError, GrowthError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    code = launch(ranks_of(stage, torch.cuda.device_count()), arguments)
+    code = launch(ranks_of(stage, torch.cuda.device_count()), ["-m", "pretrain", *arguments])
     if code == 0 and not is_done(curriculum.folder / stage.name):
         print(f"{stage.name} was stopped before its end; the same command goes on with it", file=sys.stderr)
     return code

@@ -1,0 +1,120 @@
+"""Starting the ranks of a stage on this machine: numbers, folders and exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain import launch, stages
+from tests.unit.small import TEXT, small_curriculum
+
+ROOT = Path(__file__).parents[3]
+RANK = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+def wait(): time.sleep(100)
+"""
+
+
+def script(folder: Path, body: str) -> str:
+    path = folder / "rank.py"
+    path.write_text(RANK + body)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("assert os.environ['WORLD_SIZE'] == '2'", 0, ""),
+        ("sys.exit(2) if rank == 1 else wait()", 2, ""),
+        ("sys.exit(7) if rank == 1 else wait()", 7, "error: rank 1 ended with exit code 7\n"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else wait()", 137, "error: rank 1 ended with signal 9\n"),
+    ],
+)
+def test_exit_codes(tmp_path: Path, capfd: pytest.CaptureFixture[str], body: str, code: int, said: str) -> None:
+    assert launch.launch(2, [script(tmp_path, body)]) == code
+    assert capfd.readouterr().err == said
+
+
+def test_a_signal_reaches_every_rank_and_waits_for_it(tmp_path: Path) -> None:
+    body = f"""
+def stop(number, frame):
+    open(f"{tmp_path}/stopped-{{rank}}", "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGUSR1, stop)
+os.write(1, b"ready\\n")
+wait()
+"""
+    program = f"from pretrain.launch import launch; raise SystemExit(launch(2, [{script(tmp_path, body)!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout:
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=120) == 0
+    assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
+
+
+def test_one_line_for_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curriculum = small_curriculum(tmp_path)
+    assert stages.main([str(curriculum.path)]) == 0
+    assert capsys.readouterr().out == "seed\t2\t1\tnew\truns/small/seed\nwide\t2\t2\tnew\truns/small/wide\n"
+
+
+def test_what_has_happened_to_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    curriculum = small_curriculum(tmp_path)
+    seed = curriculum.stages[0]
+    assert stages.state_of(curriculum, seed) == "new"
+    (tmp_path / "runs/small/seed/checkpoints/step-00000010").mkdir(parents=True)
+    assert stages.state_of(curriculum, seed) == "started"
+    (tmp_path / "runs/small/seed/DONE").write_text("{}")
+    assert stages.state_of(curriculum, seed) == "done"
+
+
+def test_an_absent_dp_fills_the_gpus(tmp_path: Path) -> None:
+    (tmp_path / "free.yaml").write_text(TEXT.replace("parallel: {tp: 2, dp: 1}", "parallel: {tp: 2}"))
+    wide = stages.config.load(tmp_path / "free.yaml").stages[1]
+    assert [stages.ranks_of(wide, gpus) for gpus in (0, 1, 2, 8, 9)] == [2, 2, 2, 8, 8]
+
+
+def test_ranks_that_do_not_fit_are_refused_with_what_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(small_curriculum(tmp_path).path)
+    assert stages.main([path, "--stage", "wide", "--ranks", "2"]) == 0
+    assert stages.main([path, "--stage", "wide", "--ranks", "3", "--parallel.dp", "8", "--ranks-per-node", "8"]) == 2
+    err = capsys.readouterr().err
+    assert "needs 16 ranks, and 3 were started" in err
+    assert f"sbatch --nodes 2 --ntasks-per-node 8 slurm/stage.sh {path} wide" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["slurm/stage.sh", "{path}", "wid"], "no stage is named 'wid', did you mean 'wide'"),
+        (["slurm/stage.sh", "{path}", "wide", "--train.lr", "-1"], "train.lr: should be greater than 0"),
+        (["slurm/stage.sh", "absent.yaml", "wide"], "absent.yaml: no such file"),
+        (["slurm/curriculum.sh", "absent.yaml"], "absent.yaml: no such file"),
+    ],
+)
+def test_the_scripts_end_at_once_with_one_message(tmp_path: Path, command: list[str], expected: str) -> None:
+    path = str(small_curriculum(tmp_path).path)
+    words = ["bash", str(ROOT / command[0]), *(word.format(path=path) for word in command[1:])]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    options = dict(capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, **options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert expected in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["stage.sh", "curriculum.sh"])
+def test_the_scripts_explain_themselves(name: str) -> None:
+    done = subprocess.run(["bash", str(ROOT / "slurm" / name)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert f"bash slurm/{name} CONFIG" in done.stderr
