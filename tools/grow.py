@@ -12,6 +12,7 @@ examples:
 """
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import replace
@@ -63,6 +64,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
             if not options.no_certificate:
                 found = audit.text(plan, stage.to_dict(), corpus)
                 certificate = audit.certificate(plan, reader.read, found, stage.train.lr)
+                certificate = replace(certificate, bits_per_byte_before=_bits_per_byte(source))
                 certificate.require()
             manifest = grow(reader, target, plan, stage, certificate, began)
         text = f"{source} -> {target}{' (is there already)' if existed else ''}\n{plan.describe()}"
@@ -114,6 +116,12 @@ def _first_of(curriculum: Curriculum, stage: Stage) -> Path:
     if newest and newest != step_folder(root, 0):
         raise UserError(f"stage {stage.name!r} has begun already ({newest}): name a folder to grow into")
     return step_folder(root, 0)
+
+
+def _bits_per_byte(checkpoint: Path) -> float | None:
+    """What the last validation of the checkpoint's stage measured, if the stage is finished."""
+    done = checkpoint.absolute().parents[1] / "DONE"
+    return json.loads(done.read_text()).get("validation_bits_per_byte") if done.exists() else None
 
 
 def _same(target: Path, parent: Manifest, plan: Plan, stage: Stage) -> Manifest | None:

@@ -1,0 +1,81 @@
+"""Offline growth against growth on load, and the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from growth import Box, Generations
+from pretrain.checkpoint import KINDS, Manifest, Reader, find
+from pretrain.planning import grown, plan_of
+from pretrain.state import State
+from tests.unit.tools.runs import Run
+from tools.grow import main
+
+
+def test_the_same_as_growth_on_load(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every bit of weights and moments, the generations, the cursor; and the stage would start from it."""
+    assert main([str(run.folder), "--config", run.config, "--stage", "large", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["certificate"]["preserved"]
+    assert told["certificate"]["dead_share"] == 0
+    assert told["certificate"]["bits_per_byte_before"] == 2.5
+    root = run.folder / "large" / "checkpoints"
+    assert str(find(root).path) == told["target"] == str(root / "step-00000000")
+
+    stage = run.curriculum.stage("large")
+    with Reader(run.parent) as old, Reader(root / "step-00000000") as new:
+        plan = plan_of(run.curriculum, stage, old.manifest, run.corpus.tokenizer)
+        on_load, offline = grown(old, plan, stage), State.from_reader(new)
+        for name, tensor in plan.new.tensors().items():
+            half = tensor.shape[0] // 2  # a rank's box, not the whole tensor
+            box = Box((half, *(0 for _ in tensor.shape[1:])), tensor.shape)
+            for kind in KINDS:
+                expected = plan.evaluate(name, box, old.read, kind)
+                assert torch.equal(new.read(kind, name, box), expected), (kind, name)
+        assert offline.arch == on_load.arch
+        assert offline.generations == on_load.generations == plan.generations(Generations.first(plan.old))
+        assert (offline.births, offline.progress, offline.cursor, offline.parent) == (
+            on_load.births,
+            on_load.progress,
+            on_load.cursor,
+            on_load.parent,
+        )
+        assert new.manifest.config == stage.to_dict()
+        assert [b.adam_step for b in offline.births] == [20, 0]
+
+    with safe_open(root / "step-00000000" / "weight-00000.safetensors", "pt") as file:
+        assert set(file.keys()) == set(plan.new.tensors())
+        assert tuple(file.get_tensor("lm_head.weight").shape) == plan.new.tensor("lm_head.weight").shape
+
+    hash_before = Manifest.load(root / "step-00000000").hash
+    assert main([str(run.folder), "--config", run.config, "--stage", "large"]) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert Manifest.load(root / "step-00000000").hash == hash_before
+
+
+def test_without_certificate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main([str(run.parent), str(tmp_path / "x"), "--config", run.config, "--stage", "large", "--no-certificate"])
+        == 0
+    )
+    assert Manifest.load(target).events[-1]["certificate"] is None
+
+
+def test_errors(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that says what is wrong; nothing is written."""
+
+    def error(*arguments: str) -> str:
+        assert main([*arguments, "--config", run.config, "--no-certificate"]) == 2
+        return capsys.readouterr().err
+
+    target = str(tmp_path / "out")
+    assert "no stage is named 'lrge'" in error(str(run.parent), target, "--stage", "lrge")
+    assert "no such folder" in error(str(tmp_path / "nothing"), target, "--stage", "large")
+    assert "is step 0 of its stage" in error(str(run.parent), str(tmp_path / "step-00000007"), "--stage", "large")
+    (tmp_path / "out").mkdir()
+    assert "there already" in error(str(run.parent), target, "--stage", "large")
+    assert not list((tmp_path / "out").iterdir())
+    assert "has begun already" in error(str(run.parent), "--stage", "small")
