@@ -52,7 +52,7 @@ def layout_of(stage: Stage, world: int) -> Layout:
     if batch % unit:
         raise UserError(
             f"stage {stage.name!r}: train.global_batch {batch} is not a multiple of {unit} "
-            f"(train.micro_batch {micro} x {dp} data-parallel ranks{' x pp, interleaved' if unit > micro * dp else ''}): "
+            f"(train.micro_batch {micro} x {dp} data-parallel ranks{' x pp' if unit > micro * dp else ''}): "
             f"use {batch // unit * unit or unit} or {(batch // unit + 1) * unit}"
         )
     return layout
@@ -60,8 +60,8 @@ def layout_of(stage: Stage, world: int) -> Layout:
 
 def join() -> None:
     """Initialise torch.distributed from the launcher's environment: nccl with CUDA, gloo without."""
-    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, alone)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, value)
     timeout = timedelta(minutes=30)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -69,7 +69,8 @@ def join() -> None:
     elif world_size() > 1:
         dist.init_process_group("gloo", timeout=timeout)
     else:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        alone = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=alone, rank=0, world_size=1, timeout=timeout)
 
 
 def agreed(work: Callable[[], T]) -> T:
