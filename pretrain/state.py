@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from growth import Architecture, Box, Generations, Plan
-from pretrain.checkpoint import KINDS, ManifestFields, Reader
+from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine  # brings Megatron-core, which the command-line tools do without
+
+PIECE = 16 << 20  # bytes evaluated at a time
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class State:
 def fill(engine: Engine, plan: Plan, reader: Reader | None) -> None:
     """Evaluate the plan on every box that this rank owns, straight into its ZeRO partition (not collective).
 
-    Reads nothing but the blocks that those boxes are made of. A checkpoint without moments gives zeros for them.
+    Reads nothing but the blocks that those boxes are made of. Needs a few times `PIECE` of memory. A checkpoint
+    without moments gives zeros for them.
     """
 
     def read(kind: str, name: str, box: Box) -> Tensor:
@@ -110,7 +113,10 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None) -> None:
             fragment = getattr(owned, kind)
             fragment.zero_()  # physical padding
             for box in owned.boxes:
-                box.view(fragment).copy_(plan.evaluate(box.tensor, box.box, read, kind))
+                view = box.view(fragment)
+                for part in pieces(box.box, PIECE):
+                    here = part.relative_to(box.box).slices()
+                    view[here].copy_(plan.evaluate(box.tensor, part, read, kind))
 
 
 def publish(engine: Engine, state: State) -> None:

@@ -3,7 +3,7 @@
 from pretrain.checkpoint.atomic import Lock, is_done, mark_done
 from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
-from pretrain.checkpoint.flat import flat_boxes, flat_range
+from pretrain.checkpoint.flat import flat_boxes, flat_range, pieces
 from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint
@@ -29,6 +29,7 @@ __all__ = [
     "flat_range",
     "is_done",
     "mark_done",
+    "pieces",
     "restore",
     "step_folder",
     "verify_all",

@@ -1,6 +1,6 @@
-"""Boxes of a row-major tensor against flat ranges of its elements."""
+"""Boxes of a row-major tensor against flat ranges of its elements, and cut small."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from growth.box import Box
@@ -37,3 +37,16 @@ def flat_range(shape: Sequence[int], box: Box) -> tuple[int, int]:
         first = first * size + a
         last = last * size + b - 1
     return first, last + 1
+
+
+def pieces(box: Box, max_bytes: int) -> Iterator[Box]:
+    """The box in row-major order, cut into fp32 parts of at most `max_bytes`."""
+    if 4 * box.numel <= max_bytes:
+        yield box
+        return
+    dim = next(d for d, size in enumerate(box.shape) if size > 1)
+    rows = max(1, max_bytes // (4 * prod(box.shape[dim + 1 :])))
+    for i in range(box.start[dim], box.stop[dim], rows):
+        start, stop = list(box.start), list(box.stop)
+        start[dim], stop[dim] = i, min(i + rows, box.stop[dim])
+        yield from pieces(Box(tuple(start), tuple(stop)), max_bytes)

@@ -1,15 +1,14 @@
 """Writes boxes of fp32 tensors into safetensors files, one file per rank and kind."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockWriter
-from pretrain.checkpoint.flat import flat_boxes
+from pretrain.checkpoint.flat import flat_boxes, pieces
 from pretrain.checkpoint.manifest import KINDS, FileRecord
 
 Source = torch.Tensor | Callable[[Box], torch.Tensor]
@@ -130,16 +129,3 @@ def _copy_flat(tensor: torch.Tensor, start: int, target: torch.Tensor) -> None:
     for part in flat_boxes(tensor.shape, start, start + len(target)):
         target[at : at + part.numel].view(part.shape).copy_(tensor[part.slices()])
         at += part.numel
-
-
-def pieces(box: Box, max_bytes: int) -> Iterator[Box]:
-    """The box in row-major order, cut into fp32 parts of at most `max_bytes`."""
-    if 4 * box.numel <= max_bytes:
-        yield box
-        return
-    dim = next(d for d, size in enumerate(box.shape) if size > 1)
-    rows = max(1, max_bytes // (4 * prod(box.shape[dim + 1 :])))
-    for i in range(box.start[dim], box.stop[dim], rows):
-        start, stop = list(box.start), list(box.stop)
-        start[dim], stop[dim] = i, min(i + rows, box.stop[dim])
-        yield from pieces(Box(tuple(start), tuple(stop)), max_bytes)

@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth.box import Box
-from pretrain.checkpoint import flat_boxes, flat_range
-from pretrain.checkpoint.writer import pieces
+from pretrain.checkpoint import flat_boxes, flat_range, pieces
 from tests.unit.pretrain.checkpoint.boxes import box_of, shapes
 
 
