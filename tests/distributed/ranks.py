@@ -18,6 +18,7 @@ from pretrain.model.build import Numerics
 from pretrain.samples import Samples, causal, part
 from pretrain.state import Birth, Progress, State, boxes, fill, publish
 
+FP32 = Numerics()
 SEQ_LEN, MICRO_BATCH, GLOBAL_BATCH = 16, 2, 12
 GQA = Architecture(
     "llama2",
@@ -32,7 +33,7 @@ def layout(arch: Architecture, how: dict[str, Any]) -> Layout:
     return Layout.make(arch.layers, **how)
 
 
-def engine_for(arch: Architecture, how: dict[str, Any], numerics: Numerics = Numerics(), clip: float = 0.5) -> Engine:
+def engine_for(arch: Architecture, how: dict[str, Any], numerics: Numerics = FP32, clip: float = 0.5) -> Engine:
     return Engine(
         arch, layout(arch, how), numerics, Adam(clip=clip), seq_len=SEQ_LEN, micro_batch=MICRO_BATCH
     )
@@ -46,7 +47,8 @@ def batches(arch: Architecture, count: int) -> list[Samples]:
     if arch.family != "bert":
         return [causal(each) for each in tokens]
     found: list[Samples] = []
-    for each in tokens[..., 1:]:
+    for number, each in enumerate(tokens[..., 1:]):
+        draw.manual_seed(number)
         length = torch.randint(SEQ_LEN // 2, SEQ_LEN + 1, (GLOBAL_BATCH, 1), generator=draw)
         at = torch.arange(SEQ_LEN).expand_as(each)
         valid = (at < length).float()
@@ -123,11 +125,29 @@ def loaded(arch: Architecture, how: dict[str, Any], path: str, steps: int, again
     return before, train(engine, batches(arch, 2 * steps)[steps:]), collected(engine)
 
 
-def grown(new: Architecture, how: dict[str, Any], path: str, steps: int) -> Any:
+def trained_copies(arch: Architecture, how: dict[str, Any], steps: int) -> Any:
+    """This rank's copy of a tied embedding after training, None without one."""
+    engine = engine_for(arch, how)
+    begin(engine)
+    train(engine, batches(arch, steps))
+    tied = [p for _, p in engine.parameters if getattr(p, "shared_embedding", False)]
+    return tied[0].detach().numpy().copy() if tied else None
+
+
+def trained_logits(arch: Architecture, how: dict[str, Any], steps: int) -> Any:
+    """(values, logits of the first batch where they are) after training."""
+    engine = engine_for(arch, how)
+    begin(engine)
+    train(engine, batches(arch, steps))
+    logits = engine.logits(batches(arch, 1)[0])
+    return collected(engine), None if logits is None else logits.numpy()
+
+
+def grown(new: Architecture, how: dict[str, Any], path: str, steps: int, policy: Any = None) -> Any:
     """(values, blocks read, [(loss, grad norm)], values after) of a growth on load."""
     with Reader(Path(path)) as reader:
         old = State.from_reader(reader)
-        plan = growth.between(old.arch, new, POLICY, seed=11, init_std=0.05)
+        plan = growth.between(old.arch, new, policy or POLICY, seed=11, init_std=0.05)
         engine = engine_for(plan.new, how)
         generations = plan.generations(old.generations)
         state = State(plan.new, generations, (*old.births, Birth(0, "second", 0)), Progress(), None)
