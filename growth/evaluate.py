@@ -34,12 +34,14 @@ def init(tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: in
     return philox.normal(seed, tensor.name, tensor.shape, box).mul_(std)
 
 
-def evaluate(r: Recipe, kind: str, read: Read, seed: int, init_std: float, layers: int) -> torch.Tensor:
-    """The value of the recipe's box, in the dtype of what `read` returns (float32 if nothing is read)."""
+def evaluate(
+    r: Recipe, kind: str, read: Read, *, seed: int, init_std: float, layers: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The value of the recipe's box; fresh elements are drawn in float32 and cast to `dtype`."""
     if r.all_zero:
-        return torch.zeros(r.box.shape)
+        return torch.zeros(r.box.shape, dtype=dtype)
     if r.fresh:
-        return init(r.tensor, r.box, seed, init_std, layers)
+        return init(r.tensor, r.box, seed, init_std, layers).to(dtype)
 
     def fresh(region: Box) -> torch.Tensor | float:
         if kind != "weight":
@@ -50,13 +52,13 @@ def evaluate(r: Recipe, kind: str, read: Read, seed: int, init_std: float, layer
         )
         return init(r.tensor, moved, seed, init_std, layers)
 
-    olds = [_with_mixes(_read(read, kind, s), r.dims) for s in r.sources]
+    olds = [_with_mixes(_read(read, kind, s).to(dtype), r.dims) for s in r.sources]
     single = len(r.sources) <= 1 and all(d.source.shape[1] == 1 for d in r.dims)
     runs = [d.runs() for d in r.dims] if single else []
     if single and prod(map(len, runs)) <= _MAX_REGIONS:
-        out = _by_runs(r, runs, olds, fresh)
+        out = _by_runs(r, runs, olds, fresh, dtype)
     else:
-        out = _by_index(r, olds, fresh)
+        out = _by_index(r, olds, fresh, dtype)
     return _with_noise(r, out, seed) if kind == "weight" else out
 
 
@@ -79,7 +81,7 @@ def _with_mixes(old: torch.Tensor, dims: tuple[DimMap, ...]) -> torch.Tensor:
             mixed = torch.zeros(len(m.mixes), *rows.shape[1:], dtype=torch.float64)
             for row, weights in enumerate(m.mixes):
                 for i in np.flatnonzero(weights).tolist():  # one by one: the same sum in any box
-                    mixed[row].add_(rows[i], alpha=float(weights[i]))
+                    mixed[row] += rows[i] * float(weights[i])  # two roundings: a fused one depends on strides
         old = torch.cat((old, mixed.to(old.dtype).flatten(0, 1).movedim(0, d)), dim=d)
     return old
 
@@ -113,12 +115,17 @@ Fresh = Callable[[Box], "torch.Tensor | float"]
 
 
 def _by_runs(
-    r: Recipe, runs: list[list[tuple[int, int, int, float, bool]]], olds: list[torch.Tensor], fresh: Fresh
+    r: Recipe,
+    runs: list[list[tuple[int, int, int, float, bool]]],
+    olds: list[torch.Tensor],
+    fresh: Fresh,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Contiguous runs of sources: one copy or one scaled copy for each region."""
-    if olds and all(len(x) == 1 and x[0][3] == 1.0 for x in runs) and r.sources[0].factor == 1.0:
+    same = all(len(x) == 1 and x[0][3] == 1.0 for x in runs)
+    if same and olds and olds[0].shape == r.box.shape and r.sources[0].factor == 1.0:
         return olds[0]
-    out = torch.empty(r.box.shape, dtype=olds[0].dtype if olds else torch.float32)
+    out = torch.empty(r.box.shape, dtype=dtype)
     lows = r.sources[0].box.start if olds else ()
     for region in itertools.product(*runs):
         target = Box(tuple(x[0] for x in region), tuple(x[1] for x in region))
@@ -140,9 +147,9 @@ def _by_runs(
     return out
 
 
-def _by_index(r: Recipe, olds: list[torch.Tensor], fresh: Fresh) -> torch.Tensor:
+def _by_index(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
     """Any sources: gathered index by index and summed over layers, then over the sources of each dimension."""
-    out = torch.zeros(r.box.shape, dtype=olds[0].dtype if olds else torch.float32)
+    out = torch.zeros(r.box.shape, dtype=dtype)
     for source, old in zip(r.sources, olds, strict=True):
         for rows, columns in _terms(r.dims):
             term = old

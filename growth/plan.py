@@ -52,40 +52,45 @@ class Plan:
         """The names of the operators, in order."""
         return ("initial",) if self.old is None else tuple(o for s in self.steps for o in s.operators)
 
-    def evaluate(self, name: str, box: Box, read: Read, kind: str = "weight") -> torch.Tensor:
+    def evaluate(
+        self, name: str, box: Box, read: Read, kind: str = "weight", dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         """The region `box` of the new tensor `name`, or of its "exp_avg" or "exp_avg_sq".
 
-        `read(kind, old_name, old_box)` returns that region of an old tensor, of exactly that shape, in float32 or
-        float64; the result has its dtype, or float32 where nothing is read. It may be what `read` returned: copy
-        before writing into it. The result does not depend on how a tensor is cut into boxes, bit for bit.
+        `read(kind, old_name, old_box)` returns that region of an old tensor, of exactly that shape; arithmetic is in
+        `dtype` (float32 or float64). The result may be what `read` returned: copy before writing into it. It does not
+        depend on how a tensor is cut into boxes, bit for bit.
         Raises GrowthError for a name, box or kind that the new model does not have.
         """
         if self.old is None:
             tensor = self.new.tensor(name)
             check_box(tensor, box, kind)
             if kind != "weight":
-                return torch.zeros(box.shape)
-            return init(tensor, box, self.seed, self.init_std, self.new.layers)
-        return self._through(len(self.steps), name, box, read, kind)
+                return torch.zeros(box.shape, dtype=dtype)
+            return init(tensor, box, self.seed, self.init_std, self.new.layers).to(dtype)
+        return self._through(len(self.steps), name, box, read, kind, dtype)
 
-    def _through(self, n: int, name: str, box: Box, read: Read, kind: str) -> torch.Tensor:
+    def _through(self, n: int, name: str, box: Box, read: Read, kind: str, dtype: torch.dtype) -> torch.Tensor:
         """The box after the first n steps."""
         if n == 0:
             assert self.old is not None
             check_box(self.old.tensor(name), box, kind)
-            return read(kind, name, box)
+            return read(kind, name, box).to(dtype)
         step = self.steps[n - 1]
 
         def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
-            return self._through(n - 1, name, box, read, kind)
+            return self._through(n - 1, name, box, read, kind, dtype)
 
         # Two steps of one plan must not draw the same numbers for a tensor.
         seed = self.seed + n - 1
         parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
-        values = [evaluate(r, kind, earlier, seed, self.init_std, step.new.layers) for _, r in parts]
+        values = [
+            evaluate(r, kind, earlier, seed=seed, init_std=self.init_std, layers=step.new.layers, dtype=dtype)
+            for _, r in parts
+        ]
         if len(values) == 1:
             return values[0]
-        out = torch.empty(box.shape, dtype=torch.promote_types(values[0].dtype, values[-1].dtype))
+        out = torch.empty(box.shape, dtype=dtype)
         for (part, _), value in zip(parts, values, strict=True):
             out[part.relative_to(box).slices()] = value
         return out

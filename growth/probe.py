@@ -39,7 +39,7 @@ def certify(
     train = ids_BS if train_ids_BS is None else train_ids_BS
     tensors = plan.new.tensors()
     weights = {
-        name: plan.evaluate(name, Box.whole(t.shape), read).to(dtype).clone().requires_grad_()
+        name: plan.evaluate(name, Box.whole(t.shape), read, dtype=dtype).clone().requires_grad_()
         for name, t in tensors.items()
     }
     with torch.no_grad():

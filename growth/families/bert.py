@@ -1,8 +1,8 @@
 """BERT (Devlin et al., 2019) as Megatron-LM trains it (Shoeybi et al., 2019, section 3): pre-norm LayerNorm, gelu,
 learned positions, biases, a masked-language head tied to the embedding and a sentence-order head.
 
-Hugging Face's MegatronBertForPreTraining. The transform of the head has the hidden size and its rows meet the
-embedding's columns in the decoder, so its axis is the hidden axis. A gelu stands between: hidden channels can be copied,
+Hugging Face's MegatronBertForPreTraining. The transform of the head has the hidden size, its rows meet the embedding's
+columns in the decoder, so its axis is the hidden axis. A gelu stands between: hidden channels can be copied,
 but not padded, without changing the function.
 """
 

@@ -55,8 +55,8 @@ def boxes(draw: st.DrawFn, shape: tuple[int, ...]) -> Box:
     return Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
 
 
-def whole(plan: Plan, name: str, read: Read, kind: str = "weight") -> torch.Tensor:
-    return plan.evaluate(name, Box.whole(plan.new.tensor(name).shape), read, kind)
+def whole(plan: Plan, name: str, read: Read, kind: str = "weight", dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return plan.evaluate(name, Box.whole(plan.new.tensor(name).shape), read, kind, dtype)
 
 
 def reader(plan: Plan, read: Read | None = None, dtype: torch.dtype = torch.float64) -> Read:
@@ -65,7 +65,7 @@ def reader(plan: Plan, read: Read | None = None, dtype: torch.dtype = torch.floa
     def nothing(kind: str, name: str, box: Box) -> torch.Tensor:
         raise AssertionError(f"a fresh model reads {name}")
 
-    return lambda kind, name, box: plan.evaluate(name, box, read or nothing, kind).to(dtype)
+    return lambda kind, name, box: plan.evaluate(name, box, read or nothing, kind, dtype)
 
 
 def trained(arch: Architecture, seed: int = 0, dtype: torch.dtype = torch.float64) -> Read:
