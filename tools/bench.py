@@ -3,6 +3,7 @@
 examples:
   OMP_WAIT_POLICY=passive python tools/bench.py step
   python tools/bench.py step --hidden 512 --heads 8 --layers 8 --ffn 1408 --precision bf16 --json
+  python tools/bench.py grow --only hidden
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import sys
 
 BENCHMARKS = {
+    "grow": "growth plans in memory against a plain copy, per operator",
     "step": "a training step against bare Megatron-core and transformers",
 }
 

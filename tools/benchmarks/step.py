@@ -9,6 +9,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,6 @@ from tqdm import tqdm
 import growth
 from benchmarks.report import Report, spread
 from growth import Architecture
-from pretrain.distributed import join
 from pretrain.errors import UserError
 from pretrain.flops import training_flops
 from pretrain.layout import Layout
@@ -27,6 +27,22 @@ from pretrain.samples import causal
 CLIP = 1.0  # every contestant clips the norm of its gradients, as training does
 LR = 1e-4
 SAME = {"fp32": 1e-4, "bf16": 2e-2}  # first losses agree to this, relative: rounding of the precision
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a step: by the clock, and of this process on the CPU, which other processes do not lengthen."""
+
+    wall: float
+    cpu: float
+
+    @staticmethod
+    def now() -> "Times":
+        return Times(time.perf_counter(), time.process_time())
+
+    def since(self) -> "Times":
+        now = Times.now()
+        return Times(now.wall - self.wall, now.cpu - self.cpu)
+
 
 Step = Callable[[Tensor], float]
 """One update from token ids [batch, seq_len + 1]; returns the loss in nats per token."""
@@ -56,6 +72,8 @@ def run(options: argparse.Namespace) -> Report:
     torch.set_num_threads(options.threads)
     alone = not dist.is_initialized()
     if alone:
+        from pretrain.distributed import join
+
         join()
     try:
         return _run(options, arch)
@@ -87,19 +105,19 @@ def _run(options: argparse.Namespace, arch: Architecture) -> Report:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = tokens.to(device)
 
-    def timed(step: Step) -> tuple[float, float]:
+    def timed(step: Step) -> tuple[Times, float]:
         _synchronize(device)
-        begun = time.perf_counter()
+        begun = Times.now()
         loss = step(tokens)
         _synchronize(device)
-        return time.perf_counter() - begun, loss
+        return begun.since(), loss
 
     losses = {name: timed(step)[1] for name, step in contestants.items()}
     ours = losses["cambium"]
     for name, loss in losses.items():
         if not abs(loss - ours) <= SAME[options.precision] * abs(ours):
             raise UserError(f"the first loss of {name} is {loss} and ours {ours}: not the same model, so no benchmark")
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[Times]] = {name: [] for name in contestants}
     rounds = options.warm_up - 1 + options.rounds
     for number in tqdm(range(rounds), desc="rounds", disable=None, leave=False):
         # Each round begins with another contestant: none always runs in the wake of the same one.
@@ -211,23 +229,26 @@ def _report(
     options: argparse.Namespace,
     arch: Architecture,
     device: torch.device,
-    seconds: Mapping[str, list[float]],
+    seconds: Mapping[str, list[Times]],
     losses: Mapping[str, float],
 ) -> Report:
     tokens = options.batch * options.seq_len
     flops = training_flops(arch, options.seq_len) * tokens
+    ours = seconds["cambium"]
     rows = []
     for name, times in seconds.items():
-        ratio, low, high = spread([theirs / ours for theirs, ours in zip(times, seconds["cambium"], strict=True)])
-        median, *_ = spread(times)
+        ratio, low, high = spread([theirs.wall / our.wall for theirs, our in zip(times, ours, strict=True)])
+        cpu, *_ = spread([theirs.cpu / our.cpu for theirs, our in zip(times, ours, strict=True)])
+        median, *_ = spread([t.wall for t in times])
         rows.append(
             {
                 "contestant": name,
                 "ms_per_step": 1e3 * median,
                 "tokens/s": tokens / median,
                 "model_GFLOP/s": flops / median / 1e9,
-                "its_time/ours": ratio,
+                "its_time/ours": round(ratio, 3),
                 "quartiles": f"{low:.3f} .. {high:.3f}",
+                "CPU_time/ours": round(cpu, 3) if device.type == "cpu" else None,
                 "first_loss": losses[name],
             }
         )
@@ -244,6 +265,7 @@ def _report(
     }
     notes = [
         "its time/ours: median over rounds of the ratio within a round; above 1 it is slower than our engine.",
+        "CPU time/ours: the same for the CPU time of the process, which does not depend on what else is running.",
         "Our engine keeps fp32 masters; under bf16 the plain loops update their bf16 weights, which is less work.",
     ]
     return Report("Training step, single steps alternated", settings, rows, notes)
