@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from growth import Plan, reference
+from growth import Architecture, Box, Plan, reference
 from growth.certificate import Certificate, relative_error
 from growth.evaluate import Read
 from growth.probe import certify
@@ -56,13 +56,15 @@ def text(plan: Plan, config: Mapping[str, Any], corpus: Corpus | None) -> Text:
     return Text(read[0], read[1], f"held-out text of {corpus.path}")
 
 
-def function(plan: Plan, old: Read, new: Read, ids: torch.Tensor) -> tuple[float, float, float]:
+def function(
+    old: Architecture, read_old: Read, new: Architecture, read_new: Read, ids: torch.Tensor
+) -> tuple[float, float, float]:
     """(relative error of the logits, loss of the old model, loss of the new one) in float64 over the old ids, by the
-    reference model, a layer at a time. Reads weights of the old and of the grown model. ids: [n, S + 1]."""
-    assert plan.old is not None
+    reference model, a layer at a time; ids [n, S + 1]."""
+    vocab = old.sizes["vocab"]
     with torch.no_grad():
-        before = reference.logits(old, plan.old, ids[:, :-1], torch.float64)
-        after = reference.logits(new, plan.new, ids[:, :-1], torch.float64)[..., : plan.old.sizes["vocab"]]
+        before = reference.logits(read_old, old, ids[:, :-1], torch.float64)
+        after = reference.logits(read_new, new, ids[:, :-1], torch.float64)[..., :vocab]
         losses = [float(F.cross_entropy(x.flatten(0, 1), ids[:, 1:].flatten())) for x in (before, after)]
         return relative_error(after, before), losses[0], losses[1]
 
@@ -73,10 +75,11 @@ def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
     if fits(plan):
         return certify(plan, old, found.probe, lr=lr, train_ids_BS=found.batch, dtype=torch.float64)
 
-    def new(kind: str, name: str, box: Any) -> torch.Tensor:
+    def new(kind: str, name: str, box: Box) -> torch.Tensor:
         return plan.evaluate(name, box, old, kind)
 
-    error, before, after = function(plan, old, new, found.probe)
+    assert plan.old is not None
+    error, before, after = function(plan.old, old, plan.new, new, found.probe)
     return Certificate.of(plan, error=error, loss_before=before, loss_after=after)
 
 
@@ -85,3 +88,31 @@ def fits(plan: Plan) -> bool:
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     return COPIES * 8 * plan.new.parameters() < free
+
+
+def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, ids: torch.Tensor) -> dict[str, float]:
+    """Per tensor, how far the true gradient of the grown model `new` is from the old one's through the plan's rule for
+    exp_avg, relative to its largest element. Of a plan that preserves the function it is nothing but rounding.
+
+    The loss is over the old ids, on ids [n, S + 1] of the old segmentation; elements born in the event do not count.
+    """
+    assert plan.old is not None
+    before, after = _gradients(plan.old, old, ids, plan.old), _gradients(arch, new, ids, plan.old)
+    errors = {}
+    for name, tensor in plan.new.tensors().items():
+        box = Box.whole(tensor.shape)
+        expected = plan.evaluate(name, box, lambda _, name, box: before[name][box.slices()], "exp_avg")
+        kept = ~plan.new_mask(name, box)
+        if kept.any():
+            found = after[name][kept]
+            errors[name] = float((expected[kept] - found).abs().max() / found.abs().max().clamp_min(1e-300))
+    return errors
+
+
+def _gradients(arch: Architecture, read: Read, ids: torch.Tensor, old: Architecture) -> dict[str, torch.Tensor]:
+    weights = {
+        name: read("weight", name, Box.whole(t.shape)).double().requires_grad_() for name, t in arch.tensors().items()
+    }
+    logits = reference.logits(lambda _, name, box: weights[name][box.slices()], arch, ids[:, :-1], torch.float64)
+    loss = F.cross_entropy(logits[..., : old.sizes["vocab"]].flatten(0, 1), ids[:, 1:].flatten())
+    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))

@@ -56,11 +56,9 @@ def test_the_same_as_growth_on_load(run: Run, capsys: pytest.CaptureFixture[str]
     assert Manifest.load(root / "step-00000000").hash == hash_before
 
 
-def test_without_certificate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main([str(run.parent), str(tmp_path / "x"), "--config", run.config, "--stage", "large", "--no-certificate"])
-        == 0
-    )
+def test_without_certificate(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    assert main([str(run.parent), str(target), "--config", run.config, "--stage", "large", "--no-certificate"]) == 0
     assert Manifest.load(target).events[-1]["certificate"] is None
 
 
