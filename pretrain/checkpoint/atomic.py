@@ -2,14 +2,21 @@
 
 import fcntl
 import json
+import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LEASE = 120.0  # seconds; a network filesystem keeps the locks of a machine that died for its lease, 90 s by default
+RETRY = 5.0  # seconds
 
 
 def fsync_folder(folder: Path) -> None:
@@ -19,6 +26,14 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, durably; one that exists is left alone."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -45,29 +60,44 @@ def is_done(folder: Path) -> bool:
 class Lock:
     """An exclusive lock between processes, held until `release` or the end of the process, however it ends.
 
-    A POSIX record lock: it works on NFS and Lustre, and children made by fork do not hold it on after a kill.
+    A POSIX record lock: it works on NFS and Lustre, and children made by fork do not hold it on after a kill. A holder
+    on another machine may have died with it, so its lock is waited for as long as such locks live on.
+
+    Raises UserError naming the holder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            owner = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(self._fd)
-            raise UserError(
-                f"{path.parent}: {owner} writes here (it holds {path.name}). Two runs must not write one folder: "
-                "stop the other one, or give this run another name."
-            ) from error
-        except OSError as error:
-            warnings.warn(
-                f"{path.parent}: this filesystem has no file locks ({error.strerror}): "
-                "see to it yourself that only one run writes here",
-                stacklevel=2,
-            )
+            self._take()
+        except BaseException:
+            self.release()
+            raise
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _take(self) -> None:
+        deadline = time.monotonic() + LEASE
+        while True:
+            try:
+                return fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                owner = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
+                if owner.endswith(f" on {socket.gethostname()}") or time.monotonic() > deadline:
+                    raise UserError(
+                        f"{self.path.parent}: {owner} writes here (it holds {self.path.name}). Two runs must not write "
+                        "one folder: stop the other one, or give this run another name."
+                    ) from error
+                log.warning("%s: waiting for the lock of %s, which may have died", self.path.parent, owner)
+                time.sleep(RETRY)
+            except OSError as error:
+                warnings.warn(
+                    f"{self.path.parent}: this filesystem has no file locks ({error.strerror}): "
+                    "see to it yourself that only one run writes here",
+                    stacklevel=3,
+                )
+                return None
 
     def release(self) -> None:
         """Gives the lock back. The file stays: removing it would let two processes lock two files of one name."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from pretrain.checkpoint.atomic import Lock
+from pretrain.checkpoint.atomic import Lock, make_folder
 from pretrain.checkpoint.background import Snapshot, Tensors, Write
 from pretrain.checkpoint.comm import Comm, in_words
 from pretrain.checkpoint.commit import begin, commit, move_aside, retain
@@ -166,7 +166,7 @@ class Checkpointer:
 
     def _open(self) -> None:
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             self._lock = Lock(self.root / ".lock")
         except OSError as error:
             raise UserError(f"{self.root}: checkpoints cannot be written here ({error.strerror})") from error

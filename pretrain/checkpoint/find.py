@@ -1,6 +1,7 @@
 """Finds, verifies and loads checkpoints: the newest one that verifies, and why others were skipped."""
 
 import re
+from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def verify_all(path: Path, names: Iterable[str] | None = None, progress: bool = 
     reader = BlockReader(path)
     memory = np.empty(BLOCK, dtype=np.uint8)
     problems = []
+    contents = _contents(manifest)
     total = sum(manifest.files[n].size for n in names)
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"verify {path.name}", disable=not progress) as bar:
         for name in names:
@@ -100,7 +102,7 @@ def verify_all(path: Path, names: Iterable[str] | None = None, progress: bool = 
                 try:
                     reader.read(name, file, index, memory[:size])
                 except CorruptCheckpoint as error:
-                    problems.append(f"{error}; it holds {_content(manifest, name, index)}")
+                    problems.append(f"{error}; it holds {_content(contents[name], index)}")
                     if not reader.is_open(name):  # missing or of another size: no need to say so of every block
                         break
                 bar.update(size)
@@ -108,16 +110,21 @@ def verify_all(path: Path, names: Iterable[str] | None = None, progress: bool = 
     return problems
 
 
-def _content(manifest: Manifest, file: str, block: int) -> str:
-    """The tensors of a block, in words."""
-    low, high = block * BLOCK, (block + 1) * BLOCK
-    inside = [
-        f"{kind} of {name}"
-        for name, entry in manifest.tensors.items()
-        for kind, boxes in entry.boxes.items()
-        for b in boxes
-        if b.file == file and b.offset < high and b.offset + 4 * b.box.numel > low
-    ]
+def _contents(manifest: Manifest) -> dict[str, list[tuple[int, int, str]]]:
+    """What the files hold: for each (first byte, byte after the last, kind and tensor) in order."""
+    found: dict[str, list[tuple[int, int, str]]] = {name: [] for name in manifest.files}
+    for name, entry in manifest.tensors.items():
+        for kind, boxes in entry.boxes.items():
+            for b in boxes:
+                found[b.file].append((b.offset, b.offset + 4 * b.box.numel, f"{kind} of {name}"))
+    return {file: sorted(parts) for file, parts in found.items()}
+
+
+def _content(parts: list[tuple[int, int, str]], block: int) -> str:
+    """The tensors of a block of a file, in words."""
+    first = bisect(parts, block * BLOCK, key=lambda part: part[1])
+    last = bisect_left(parts, (block + 1) * BLOCK, key=lambda part: part[0])
+    inside = [what for _, _, what in parts[first:last]]
     more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
     return (", ".join(inside[:3]) + more) or "the header"
 

@@ -167,7 +167,12 @@ class Manifest(State):
             )
         if _hash(body) != found:
             raise CorruptCheckpoint(f"{where}: the manifest's hash does not match its content")
-        return _from_body(body, found)
+        try:
+            return _from_body(body, found)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptCheckpoint(
+                f"{where}: not the manifest of a format {version} checkpoint ({error!r})"
+            ) from error
 
     @staticmethod
     def load(checkpoint: Path) -> "Manifest":

@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from growth.box import Box
-from pretrain.checkpoint.atomic import Lock, write_file
+from pretrain.checkpoint.atomic import Lock, make_folder, write_file
 from pretrain.checkpoint.comm import Comm, in_words
 from pretrain.checkpoint.commit import commit, partial_of
 from pretrain.checkpoint.find import check, step_of
@@ -65,7 +65,7 @@ def write_checkpoint(
             if not same:
                 raise UserError(f"{path} is there already: remove it, or choose another name")
             return check(path)  # was stopped in its tidying
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
         lock = Lock(work / "lock")
         if not same:
             _begin(work, partial, canonical(identity))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from growth.box import Box
-from pretrain.checkpoint import Checkpointer, Reader, find, is_done, mark_done, restore, step_folder, verify_all
+from pretrain.checkpoint import Checkpointer, Reader, find, restore, step_folder, verify_all
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, state
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
@@ -97,13 +97,6 @@ def test_boxes_that_do_not_tile_are_not_committed(tmp_path: Path) -> None:
 def test_bad_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="keep_last"):
         Checkpointer(tmp_path, keep_last=0)
-
-
-def test_done(tmp_path: Path) -> None:
-    assert not is_done(tmp_path)
-    mark_done(tmp_path, {"step": 7})
-    assert is_done(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["DONE"]
 
 
 def halves(rank: int) -> dict[str, list[Box]]:

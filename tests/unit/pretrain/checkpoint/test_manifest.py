@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,9 @@ def test_partitions_tile(data: st.DataObject, shape: tuple[int, ...]) -> None:
 def test_a_box_outside_is_refused() -> None:
     with pytest.raises(ValueError, match="outside"):
         check_tiling("t", (4,), [Box((0,), (5,))])
+
+
+def test_a_hash_that_is_right_does_not_make_a_manifest() -> None:
+    body = {"format_version": 1, "step": 3}
+    with pytest.raises(CorruptCheckpoint, match="not the manifest of a format 1 checkpoint"):
+        Manifest.from_bytes(canonical({**body, "hash": xxhash.xxh3_128_hexdigest(canonical(body))}), HERE)
