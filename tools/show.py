@@ -11,6 +11,7 @@ examples:
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _lineage(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _event(event: dict[str, Any]) -> str:
+def _event(event: Mapping[str, Any]) -> str:
     text = f"event of stage {event['stage']}\n{Plan.from_json(event['plan']).describe()}"
     return f"{text}\n{Certificate.from_json(event['certificate'])}" if event["certificate"] else text
 

@@ -25,8 +25,9 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "generation_config.json",
 )
-"""What a tokenizer may consist of in a Hugging Face folder. No file with code is taken."""
+"""What is kept of an imported folder besides its weights and config. No file with code is taken."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,11 @@ def run(request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: pytest
         "output": str(folder),
         "data": {"corpus": str(corpus.path), "window": 16},
         "train": {"tokens": 640, "seq_len": 32, "global_batch": 4, "lr": 1e-3, "precision": "fp32"},
-        "stages": [{"name": "small", "model": model}, {"name": "large", "model": {**grown, "head_dim": 8}}],
+        "stages": [
+            {"name": "small", "model": model},
+            {"name": "large", "model": {**grown, "head_dim": 8}},
+            {"name": "finer", "model": {**grown, "head_dim": 16}},
+        ],
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(document))
     made = Run(config.load(folder / "run.yaml"), corpus)

@@ -1,7 +1,9 @@
 """Checkpoints for the tools to work on: random weights and moments (nothing is at its init), and changed copies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +17,8 @@ from pretrain.state import Birth, Progress, State
 
 @dataclass(frozen=True)
 class Run:
-    """curriculum: stages "small" (done) and "large" (wider, deeper, more vocabulary; not begun)."""
+    """curriculum: stages "small" (done), "large" (wider, deeper, more vocabulary) and "finer" (longer heads too), both
+    not begun."""
 
     curriculum: Curriculum
     corpus: Corpus
@@ -66,11 +69,17 @@ def random_model(arch: Architecture, seed: int = 0) -> dict[tuple[str, str], tor
     return values
 
 
-def rewrite(source: Path, target: Path, change: dict[tuple[str, str], torch.Tensor], **scalars: float) -> None:
-    """A copy of a checkpoint with some tensors and scalars changed: consistent, so nothing but its content is wrong."""
+def rewrite(
+    source: Path,
+    target: Path,
+    change: dict[tuple[str, str], torch.Tensor],
+    events: tuple[Mapping[str, Any], ...] | None = None,
+    **scalars: float,
+) -> None:
+    """A copy of a checkpoint with some tensors, events and scalars changed: its files are as sound as any."""
     with Reader(source) as reader:
         state = State.from_reader(reader)
-        state = replace(state, arch=state.arch.replace(scalars=scalars))
+        state = replace(state, arch=state.arch.replace(scalars=scalars), events=events or state.events)
         m = reader.manifest
         fields = state.fields(m.stage, m.config, [b.adam_step for b in state.births])
 

@@ -1,0 +1,141 @@
+"""A Hugging Face folder as the finished first stage of a run: a model that others trained, to be grown."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from growth import Architecture, Box, Generations
+from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
+from pretrain.checkpoint.find import steps
+from pretrain.checkpoint.manifest import plain
+from pretrain.data.corpus import TOKENIZER
+from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
+from pretrain.errors import UserError
+from pretrain.hf import FAMILIES, HfFamily
+from pretrain.hf.rows import reordered
+from pretrain.hf.tokenizers import FILES
+from pretrain.hf.weights import HfWeights
+from pretrain.state import Birth, Progress, State
+
+
+@dataclass(frozen=True)
+class Imported:
+    """vocabulary: {"order": "merge age" | "identity", "tokenizer": its hash or None, "reason": why identity}."""
+
+    checkpoint: Path
+    existed: bool
+    parameters: int
+    bytes: int
+    vocabulary: dict[str, Any]
+
+
+def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
+    """Make `stage` (runs/NAME/STAGE) the finished stage that holds the model of the folder `source`, without moments.
+
+    Streams; stopped and called again, it goes on. Raises UserError for a folder that is no model of a known family,
+    has pickles for weights or anything that cannot be taken over, and when the stage has begun otherwise.
+    """
+    config = _config(source)
+    family, arch = _architecture(source, config)
+    target = step_folder(stage / "checkpoints", 0)
+    if others := [path for path in steps(stage / "checkpoints") if path != target]:
+        raise UserError(f"{stage} is a stage that has begun already ({others[0].name}): name another one")
+    with HfWeights(source, family, arch) as weights:
+        vocabulary, rows = _vocabulary(source, arch.sizes["vocab"])
+        event = {
+            "stage": stage.name,
+            "imported": {
+                "name": source.resolve().name,
+                "config": config,
+                "dtypes": sorted(weights.dtypes),
+                "files": weights.identity(),
+                "shard_order": weights.shard_order,
+                "vocabulary": vocabulary,
+            },
+        }
+        manifest = _same(target, event)
+        existed = manifest is not None
+        if manifest is None:
+            manifest = _write(target, stage.name, arch, weights, rows, event, progress)
+    _finish(source, stage, manifest, event)
+    return Imported(target, existed, arch.parameters(), manifest.size, vocabulary)
+
+
+def _config(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: name the folder of a model in Hugging Face's format") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no config of a model")
+    return found
+
+
+def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfFamily, Architecture]:
+    for family in FAMILIES.values():
+        if config.get("model_type") == family.model_type:
+            return family, family.architecture(config, str(source / "config.json"))
+    known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
+    raise UserError(f"{source / 'config.json'}: model_type {config.get('model_type')!r} is not known; known: {known}")
+
+
+def _vocabulary(source: Path, size: int) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
+    """What is recorded of the vocabulary, and for each row of the checkpoint the row of the model (None: the same)."""
+    try:
+        if not (source / MODEL_FILE).is_file():
+            raise UserError(f"its tokenizer is no SentencePiece model (there is no {MODEL_FILE})")
+        tokenizer = Tokenizer.load(source / MODEL_FILE)
+        if tokenizer.size != size:
+            raise UserError(f"its tokenizer has {tokenizer.size} pieces and the model {size} rows")
+    except UserError as error:
+        return {"order": "identity", "tokenizer": None, "reason": str(error).removeprefix(f"{source}/")}, None
+    recorded = {"order": "merge age", "tokenizer": tokenizer.hash, "reason": None}
+    return recorded, tokenizer.age.permutation.astype(np.int64)
+
+
+def _write(
+    target: Path,
+    stage: str,
+    arch: Architecture,
+    weights: HfWeights,
+    rows: NDArray[np.int64] | None,
+    event: dict[str, Any],
+    progress: bool,
+) -> Manifest:
+    state = State(arch, Generations.first(arch), (Birth(0, stage, 0),), Progress(), None, (event,))
+    tensors = arch.tensors()
+
+    def read(kind: str, name: str, box: Box) -> torch.Tensor:
+        return reordered(partial(weights.read, name), tensors[name], rows, box)
+
+    return write_checkpoint(target, 0, ["weight"], read, state.fields(stage, {}, [0]), event, progress=progress)
+
+
+def _same(target: Path, event: dict[str, Any]) -> Manifest | None:
+    """The manifest of an import of this very folder that is there already."""
+    if not target.exists():
+        return None
+    found = check(target)
+    if [plain(e) for e in found.events] == [plain(event)]:
+        return found
+    raise UserError(f"{target} is there already and is something else: name another stage")
+
+
+def _finish(source: Path, stage: Path, manifest: Manifest, event: dict[str, Any]) -> None:
+    """The tokenizer files beside the checkpoint, and at last the mark that the stage is finished."""
+    folder = stage / TOKENIZER
+    folder.mkdir(exist_ok=True)
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    mark_done(stage, {**manifest.progress, "imported": event["imported"]["name"]})

@@ -1,0 +1,116 @@
+"""The tensors of a Hugging Face folder, read box by box. Only safetensors: no pickle is ever loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from growth import Architecture, Box
+from pretrain.errors import UserError
+from pretrain.hf.family import MODULES, SORTED, HfFamily
+from pretrain.hf.files import CODES, INDEX
+
+IGNORED = "rotary_emb.inv_freq"  # old folders have it; it follows from the config
+
+
+class HfWeights:
+    """The weights of a folder, checked against an architecture. Close it, or use it as a context manager.
+
+    Raises UserError when there are none, when they are pickles, or when a tensor is missing, unknown, of another shape
+    or of a dtype that is no float.
+    """
+
+    def __init__(self, folder: Path, family: HfFamily, arch: Architecture) -> None:
+        self.folder = folder
+        self.files = _files(folder)
+        self._open: tuple[str, Any] | None = None
+        wanted = arch.tensors()
+        found = {name for name in self.files if not name.endswith(IGNORED)}
+        if missing := sorted(set(wanted) - found):
+            raise UserError(f"{folder}: {len(missing)} tensor(s) of the config are not there, such as {missing[0]}")
+        if unknown := sorted(found - set(wanted)):
+            raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {unknown[0]}")
+        self.dtypes = set()
+        for name, tensor in wanted.items():
+            piece = self._slice(name)
+            if tuple(piece.get_shape()) != tensor.shape:
+                raise UserError(
+                    f"{folder}: {name} has shape {tuple(piece.get_shape())}, and the config says {tensor.shape}"
+                )
+            self.dtypes.add(str(piece.get_dtype()))
+        if strange := sorted(self.dtypes - set(CODES.values())):
+            raise UserError(
+                f"{folder}: weights in {', '.join(strange)}: only {', '.join(CODES.values())} can be imported"
+            )
+        self.shard_order = _order([family.names(arch, order) for order in (MODULES, SORTED)], self.files)
+
+    def __enter__(self) -> "HfWeights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._open:
+            self._open[1].__exit__(None, None, None)
+            self._open = None
+
+    def read(self, name: str, box: Box) -> torch.Tensor:
+        """The fp32 content of a box."""
+        return self._slice(name)[box.slices()].to(torch.float32)
+
+    def identity(self) -> dict[str, list[int]]:
+        """File -> size and time of its last change, to know the same folder again without reading it."""
+        stats = {file: (self.folder / file).stat() for file in sorted(set(self.files.values()))}
+        return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+    def _slice(self, name: str) -> Any:
+        file = self.files[name]
+        if self._open is None or self._open[0] != file:
+            self.close()
+            handle = _opened(self.folder / file)
+            handle.__enter__()
+            self._open = (file, handle)
+        return self._open[1].get_slice(name)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Tensor -> file."""
+    if (folder / INDEX).is_file():
+        try:
+            found = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / INDEX} is damaged ({error!r})") from error
+        for file in sorted(set(found.values())):
+            if Path(file).name != file or not (folder / file).is_file():
+                raise UserError(f"{folder / file}: the index names it, and it is not there")
+        return dict(found)
+    single = folder / "model.safetensors"
+    if single.is_file():
+        with _opened(single) as file:
+            return dict.fromkeys(file.keys(), single.name)
+    if pickles := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
+        raise UserError(
+            f"{pickles[0]}: a pickle can run any program when it is loaded, so it is not. Convert the folder where you "
+            "trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
+        )
+    raise UserError(f"{folder}: no model.safetensors and no {INDEX} in it, so there are no weights to import")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file, or a damaged one ({error})") from error
+
+
+def _order(orders: list[list[str]], files: dict[str, str]) -> str:
+    """In which of the orders (of MODULES and SORTED) the tensors were cut into files."""
+    for order, names in zip((MODULES, SORTED), orders, strict=True):
+        along = [files[name] for name in names]
+        if along == sorted(along):
+            return order
+    return MODULES
