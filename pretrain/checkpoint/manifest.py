@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,16 @@ class Manifest(State):
         kinds = sorted({r.kind for r in records if r.boxes}, key=KINDS.index)
         tensors = {}
         for name, shape in fields.shapes.items():
-            for kind in kinds:
-                check_tiling(f"{kind} {name}", tuple(shape), [b.box for b in boxes[name].get(kind, ())])
-            ordered = {kind: tuple(sorted(boxes[name][kind], key=lambda b: b.box)) for kind in kinds}
+            ordered = {kind: tuple(sorted(boxes[name].get(kind, ()), key=lambda b: b.box)) for kind in kinds}
+            tilings = {
+                tuple(b.box for b in stored): kind for kind, stored in ordered.items()
+            }  # often one for all kinds
+            for tiling, kind in tilings.items():
+                check_tiling(f"{kind} {name}", tuple(shape), tiling)
             tensors[name] = TensorEntry(tuple(shape), ordered)
         files = {r.name: r.file for r in sorted(records, key=lambda r: r.name)}
-        draft = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.state())
-        body = plain(draft._body())  # a copy: the caller's dicts may change later
-        return _from_body(body, _hash(body))
+        manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.frozen().state())
+        return dataclasses.replace(manifest, hash=_hash(manifest._body()))
 
     def to_bytes(self) -> bytes:
         """The content of `manifest.json`."""
@@ -231,17 +234,25 @@ def _hash(body: Any) -> str:
 
 def check_tiling(what: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
     """Raises ValueError unless the boxes cover every element of the shape exactly once."""
-    whole = Box.whole(shape)
-    for box in boxes:
-        if box.numel and box.intersect(whole) != box:
-            raise ValueError(f"{what}: box {box.start}:{box.stop} is outside of shape {shape}")
-    starts = np.array([b.start for b in boxes], dtype=np.int64).reshape(len(boxes), len(shape))
-    stops = np.array([b.stop for b in boxes], dtype=np.int64).reshape(len(boxes), len(shape))
-    for i in range(len(boxes) - 1):
-        overlap = np.all(np.maximum(starts[i], starts[i + 1 :]) < np.minimum(stops[i], stops[i + 1 :]), axis=1)
+    size, dims = len(boxes), len(shape)
+    starts = np.array([b.start for b in boxes], dtype=np.int64).reshape(size, dims)
+    stops = np.array([b.stop for b in boxes], dtype=np.int64).reshape(size, dims)
+
+    def words(i: int) -> str:
+        return f"{boxes[i].start}:{boxes[i].stop}"
+
+    outside = np.any((starts < 0) | (starts >= stops) | (stops > np.array(shape, dtype=np.int64)), axis=1)
+    if outside.any():
+        raise ValueError(f"{what}: box {words(int(outside.argmax()))} is empty or outside of shape {shape}")
+    for begin in range(0, size, 512):
+        some = slice(begin, begin + 512)
+        low = np.maximum(starts[some, None], starts[None])
+        overlap = np.all(low < np.minimum(stops[some, None], stops[None]), axis=2)
+        rows = np.arange(len(overlap))
+        overlap[rows, rows + begin] = False
         if overlap.any():
-            other = boxes[i + 1 + int(overlap.argmax())]
-            raise ValueError(f"{what}: {boxes[i].start}:{boxes[i].stop} and {other.start}:{other.stop} overlap")
-    covered = sum(b.numel for b in boxes)
-    if covered != whole.numel:
-        raise ValueError(f"{what}: the boxes hold {covered} of the {whole.numel} elements of shape {shape}")
+            row, other = np.unravel_index(int(overlap.argmax()), overlap.shape)
+            raise ValueError(f"{what}: {words(int(row) + begin)} and {words(int(other))} overlap")
+    covered, whole = int((stops - starts).prod(axis=1).sum()), prod(shape)
+    if covered != whole:
+        raise ValueError(f"{what}: the boxes hold {covered} of the {whole} elements of shape {shape}")
