@@ -71,9 +71,7 @@ def _moments(value: Any) -> Moments:
     if isinstance(value, str):
         return Moments(value, "reset" if value == "reset" else DEFAULT_MOMENTS.new)  # type: ignore[arg-type]
     if not isinstance(value, Mapping) or set(value) - {"old", "new"}:
-        raise GrowthError(
-            f"moments is {value!r}: choose transform, copy or reset, or a mapping of old and new to these"
-        )
+        raise GrowthError(f"moments is {value!r}: choose transform, copy or reset, or map old and new to these")
     return Moments(**value)
 
 

@@ -38,8 +38,10 @@ def count_dead(
 @dataclass(frozen=True)
 class Certificate:
     """Of one growth event. `error` is relative (max over logits of old ids, new ids masked); losses are nats per token
-    on the old segmentation; `dead` maps rows of the family's table to (dead, counted) new parameters; bits per byte,
-    where measured, are with the new vocabulary and segmentation and never stop a stage."""
+    on the old segmentation; `dead` maps rows of the family's table to (dead, counted) new parameters; `locked` maps an
+    axis with copied channels to the share of copies that still equal their source, at once and after ten steps;
+    `approximate` says where transformed moments are only near those of an exact trajectory; bits per byte, where
+    measured, are with the new vocabulary and segmentation and never stop a stage."""
 
     operators: tuple[str, ...]
     claims: bool
@@ -48,6 +50,8 @@ class Certificate:
     loss_before: float
     loss_after: float
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    locked: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    approximate: tuple[str, ...] = ()
     bits_per_byte_before: float | None = None
     bits_per_byte_after: float | None = None
 
@@ -55,7 +59,16 @@ class Certificate:
     def of(plan: Plan, *, error: float, loss_before: float, loss_after: float, **measured: Any) -> Certificate:
         """The certificate of this plan's event from what was measured."""
         tolerance = measured.pop("tolerance", TOLERANCE)
-        return Certificate(plan.operators, plan.preserves, error, tolerance, loss_before, loss_after, **measured)
+        return Certificate(
+            plan.operators,
+            plan.preserves,
+            error,
+            tolerance,
+            loss_before,
+            loss_after,
+            approximate=plan.approximate,
+            **measured,
+        )
 
     @property
     def preserved(self) -> bool:
@@ -89,6 +102,11 @@ class Certificate:
             ["new parameters", f"{counted:,} counted", f"{dead:,} dead ({self.dead_share:.2%})"],
         ]
         rows += [["", name, f"{d:,} of {n:,} dead"] for name, (d, n) in self.dead.items() if d]
+        rows += [
+            ["copied channels", axis, f"{now:.0%} locked at once, {later:.0%} after ten steps"]
+            for axis, (now, later) in self.locked.items()
+        ]
+        rows += [["moments", "approximate", note] for note in self.approximate]
         if self.bits_per_byte_before is not None and self.bits_per_byte_after is not None:
             change = self.bits_per_byte_after - self.bits_per_byte_before
             text = f"{self.bits_per_byte_before:.4f} to {self.bits_per_byte_after:.4f}"
@@ -102,5 +120,7 @@ class Certificate:
     def from_json(data: Mapping[str, Any]) -> Certificate:
         values = {k: v for k, v in data.items() if k not in ("preserved", "dead_share")}
         values["operators"] = tuple(values["operators"])
+        values["approximate"] = tuple(values["approximate"])
         values["dead"] = {name: (d, n) for name, (d, n) in values["dead"].items()}
+        values["locked"] = {axis: (now, later) for axis, (now, later) in values["locked"].items()}
         return Certificate(**values)

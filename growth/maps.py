@@ -24,6 +24,11 @@ def _columns(values: ArrayLike, dtype: type) -> NDArray[Any]:
     return array[:, None] if array.ndim == 1 else array
 
 
+def _but_ones(factors: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Without the general roles whose factors are one; a special role must not fall back on its general one."""
+    return {role: f for role, f in factors.items() if (f != 1.0).any() or GENERAL[role] != role}
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """New index i of `axis` is the sum over k of old index source[i, k] times a coefficient of its role.
@@ -99,8 +104,8 @@ class AxisMap:
             axis,
             old,
             src,
-            {role: w for role, w in weights.items() if (w != 1.0).any()},
-            {role: g for role, g in gradients.items() if (g != 1.0).any()},
+            _but_ones(weights),
+            _but_ones(gradients),
             np.asarray(src[:, 0] < 0 if born is None else born, dtype=bool),
             frozenset(zero),
             {role: np.asarray(rows, dtype=np.float64).reshape(-1, old) for role, rows in (mixes or {}).items()},

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from growth.architecture import LogicalTensor
 from growth.box import Box
 from growth.certificate import TOLERANCE, Certificate, count_dead, relative_error
 from growth.evaluate import Read
+from growth.family import GENERAL, LAYERS
+from growth.generations import Generations
+from growth.maps import AxisMap, LayerMap
 from growth.plan import Plan
-from growth.reference import logits
+from growth.reference import logits, loss
 
-_ADAM_EPS = 1e-8
+_STEPS = 10  # after which copies that still are copies count as locked
+_SAME = 1e-4  # relative difference below which a channel is a copy
 
-
-def loss(logits_BSV: torch.Tensor, ids_BS: torch.Tensor) -> torch.Tensor:
-    """The mean next-token loss in nats."""
-    return F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
+Tensors = dict[str, torch.Tensor]
 
 
 def certify(
@@ -32,8 +33,8 @@ def certify(
 ) -> Certificate:
     """Grow the model that `read` gives and measure it on token ids [B, S] of the old vocabulary.
 
-    Dead parameters are found on `train_ids_BS` (in the new vocabulary; `ids_BS` if not given) by two backward passes
-    around one Adam step of `lr` on a copy.
+    Dead parameters and locked channels are found on `train_ids_BS` (in the new vocabulary; `ids_BS` if not given) by
+    backward passes before and after Adam steps of `lr` on a copy: one for the dead, ten for the locked.
     """
     assert plan.old is not None
     train = ids_BS if train_ids_BS is None else train_ids_BS
@@ -42,43 +43,109 @@ def certify(
         name: plan.evaluate(name, Box.whole(t.shape), read, dtype=dtype).clone().requires_grad_()
         for name, t in tensors.items()
     }
+    vocab = plan.old.sizes["vocab"]
     with torch.no_grad():
-        old = logits(read, plan.old, ids_BS, dtype)
-        new = logits(_reader(weights), plan.new, ids_BS, dtype)[..., : plan.old.sizes["vocab"]]
+        old, loss_before = logits(read, plan.old, ids_BS, dtype), loss(read, plan.old, ids_BS, dtype)
+        new = logits(_reader(weights), plan.new, ids_BS, dtype)[..., :vocab]
+        loss_after = loss(_reader(weights), plan.new, ids_BS, dtype, vocab)
+    pairs = copies(plan)
+    optimizer = torch.optim.Adam(list(weights.values()), lr=lr, betas=(0.9, 0.95))
     first = _gradients(plan, weights, train)
-    with torch.no_grad():
-        for name, w in weights.items():  # Adam's first step, bias corrected
-            w -= lr * first[name] / (first[name].abs() + _ADAM_EPS)
+    at_once = {axis: _locked(plan, axis, found, weights, first) for axis, found in pairs.items()}
+    _step(optimizer, weights, first)
     second = _gradients(plan, weights, train)
     dead: dict[str, tuple[int, int]] = {}
     inputs = train[:, :-1]  # the last token has no target
     for name, t in tensors.items():
-        born = plan.new_mask(name, Box.whole(t.shape))
-        found, counted = count_dead(born, first[name], second[name], _seen(t, inputs))
+        found, counted = count_dead(added(plan, t), first[name], second[name], _seen(t, inputs))
         before = dead.get(t.spec.name, (0, 0))
         dead[t.spec.name] = (before[0] + found, before[1] + counted)
+    locked: dict[str, tuple[float, float]] = {}
+    if pairs:
+        for _ in range(_STEPS - 1):
+            _step(optimizer, weights, _gradients(plan, weights, train))
+        last = _gradients(plan, weights, train)
+        locked = {axis: (at_once[axis], _locked(plan, axis, found, weights, last)) for axis, found in pairs.items()}
     return Certificate.of(
         plan,
         error=relative_error(new, old),
-        loss_before=float(loss(old, ids_BS)),
-        loss_after=float(loss(new, ids_BS)),
+        loss_before=float(loss_before),
+        loss_after=float(loss_after),
         dead={name: d for name, d in dead.items() if d[1]},
+        locked=locked,
         tolerance=tolerance,
     )
 
 
-def _reader(weights: dict[str, torch.Tensor]) -> Read:
+def _sources(plan: Plan) -> dict[str, np.ndarray]:
+    """For each axis and "layers" the old index of each new one, -1 without one, through all steps."""
+    assert plan.old is not None
+    sources = {axis: np.arange(n) for axis, n in plan.old.sizes.items()}
+    for step in plan.steps:
+        maps: dict[str, AxisMap | LayerMap] = {**step.axes, **({LAYERS: step.layers} if step.layers else {})}
+        for axis, m in maps.items():
+            source = m.source[:, 0]
+            sources[axis] = np.where(source >= 0, np.append(sources[axis], -1)[source], -1)
+    return sources
+
+
+def added(plan: Plan, tensor: LogicalTensor) -> torch.Tensor:
+    """bool of the tensor's shape: what was not there before the event, copies included."""
+    births = {}
+    for axis, source in _sources(plan).items():
+        first = np.zeros(len(source), dtype=bool)
+        first[np.unique(source, return_index=True)[1]] = True
+        births[axis] = tuple((int(not (f and s >= 0)), 1) for f, s in zip(first, source, strict=True))
+    fresh = Generations(births, 2).of(tensor, Box.whole(tensor.shape)) > 0
+    return fresh | plan.new_mask(tensor.name, Box.whole(tensor.shape))
+
+
+def copies(plan: Plan) -> dict[str, list[tuple[int, int]]]:
+    """For each axis with copied channels the pairs (copy, the first index with the same source)."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for axis, source in _sources(plan).items():
+        first: dict[int, int] = {}
+        pairs = [(i, first.setdefault(s, i)) for i, s in enumerate(source.tolist()) if s >= 0]
+        if axis != LAYERS and any(i != j for i, j in pairs):
+            found[axis] = [(i, j) for i, j in pairs if i != j]
+    return found
+
+
+def _locked(plan: Plan, axis: str, pairs: list[tuple[int, int]], weights: Tensors, gradients: Tensors) -> float:
+    """The share of copied channels whose writing weights and gradients are those of the channel that they copy."""
+    different = torch.zeros(len(pairs), dtype=torch.bool)
+    new, old = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    for name, t in plan.new.tensors().items():
+        for d, dim in enumerate(t.spec.dims):
+            if axis not in dim.axes or GENERAL[dim.role] != "write":
+                continue
+            split = [plan.new.sizes[a] for a in dim.axes]
+            for values in (weights[name].detach(), gradients[name]):
+                rows = values.unflatten(d, split).movedim(d + dim.axes.index(axis), 0).flatten(1)
+                difference = (rows[new] - rows[old]).norm(dim=1)
+                different |= difference > _SAME * rows[old].norm(dim=1)
+    return 1.0 - different.double().mean().item()
+
+
+def _reader(weights: Tensors) -> Read:
     return lambda kind, name, box: weights[name][box.slices()]
 
 
-def _gradients(plan: Plan, weights: dict[str, torch.Tensor], ids_BS: torch.Tensor) -> dict[str, torch.Tensor]:
-    value = loss(logits(_reader(weights), plan.new, ids_BS, next(iter(weights.values())).dtype), ids_BS)
+def _gradients(plan: Plan, weights: Tensors, ids_BS: torch.Tensor) -> Tensors:
+    value = loss(_reader(weights), plan.new, ids_BS, next(iter(weights.values())).dtype)
     return dict(zip(weights, torch.autograd.grad(value, list(weights.values())), strict=True))
+
+
+def _step(optimizer: torch.optim.Optimizer, weights: Tensors, gradients: Tensors) -> None:
+    for name, w in weights.items():
+        w.grad = gradients[name]
+    optimizer.step()
 
 
 def _seen(tensor: LogicalTensor, ids_BS: torch.Tensor) -> torch.Tensor | None:
     """The rows of a lookup table that a batch reaches; None for any other tensor."""
     first = tensor.spec.dims[0]
-    if first.axes != ("vocab",) or first.role != "read":
+    if first.role != "read" or first.axes not in (("vocab",), ("positions",)):
         return None
-    return torch.zeros(tensor.shape[0], dtype=torch.bool).index_fill(0, ids_BS.unique(), True)[:, None]
+    reached = ids_BS.unique() if first.axes == ("vocab",) else torch.arange(ids_BS.shape[1])
+    return torch.zeros(tensor.shape[0], dtype=torch.bool).index_fill(0, reached, True)[:, None]

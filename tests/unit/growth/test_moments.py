@@ -1,0 +1,145 @@
+"""Adam's moments through growth: exact trajectories where copies are pure, and the policies per region."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from growth import Architecture, Box, Generations, GrowthError, Plan, between
+from growth.evaluate import Read
+from growth.reference import loss
+from tests.unit.growth.models import SMALL, STD, trained, whole
+
+LR, EPS, DECAY, BETA1, BETA2 = 1e-2, 1e-8, 0.1, 0.9, 0.99
+State = dict[str, dict[str, torch.Tensor]]  # kind -> name -> tensor
+
+
+def state(arch: Architecture, read: Read) -> State:
+    return {
+        kind: {name: read(kind, name, Box.whole(t.shape)).clone() for name, t in arch.tensors().items()}
+        for kind in ("weight", "exp_avg", "exp_avg_sq")
+    }
+
+
+def reading(s: State) -> Read:
+    return lambda kind, name, box: s[kind][name][box.slices()]
+
+
+def train(arch: Architecture, s: State, steps: range, a: dict[str, Any], c: dict[str, Any]) -> None:
+    """AdamW in double precision with lr a * LR, eps c * EPS and decay DECAY / a per element."""
+    for step in steps:
+        ids = torch.randint(7, (2, 8), generator=torch.Generator().manual_seed(step))
+        leaves = {n: w.clone().requires_grad_() for n, w in s["weight"].items()}
+        value = loss(lambda kind, name, box: leaves[name][box.slices()], arch, ids, torch.float64)  # noqa: B023
+        for (name, w), g in zip(leaves.items(), torch.autograd.grad(value, list(leaves.values())), strict=True):
+            m = s["exp_avg"][name] = BETA1 * s["exp_avg"][name] + (1 - BETA1) * g
+            v = s["exp_avg_sq"][name] = BETA2 * s["exp_avg_sq"][name] + (1 - BETA2) * g.square()
+            update = m / (1 - BETA1**step) / ((v / (1 - BETA2**step)).sqrt() + c[name] * EPS)
+            s["weight"][name] = w.detach() * (1 - LR * DECAY) - a[name] * LR * update
+
+
+CASES = {
+    "llama2": (
+        {"vocab": 7, "hidden": 6, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 5},
+        {"hidden": 12, "heads": 8, "kv_heads": 4, "ffn": 10},
+    ),
+    "gpt2": (
+        {"vocab": 7, "positions": 8, "hidden": 6, "layers": 2, "heads": 2, "head_dim": 4, "ffn": 5},
+        {"hidden": 18, "heads": 4, "ffn": 10},
+    ),
+    "bert": (
+        {"vocab": 7, "positions": 8, "types": 2, "labels": 2}
+        | {"hidden": 6, "layers": 2, "heads": 2, "head_dim": 4, "ffn": 5},
+        {"hidden": 12, "heads": 4, "ffn": 15},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_copies_keep_the_trajectory(family: str) -> None:
+    """50 steps after growth are the growth of 50 steps, under lr * a, eps * c and decay / a per tensor."""
+    sizes, wider = CASES[family]
+    old = Architecture(family, sizes)
+    copy = {"operator": "replicate", "snr_db": None}
+    plan = between(old, old.replace(wider), dict.fromkeys(("hidden", "heads", "ffn"), copy), seed=0, init_std=STD)
+    assert plan.approximate == ()
+    before = state(old, trained(old))
+    for kind in ("exp_avg", "exp_avg_sq"):
+        before[kind] = {n: torch.zeros_like(w) for n, w in before[kind].items()}
+    one = dict.fromkeys(old.tensors(), 1.0)
+    train(old, before, range(1, 11), one, one)
+
+    def ones(kind: str, name: str, box: Box) -> torch.Tensor:
+        return torch.ones(box.shape, dtype=torch.float64)
+
+    def grow(s: State) -> State:
+        return {kind: {n: whole(plan, n, reading(s), kind) for n in plan.new.tensors()} for kind in s}
+
+    after = grow(before)
+    a = {n: whole(plan, n, ones) for n in plan.new.tensors()}
+    c = {n: whole(plan, n, ones, "exp_avg") for n in plan.new.tensors()}
+    train(old, before, range(11, 61), one, one)
+    train(plan.new, after, range(11, 61), a, c)
+    expected = grow(before)
+    for name, w in after["weight"].items():
+        scale = expected["weight"][name].abs().max()
+        assert (w - expected["weight"][name]).abs().max() <= 1e-9 * scale, name
+
+
+def event(moments: object, **policy: object) -> Plan:
+    new = SMALL.replace({"hidden": 8, "layers": 4})
+    return between(SMALL, new, {"moments": moments, "layers": "stack", **policy}, seed=0, init_std=STD)
+
+
+def test_policies_of_regions() -> None:
+    read = trained(SMALL)
+    name, copy = "model.layers.1.input_layernorm.weight", "model.layers.3.input_layernorm.weight"
+    old = read("exp_avg", name, Box((0,), (6,)))
+    scale = (8 / 6) ** 0.5  # a gain times s has gradients times 1 / s
+    for moments, factor, copied in (
+        ({}, scale, 0.0),
+        ("transform", scale, 0.0),
+        ("copy", 1.0, 0.0),
+        ("reset", 0.0, 0.0),
+        ({"new": "transform"}, scale, scale),
+        ({"old": "copy", "new": "copy"}, 1.0, 1.0),
+    ):
+        plan = event(moments)
+        for tensor, f in ((name, factor), (copy, copied)):
+            got = whole(plan, tensor, read, "exp_avg")
+            assert torch.allclose(got[:6], old * f, rtol=1e-12, atol=0), (moments, tensor)
+            assert (got[6:] == 0).all()
+            square = whole(plan, tensor, read, "exp_avg_sq")[:6]
+            assert torch.allclose(square, read("exp_avg_sq", name, Box((0,), (6,))) * f**2, rtol=1e-12, atol=0)
+
+
+def test_generations_go_with_the_moments() -> None:
+    """Adam's step for bias correction is that of the generation: reset moments start a new one, kept ones do not."""
+    first = Generations.first(SMALL)
+    assert event({}).generations(first).births["layers"] == ((0, 2), (1, 2))
+    assert event({"new": "transform"}).generations(first).births["layers"] == ((0, 4),)
+    assert event({"new": "transform"}).generations(first).births["hidden"] == ((0, 6), (1, 2))
+    reset = event("reset").generations(first)
+    assert reset.births["ffn"] == ((1, 8),)
+    assert event("reset").new_mask("model.norm.weight", Box.whole((8,))).tolist() == [False] * 6 + [True] * 2
+
+
+def test_policies_that_are_none() -> None:
+    for moments, message in (
+        ("keep", "moments: old is 'keep'"),
+        ({"old": "reset", "new": "copy"}, "reset both"),
+        ({"young": "copy"}, "or map old and new"),
+    ):
+        with pytest.raises(GrowthError, match=message):
+            event(moments)
+
+
+def test_approximations_are_named() -> None:
+    grown = SMALL.replace({"hidden": 12, "heads": 4})
+    plan = between(SMALL, grown, {"hidden": "replicate"}, seed=0, init_std=STD)
+    assert [note.split(":")[0] for note in plan.approximate] == ["hidden"]
+    split = SMALL.replace({"kv_heads": 2})
+    plan = between(SMALL, split, {}, seed=0, init_std=STD)
+    assert [note.split(":")[0] for note in plan.approximate] == ["kv_heads"]
