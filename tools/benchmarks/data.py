@@ -138,8 +138,10 @@ def _text(folder: Path, options: argparse.Namespace) -> Sides:
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    # Half of the vocabulary, so that re-segmenting is part of it.
-    stream = Stream(corpus, vocab=options.vocab // 2, seq_len=options.seq_len, seed=SEED, validation=VALIDATION)
+    # About half of the vocabulary, so that re-segmenting is part of it.
+    sizes = np.flatnonzero(corpus.tokenizer.age.cut)
+    vocab = int(sizes[max(0, np.searchsorted(sizes, options.vocab // 2, side="right") - 1)])
+    stream = Stream(corpus, vocab=vocab, seq_len=options.seq_len, seed=SEED, validation=VALIDATION)
     return stream.take, _megatron(GPTDataset, folder, config, options)
 
 

@@ -1,0 +1,109 @@
+"""Work on several ranks, measured: each is a process of its own in a gloo group."""
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from benchmarks import memory
+from pretrain.errors import UserError
+
+TIMEOUT = 1800  # seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work took: seconds by the clock, bytes asked of files (cached or not), and memory at its peak,
+    in bytes above what there was before."""
+
+    seconds: float
+    read: int
+    peak: int
+
+    @staticmethod
+    def of(work: Callable[[], object]) -> "Cost":
+        """Does it, and measures."""
+        memory.reset_peak()
+        before, read, begun = memory.resident(), _bytes_read(), time.perf_counter()
+        work()
+        seconds = time.perf_counter() - begun
+        return Cost(seconds, _bytes_read() - read, memory.peak() - before)
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def command_cost(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
+    """Runs a command and measures it with all its children; raises UserError with its last words when it fails."""
+    read, begun, peak = _bytes_read(), time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, **environment})
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            used = 0
+            with contextlib.suppress(psutil.Error):
+                for each in [root, *root.children(recursive=True)]:
+                    used += each.memory_info().rss
+            peak = max(peak, used)
+            time.sleep(0.02)
+        seconds = time.perf_counter() - begun
+        if process.returncode:
+            said.seek(0)
+            raise UserError(f"{' '.join(command)} failed:\n{said.read()[-1000:]}")
+    return Cost(seconds, _bytes_read() - read, peak)
+
+
+def together(world: int, work: Callable[..., Callable[[], object]], *args: Any) -> Cost:
+    """`work(rank, world, *args)` prepares on each rank and returns what is measured on all at once.
+
+    The longest time, all bytes read, and the memory of all ranks together. Raises UserError when a rank fails.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_rank, args=(r, world, f"{folder}/store", results, work, args)) for r in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            found = [results.get(timeout=TIMEOUT) for _ in ranks]
+            for process in ranks:
+                process.join()
+        finally:
+            for process in ranks:
+                process.kill()
+    if failed := [error for error, _ in found if error]:
+        raise UserError(f"a rank failed:\n{failed[0]}")
+    costs = [cost for _, cost in found]
+    return Cost(max(c.seconds for c in costs), sum(c.read for c in costs), sum(c.peak for c in costs))
+
+
+def _rank(
+    rank: int, world: int, store: str, results: Any, work: Callable[..., Callable[[], object]], args: tuple[Any, ...]
+) -> None:
+    try:
+        torch.set_num_threads(1)
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        measured = work(rank, world, *args)
+        dist.barrier()
+        cost = Cost.of(measured)
+        dist.barrier()
+        results.put(("", cost))
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((traceback.format_exc(), None))
+        raise
