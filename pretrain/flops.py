@@ -2,28 +2,34 @@
 
 from growth import Architecture
 
+MLP_MATRICES = {"llama2": 3, "gpt2": 2, "bert": 2}
+"""Matrices of a layer's MLP: gate, up and down, or in and out."""
+
 
 def forward_flops_per_token(arch: Architecture, seq_len: int) -> dict[str, int]:
     """FLOPs of a forward pass per token, by part; a multiplication and an addition are two FLOPs.
 
     Counts every matrix product (a [m, k] x [k, n] product is 2 m k n) and nothing else: norms, activations, RoPE and
-    softmax are below 1 %. Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery et al. 2022,
-    appendix B), Megatron-LM and torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then
-    compares across papers. The embedding is a look-up, and has none.
+    softmax are below 1 %, and so is BERT's pooler, which sees one token of a sample. Attention is counted in full,
+    seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and torch.utils.flop_counter
+    do, although a causal kernel may skip half of it: MFU then compares across papers. The embedding is a look-up, and
+    has none.
 
     Raises ValueError for a family whose FLOPs nobody has written down.
     """
-    if arch.family != "llama2":
+    if arch.family not in MLP_MATRICES:
         raise ValueError(f"the FLOPs of {arch.family} are not known")
     size = arch.sizes
-    queries, keys = size["heads"] * size["head_dim"], size["kv_heads"] * size["head_dim"]
+    queries = size["heads"] * size["head_dim"]
+    keys = size.get("kv_heads", size["heads"]) * size["head_dim"]
     layer = {
         "attention projections": 2 * size["hidden"] * (2 * queries + 2 * keys),  # q and o, k and v
         "attention scores": 2 * 2 * queries * seq_len,  # q k^T and its product with v
-        "mlp": 2 * 3 * size["hidden"] * size["ffn"],  # gate, up and down
+        "mlp": 2 * MLP_MATRICES[arch.family] * size["hidden"] * size["ffn"],
     }
     layers = {part: size["layers"] * flops for part, flops in layer.items()}
-    return {**layers, "head": 2 * size["hidden"] * size["vocab"]}
+    transform = 2 * size["hidden"] ** 2 if arch.family == "bert" else 0
+    return {**layers, "head": 2 * size["hidden"] * size["vocab"] + transform}
 
 
 def training_flops(arch: Architecture, seq_len: int) -> int:

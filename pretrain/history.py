@@ -10,6 +10,7 @@ import yaml
 from growth import Architecture
 from growth.certificate import Certificate
 from pretrain import metrics
+from pretrain.config import Model
 from pretrain.errors import UserError
 
 
@@ -42,9 +43,7 @@ class StageHistory:
         """The shape that it trains."""
         if self.event:
             return self.event.new
-        model = dict(self.config["model"])
-        axes = ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
-        return Architecture(model["family"], {axis: model[axis] for axis in axes})
+        return Model(**self.config["model"]).architecture()
 
     @property
     def start(self) -> dict[str, Any]:

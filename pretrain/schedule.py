@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a half cosine down to `min_lr` (Loshchilov & Hutter 2017) or a constant.
+    """Linear warm-up, then down to `min_lr` by a half cosine (Loshchilov & Hutter 2017) or a line, or a constant.
 
     All lengths are in tokens, so a change of the batch size leaves the curve as it is.
     """
@@ -15,10 +15,10 @@ class Schedule:
     lr: float
     """Peak learning rate."""
     tokens: int
-    """Tokens of the stage; the cosine ends there, and stays at `min_lr` beyond."""
+    """Tokens of the stage; the fall ends there, and the rate stays at `min_lr` beyond."""
     warmup_tokens: int = 0
     min_lr: float = 0.0
-    shape: Literal["cosine", "constant"] = "cosine"
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
 
     def at(self, tokens: int) -> float:
         """The learning rate of a step after which `tokens` of this stage have been trained on.
@@ -30,4 +30,5 @@ class Schedule:
         if self.shape == "constant" or self.tokens <= self.warmup_tokens:
             return self.lr
         progress = min(1.0, (tokens - self.warmup_tokens) / (self.tokens - self.warmup_tokens))
-        return self.min_lr + (self.lr - self.min_lr) * (1 + cos(pi * progress)) / 2
+        left = (1 + cos(pi * progress)) / 2 if self.shape == "cosine" else 1 - progress
+        return self.min_lr + (self.lr - self.min_lr) * left

@@ -100,7 +100,7 @@ def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
             [
                 row["stage"] if row["done"] else f"{row['stage']} (not finished)",
                 f"{shape['layers']} x {shape['hidden']}",
-                f"{shape['heads']} / {shape['kv_heads']}",
+                f"{shape['heads']} / {shape.get('kv_heads', shape['heads'])}",
                 f"{shape['ffn']:,}",
                 f"{shape['vocab']:,}",
                 " x ".join(str(layout[key] or "any") for key in ("tp", "pp", "dp")),

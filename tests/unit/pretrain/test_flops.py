@@ -3,23 +3,24 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
+)
 
 from growth import Architecture
+from growth.family import family as growth_family
 from pretrain import flops
 
+SEQ_LEN = 48
 
-@pytest.mark.parametrize(
-    ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq_len"),
-    [(64, 3, 4, 4, 16, 176, 500, 96), (96, 2, 6, 2, 32, 256, 300, 40)],
-)
-def test_against_the_flop_counter(
-    hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, ffn: int, vocab: int, seq_len: int
-) -> None:
-    sizes = dict(
-        vocab=vocab, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn=ffn
-    )
-    model = LlamaForCausalLM(
+
+def llama2(hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, ffn: int, vocab: int) -> torch.nn.Module:
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab,
             hidden_size=hidden,
@@ -32,16 +33,43 @@ def test_against_the_flop_counter(
             attn_implementation="eager",
         )
     )
+
+
+def gpt2(hidden: int, layers: int, heads: int, head_dim: int, ffn: int, vocab: int) -> torch.nn.Module:
+    assert heads * head_dim == hidden
+    shape = dict(n_embd=hidden, n_layer=layers, n_head=heads, n_inner=ffn, vocab_size=vocab, n_positions=SEQ_LEN)
+    return GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="eager"))
+
+
+def bert(hidden: int, layers: int, heads: int, head_dim: int, ffn: int, vocab: int) -> torch.nn.Module:
+    assert heads * head_dim == hidden
+    shape = dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ffn)
+    return MegatronBertForMaskedLM(MegatronBertConfig(**shape, vocab_size=vocab, attn_implementation="eager"))
+
+
+MODELS = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama2", dict(hidden=64, layers=3, heads=4, kv_heads=4, head_dim=16, ffn=176, vocab=500)),
+        ("llama2", dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=32, ffn=256, vocab=300)),
+        ("gpt2", dict(hidden=64, layers=2, heads=4, head_dim=16, ffn=256, vocab=300)),
+        ("bert", dict(hidden=96, layers=2, heads=6, head_dim=16, ffn=384, vocab=300)),
+    ],
+)
+def test_against_the_flop_counter(family: str, sizes: dict[str, int]) -> None:
+    model = MODELS[family](**sizes)
+    rest = {axis: 4 for axis in growth_family(family).axes if axis not in sizes}  # they take no part in a product
+    arch = Architecture(family, {**sizes, **rest})
     with FlopCounterMode(display=False) as counter:
-        loss = model(torch.zeros(2, seq_len, dtype=torch.long), use_cache=False).logits.sum()
+        loss = model(torch.zeros(2, SEQ_LEN, dtype=torch.long)).logits.sum()
         forward = counter.get_total_flops()
         loss.backward()
-    expected = flops.forward_flops_per_token(Architecture("llama2", sizes), seq_len)
     # RoPE's outer product is the only product that we leave out.
-    assert sum(expected.values()) == pytest.approx(forward / (2 * seq_len), rel=1e-2)
-    assert flops.training_flops(Architecture("llama2", sizes), seq_len) == pytest.approx(
-        counter.get_total_flops() / (2 * seq_len), rel=1e-2
-    )
+    assert sum(flops.forward_flops_per_token(arch, SEQ_LEN).values()) == pytest.approx(forward / 2 / SEQ_LEN, rel=1e-2)
+    assert flops.training_flops(arch, SEQ_LEN) == pytest.approx(counter.get_total_flops() / 2 / SEQ_LEN, rel=1e-2)
 
 
 def test_llama_2_7b_is_six_times_its_parameters_and_the_attention() -> None:
