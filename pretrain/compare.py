@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 from growth import Box, Plan
 from pretrain.checkpoint import KINDS, Reader
-from pretrain.checkpoint.writer import PIECE, pieces
+from pretrain.checkpoint.flat import pieces
+from pretrain.checkpoint.writer import PIECE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from growth import Box
-from pretrain.checkpoint.writer import PIECE, pieces
+from pretrain.checkpoint.flat import pieces
+from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

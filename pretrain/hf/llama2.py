@@ -55,17 +55,17 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     missing = [key for key in SIZES.values() if not isinstance(found.get(key), int)]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} must be there, as whole numbers")
-    rope = {**(found.get("rope_scaling") or {}), **(found.get("rope_parameters") or {})}
+    ropes = {key: found.get(key) or {} for key in ("rope_scaling", "rope_parameters")}  # before transformers 5, and now
     other = {
         "hidden_act": found.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(found.get("attention_bias")),
         "mlp_bias": bool(found.get("mlp_bias")),
-        "rope_parameters": rope.get("rope_type", rope.get("type", "default")) != "default",
+        **{key: rope.get("rope_type", rope.get("type", "default")) != "default" for key, rope in ropes.items()},
         "tie_word_embeddings": bool(found.get("tie_word_embeddings")),
         "quantization_config": bool(found.get("quantization_config")),
     }
     if any(other.values()):
-        told = ", ".join(f"{key} = {found.get(key, rope)!r}" for key, differs in other.items() if differs)
+        told = ", ".join(f"{key} = {found[key]!r}" for key, differs in other.items() if differs)
         raise UserError(
             f"{where}: {told}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings, an output layer of its "
             "own and weights that are not quantized, so this model cannot be imported"
@@ -73,7 +73,7 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     sizes = {axis: found[key] for axis, key in SIZES.items()}
     sizes["kv_heads"] = found.get("num_key_value_heads") or sizes["heads"]
     sizes["head_dim"] = found.get("head_dim") or sizes["hidden"] // sizes["heads"]
-    theta = rope.get("rope_theta", found.get("rope_theta", 10_000.0))
+    theta = ropes["rope_parameters"].get("rope_theta", found.get("rope_theta", 10_000.0))
     scalars = {"norm_eps": found.get("rms_norm_eps", 1e-6), "rope_theta": theta}
     try:
         return Architecture("llama2", sizes, scalars)
