@@ -2,7 +2,7 @@
 
 from growth.families.bert import BERT
 from growth.families.gpt2 import GPT2
-from growth.families.llama2 import LLAMA2
+from growth.families.llama2 import LLAMA2, LLAMA2_SHARED
 from growth.family import Family
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (LLAMA2, BERT, GPT2)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (LLAMA2, LLAMA2_SHARED, BERT, GPT2)}

@@ -1,6 +1,7 @@
 """LLaMA-2 (Touvron et al., 2023): pre-norm, RMSNorm, SwiGLU, RoPE, grouped-query attention, no biases, untied."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from growth.errors import GrowthError
 from growth.families.rows import GAIN, READS, WRITES
@@ -44,3 +45,6 @@ LLAMA2 = Family(
     norm="rms",
     rule=_check,
 )
+
+# Every layer's weights serve `repeats` layers in a row (cross-layer sharing: Dehghani et al., 2019; Lan et al., 2020).
+LLAMA2_SHARED = replace(LLAMA2, name="llama2_shared", scalars={**LLAMA2.scalars, "repeats": lambda sizes: 1.0})

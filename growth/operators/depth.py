@@ -159,6 +159,25 @@ def insert(
     return _step(arch, [s for s, _ in layers], born, [how or "copy" for _, how in layers])
 
 
+@operator("layers", "untie")
+def untie(arch: Architecture, sizes: Mapping[str, int]) -> Step:
+    """Layers that share weights get their own copies, k groups to a multiple of k: exact. The family must share
+    (`llama2_shared`, whose scalar `repeats` is how many layers use one set). After Yang et al., 2021, "Speeding up deep
+    model training by sharing weights and then unsharing". Raises GrowthError for a number that does not divide."""
+    old, new = arch.layers, sizes["layers"]
+    repeats = int(arch.scalars.get("repeats", 1))
+    if new % max(old, 1) or repeats % (new // max(old, 1)):
+        raise GrowthError(
+            f"layers: {old} to {new} with {repeats} layers on each set of weights: untie makes a whole multiple of "
+            f"{old} that divides {old * repeats}; use stack or another operator for more layers"
+        )
+    copies = new // old
+    source = np.arange(new) // copies
+    m = LayerMap.make(old, source, born=~_first(source))
+    grown = arch.replace({"layers": new}, {"repeats": repeats // copies})
+    return Step(arch, grown, (), True, m, approximate=("layers: the gradients of untied copies sum to the old one",))
+
+
 @operator("layers", "drop", shrinks=True)
 def drop(arch: Architecture, sizes: Mapping[str, int], keep: Sequence[int] | None = None) -> Step:
     """Fewer layers: those of `keep`, by default spread evenly ("every other": Fan et al., 2020, "Reducing transformer

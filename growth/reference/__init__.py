@@ -13,7 +13,7 @@ from growth.architecture import Architecture
 from growth.evaluate import Read
 from growth.reference import bert, gpt2, llama2
 
-MODELS = {"llama2": llama2.logits, "bert": bert.logits, "gpt2": gpt2.logits}
+MODELS = {"llama2": llama2.logits, "llama2_shared": llama2.logits, "bert": bert.logits, "gpt2": gpt2.logits}
 
 
 def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -20,7 +20,8 @@ def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dt
 
     turn = rotary(arch, ids_BS.shape[1], dtype)
     x_BSD = weight("model.embed_tokens.weight")[ids_BS]
-    for i in range(arch.layers):
+    repeats = int(arch.scalars.get("repeats", 1))
+    for i in (layer for layer in range(arch.layers) for _ in range(repeats)):
         layer = f"model.layers.{i}."
         h_BSD = norm(x_BSD, layer + "input_layernorm.weight")
         q, k, v = (h_BSD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")

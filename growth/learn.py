@@ -1,0 +1,102 @@
+"""Learning the factors of a dense growth (Wang et al., 2023, LiGO): a few hundred steps on the factors alone.
+
+In one process, with the reference model, at any size that fits. What it returns is a policy for growth.between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from growth.architecture import Architecture, LogicalTensor
+from growth.box import Box
+from growth.errors import GrowthError
+from growth.evaluate import Read
+from growth.family import GENERAL
+from growth.reference import loss
+
+AXES = ("hidden", "ffn", "heads", "kv_heads")
+Factors = dict[tuple[str, str], torch.Tensor]  # (axis, "write" | "read" | "layers") -> [new, old]
+
+
+def learn_dense(
+    read: Read,
+    old: Architecture,
+    new: Architecture,
+    batch: Callable[[int], torch.Tensor],
+    *,
+    steps: int = 100,
+    lr: float = 1e-3,
+    progress: Callable[[int, float], None] = lambda step, nats: None,
+) -> dict[str, Any]:
+    """The policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, learned with Adam on `batch(step)`,
+    token ids [B, S], from a start at copies (stacked layers, tiled channels); `progress` gets each step and its loss.
+
+    Raises GrowthError for axes other than layers, hidden, heads, kv_heads and ffn.
+    """
+    grown = [axis for axis in new.sizes if new.sizes[axis] != old.sizes[axis]]
+    if other := sorted(set(grown) - {*AXES, "layers"}):
+        raise GrowthError(f"{', '.join(other)}: dense growth is learned for layers, {', '.join(AXES)} only")
+    weights = {name: read("weight", name, Box.whole(t.shape)).float() for name, t in old.tensors().items()}
+    factors = {
+        (axis, role): _tiled(old.sizes[axis], new.sizes[axis], role)
+        for axis in grown
+        for role in (("layers",) if axis == "layers" else ("write", "read"))
+    }
+    optimizer = torch.optim.Adam(list(factors.values()), lr=lr)
+    for step in range(steps):
+
+        def grow(kind: str, name: str, box: Box) -> torch.Tensor:
+            return _grown(new.tensor(name), old, weights, factors)[box.slices()]
+
+        optimizer.zero_grad()
+        value = loss(grow, new, batch(step))
+        value.backward()
+        optimizer.step()
+        progress(step, value.item())
+    return _policy(factors)
+
+
+def _tiled(old: int, new: int, role: str) -> torch.Tensor:
+    """Copies in turn; readers are divided by their number."""
+    source = torch.arange(new) % old
+    matrix = torch.zeros(new, old)
+    share = 1.0 / torch.bincount(source, minlength=old)[source] if role == "read" else torch.ones(new)
+    matrix[torch.arange(new), source] = share
+    return matrix.requires_grad_()
+
+
+def _grown(
+    tensor: LogicalTensor, old: Architecture, weights: Mapping[str, torch.Tensor], factors: Factors
+) -> torch.Tensor:
+    """One new tensor, differentiable in the factors."""
+    if tensor.layer is None or ("layers", "layers") not in factors:
+        value = weights[tensor.name]
+    else:
+        stacked = torch.stack([weights[tensor.spec.name.format(layer=i)] for i in range(old.layers)])
+        value = torch.tensordot(factors["layers", "layers"][tensor.layer], stacked, dims=1)
+    for d, dim in enumerate(tensor.spec.dims):
+        side = "read" if GENERAL[dim.role] == "read" else "write"
+        axis = dim.axes[0]
+        if (axis, side) not in factors:
+            continue
+        if axis == "kv_heads":
+            side = "write"
+        split = value.unflatten(d, (old.sizes[axis], -1)).movedim(d, 0)
+        value = torch.tensordot(factors[axis, side], split, dims=1).movedim(0, d).flatten(d, d + 1)
+    return value
+
+
+def _policy(factors: Factors) -> dict[str, Any]:
+    found = {key: matrix.detach().double().numpy() for key, matrix in factors.items()}
+    policy: dict[str, Any] = {}
+    for (axis, role), matrix in found.items():
+        if axis == "kv_heads":
+            if role == "write":
+                policy.setdefault("heads", {"operator": "dense"})["kv_write"] = matrix
+        else:
+            option = "weights" if axis == "layers" else role
+            policy.setdefault(axis, {"operator": "dense"})[option] = matrix
+    return policy
