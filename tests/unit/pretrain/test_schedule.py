@@ -20,7 +20,7 @@ def test_warm_up_and_cosine(tokens: int, expected: float) -> None:
     assert COSINE.at(tokens) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(50, 5e-4), (350, 7.75e-4), (600, 5.5e-4), (1100, 1e-4), (9999, 1e-4)])
+@pytest.mark.parametrize(("tokens", "expected"), [(50, 5e-4), (350, 7.75e-4), (600, 5.5e-4), (1100, 1e-4)])
 def test_linear(tokens: int, expected: float) -> None:
     schedule = Schedule(lr=1e-3, tokens=1100, warmup_tokens=100, min_lr=1e-4, shape="linear")
     assert schedule.at(tokens) == pytest.approx(expected, rel=1e-12)
