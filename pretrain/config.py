@@ -15,6 +15,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from growth import Architecture
+from growth.family import family
 from pretrain import config_checks, config_yaml
 from pretrain.errors import UserError
 
@@ -39,6 +40,7 @@ RESUMABLE = (
     "data.corpus",
     "parallel",
     "train.tokens",
+    "train.epochs",
     "train.micro_batch",
     "train.recompute",
     "train.recompute_layers",
@@ -67,6 +69,14 @@ class Data(_Section):
     """Share of the documents that are never trained on."""
     window: Positive = 1024
     """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
+    mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Of bert: share of the tokens that are predicted."""
+    mask_rate_end: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of bert: the share at the end of the stage, reached linearly; 0: it stays as it is."""
+    whole_words: bool = True
+    """Of bert: mask all pieces of a word or none."""
+    pairs: Literal["nsp", "sop"] = "nsp"
+    """Of bert: nsp takes half of the second segments from another document, sop swaps half of the pairs."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +92,21 @@ class Model(_Section):
     heads: Positive
     """Query heads."""
     ffn: Positive
-    """Width of the gated MLP."""
-    family: Literal["llama2"] = "llama2"
+    """Width of the MLP."""
+    family: Literal["llama2", "gpt2", "bert"] = "llama2"
     """The architecture; one for a whole curriculum."""
+    positions: Count = 0
+    """Of gpt2 and bert: learned positions, the longest sample; 0 or absent: train.seq_len."""
     kv_heads: Count = 0
     """Key and value heads (GQA); 0 or absent: as many as `heads`."""
     head_dim: Count = 0
     """Width of a head; 0 or absent: hidden / heads."""
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
-    """Epsilon of RMSNorm. Only the first stage reads it: growth carries the value on, and may change it."""
+    norm_eps: Annotated[float, Field(ge=0)] = 0.0
+    """Epsilon of the norms; 0 or absent: the family's own. Only the first stage reads it: growth carries the value on,
+    and may change it."""
     rope_theta: Annotated[float, Field(gt=0)] = 1e4
-    """Base of the rotary frequencies. Only the first stage reads it: growth carries the value on, and may change it."""
+    """Of llama2: base of the rotary frequencies. Only the first stage reads it: growth carries the value on, and may
+    change it."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of new weights; residual branches start at this / sqrt(2 * layers)."""
 
@@ -101,12 +115,15 @@ class Model(_Section):
             object.__setattr__(self, "kv_heads", self.heads)
         if not self.head_dim and self.hidden % self.heads == 0:
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        if not self.norm_eps:
+            object.__setattr__(self, "norm_eps", family(self.family).scalars["norm_eps"]({}))
 
     def architecture(self) -> Architecture:
         """This shape for growth. Its scalars are those of a first stage: a growth plan replaces them."""
-        axes = ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
-        scalars = {"norm_eps": self.norm_eps, "rope_theta": self.rope_theta}
-        return Architecture(self.family, {axis: getattr(self, axis) for axis in axes}, scalars)
+        table, fixed = family(self.family), {"types": 2, "labels": 2}
+        sizes = {axis: fixed[axis] if axis in fixed else getattr(self, axis) for axis in ("layers", *table.axes)}
+        scalars = {name: getattr(self, name) for name in ("norm_eps", "rope_theta") if name in table.scalars}
+        return Architecture(self.family, sizes, scalars)
 
 
 @dataclass(frozen=True)
@@ -130,22 +147,26 @@ class Parallel(_Section):
 class Train(_Section):
     """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
 
-    tokens: Positive
-    """Tokens trained on in this stage."""
     seq_len: Positive
     """Length of a sample, in tokens."""
     global_batch: Positive
     """Samples in an optimizer step, over all data-parallel ranks."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
+    tokens: Count = 0
+    """Tokens trained on in this stage; 0 or absent: `epochs` says so."""
+    epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Instead of `tokens`: as many as the corpus's training text has, this many times."""
     micro_batch: Positive = 1
     """Samples in one forward pass of one data-parallel rank."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Learning rate at the end of the cosine."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate at the end of the cosine or the line."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup_tokens: Count = 0
     """Tokens of this stage over which the learning rate rises linearly to its peak."""
+    warmup: Fraction = 0.0
+    """Instead of `warmup_tokens`: as a share of the stage's tokens."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of matrices and embeddings (never of norms)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -183,10 +204,26 @@ class Grow(_Section):
     """zero: new neurons whose output is not used yet; keeps the function."""
     vocab: Operator = "pieces"
     """random, zero, mean (of all old rows), or pieces (the mean of the rows that wrote the new token before)."""
+    head_dim: Operator = "default"
+    """rotary where the family has rotary embeddings, else zero; both keep the function."""
+    positions: Operator = "random"
+    """random: new positions as in a fresh model; keeps the function of samples that are no longer than before."""
 
     def policy(self) -> dict[str, Any]:
         """What growth.between takes."""
-        return dataclasses.asdict(self)
+        return {axis: operator for axis, operator in dataclasses.asdict(self).items() if operator != "default"}
+
+
+@dataclass(frozen=True)
+class Patch(_Section):
+    """One layer more, inside a stage."""
+
+    at: Annotated[float, Field(gt=0, lt=1)]
+    """When, as a share of the stage's tokens; at the first step that has them."""
+    index: Count
+    """Position of the new layer in the resulting list, as in Python's list.insert."""
+    source: Literal["clone", "random"] = "clone"
+    """What it starts as: a copy of the layer before it (at 0: of the first), or a fresh layer."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +265,19 @@ class Stage(_Section):
     grow: Grow
     checkpoint: Checkpoint
     log: Log
+    from_scratch: bool = False
+    """Start from nothing and not from the stage before, to compare with."""
+    patches: tuple[Patch, ...] = ()
+    """Layers added inside the stage (Progressive Layer Increase), in order; model.layers is what it begins with."""
+
+    def __post_init__(self) -> None:
+        if not self.model.positions and "positions" in family(self.model.family).axes:
+            model = dataclasses.replace(self.model, positions=self.train.seq_len)
+            object.__setattr__(self, "model", model)
+
+    def at_end(self) -> Model:
+        """The shape after all patches."""
+        return dataclasses.replace(self.model, layers=self.model.layers + len(self.patches))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings: what a checkpoint and config.yaml hold."""
@@ -271,7 +321,7 @@ class Curriculum(_Document):
     def parent(self, stage: Stage) -> Stage | None:
         """The stage whose checkpoint this one grows from; None for the first."""
         index = self._index(stage)
-        return self.stages[index - 1] if index else None
+        return self.stages[index - 1] if index and not stage.from_scratch else None
 
     def override(self, stage: Stage, arguments: Sequence[str]) -> Stage:
         """The stage with command-line values (`--train.lr 3e-4`) in place of the file's, checked like the file.
@@ -312,6 +362,7 @@ def load(path: str | Path) -> Curriculum:
     """
     path = Path(path)
     raw = config_yaml.read(path)
+    raw = config_yaml.expand_stacking(raw, str(path))
     merged = config_yaml.merge_defaults(raw, SECTIONS)
     document = _validate(_Document, merged, str(path), raw)
     curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)

@@ -14,7 +14,7 @@ from pretrain.layout.layout import Layout
 if TYPE_CHECKING:
     from pretrain.config import Stage
 
-GROWING = ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
+GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
 
 
@@ -23,7 +23,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
     found = [] if stages else ["stages: empty; a curriculum has at least one stage"]
     for index, stage in enumerate(stages):
         if only in (None, index):
-            checks = (_names(stages, index), _shape(stage), _layout(stage), _budget(stage))
+            checks = (_names(stages, index), _shape(stage), _layout(stage), _budget(stage), _patches(stage))
             found += [f"stages[{index}].{problem}" for check in checks for problem in check]
         if index and only in (None, index, index - 1):
             found += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
@@ -51,12 +51,23 @@ def _shape(stage: Stage) -> Iterator[str]:
             f"model.hidden: {model.hidden} is not divisible by model.heads {model.heads}; change one of them, or give "
             "model.head_dim"
         )
-    elif model.head_dim % 2:
+    elif model.head_dim % 2 and model.family == "llama2":
         yield f"model.head_dim: {model.head_dim} is odd; rotary embeddings rotate pairs, so make it even"
     if model.heads % model.kv_heads:
         yield (
             f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}; every key-value head serves "
             "the same number of query heads"
+        )
+    if model.family == "llama2":
+        if model.positions:
+            yield f"model.positions: {model.positions}, but llama2 has rotary embeddings and no such rows; remove it"
+        return
+    if model.kv_heads != model.heads:
+        yield f"model.kv_heads: {model.kv_heads}, but {model.family} has as many as model.heads {model.heads}; remove it"
+    if stage.train.seq_len > model.positions:
+        yield (
+            f"train.seq_len: {stage.train.seq_len} is more than model.positions {model.positions}; a sample is no "
+            "longer than the positions that the model has, so raise them or shorten it"
         )
 
 
@@ -79,6 +90,8 @@ def _layout(stage: Stage) -> Iterator[str]:
             yield f"parallel.pipeline: {layout.virtual} parts for one pipeline rank; remove it or raise parallel.pp"
     except UserError as error:
         yield str(error) if str(error).startswith("parallel.pipeline") else f"parallel.pipeline: {error}"
+    if stage.patches and parallel.pipeline is not None:
+        yield "parallel.pipeline: a stage whose layers grow in patches is split anew at each of them; remove it"
     if train.recompute == "full" and train.recompute_layers > model.layers:
         yield f"train.recompute_layers: {train.recompute_layers} is more than model.layers {model.layers}; lower it"
 
@@ -91,15 +104,39 @@ def _budget(stage: Stage) -> Iterator[str]:
             f"train.global_batch: {train.global_batch} samples are no multiple of train.micro_batch {product}; a step "
             "is a whole number of micro-batches on every data-parallel rank"
         )
-    if train.tokens < train.global_batch * train.seq_len:
+    if bool(train.tokens) == bool(train.epochs):
+        yield (
+            "train.tokens: missing; give it, or train.epochs"
+            if not train.tokens
+            else f"train.epochs: {train.epochs:g}, but train.tokens is {train.tokens}; give one of them"
+        )
+    if train.warmup and train.warmup_tokens:
+        yield f"train.warmup: {train.warmup:g}, but train.warmup_tokens is {train.warmup_tokens}; give one of them"
+    if train.tokens and train.tokens < train.global_batch * train.seq_len:
         yield (
             f"train.tokens: {train.tokens} is less than one step, train.global_batch {train.global_batch} x "
             f"train.seq_len {train.seq_len} = {train.global_batch * train.seq_len}; raise it or lower the batch"
         )
-    if train.warmup_tokens > train.tokens:
+    if train.tokens and train.warmup_tokens > train.tokens:
         yield f"train.warmup_tokens: {train.warmup_tokens} is more than train.tokens {train.tokens}; lower it"
     if train.min_lr > train.lr:
         yield f"train.min_lr: {train.min_lr:g} is more than the peak train.lr {train.lr:g}; lower it"
+
+
+def _patches(stage: Stage) -> Iterator[str]:
+    layers = stage.model.layers
+    for number, patch in enumerate(stage.patches):
+        if number and patch.at <= stage.patches[number - 1].at:
+            yield (
+                f"patches[{number}].at: {patch.at:g} is not after {stage.patches[number - 1].at:g}, the patch before; "
+                "write patches in the order in which they apply"
+            )
+        if patch.index > layers:
+            yield (
+                f"patches[{number}].index: {patch.index}, but there are {layers} layers by then; an index is the place "
+                f"of the new layer in the resulting list, so choose 0 to {layers}"
+            )
+        layers += 1
 
 
 def _growth(old: Stage, new: Stage) -> Iterator[str]:
@@ -111,9 +148,12 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             "one family"
         )
         return
-    shrunk = [axis for axis in GROWING if getattr(new.model, axis) < getattr(old.model, axis)]
+    if new.from_scratch:
+        return
+    before = old.at_end()
+    shrunk = [axis for axis in GROWING if getattr(new.model, axis) < getattr(before, axis)]
     for axis in shrunk:
-        size = getattr(old.model, axis)
+        size = getattr(before, axis)
         yield (
             f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage can only "
             f"grow, so raise it to {size} or more"
@@ -123,7 +163,13 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
     policy = new.grow.policy()
     rows = [[0]] * (new.model.vocab - old.model.vocab)  # the real pieces do not matter here
     try:
-        before, after = (stage.model.architecture() for stage in (old, new))
-        growth.between(before, after, policy, seed=new.seed, init_std=new.model.init_std, pieces=rows)
+        growth.between(
+            before.architecture(),
+            new.model.architecture(),
+            policy,
+            seed=new.seed,
+            init_std=new.model.init_std,
+            pieces=rows,
+        )
     except GrowthError as error:
         yield f"grow: {error}"

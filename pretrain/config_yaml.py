@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
 import types
 import typing
@@ -55,6 +56,34 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: a curriculum is a mapping with the keys name and stages, this is {_describe(value)}")
     return value
+
+
+def expand_stacking(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`stacking: {layers: [3, 6], epochs: [1, 3]}` as the stages that it stands for (Gong et al., 2019, "Efficient
+    training of BERT by progressively stacking"): each trains its epochs and starts as copies of the stage before.
+
+    Raises UserError when it is not two lists of the same length with growing layers, or stands next to `stages`.
+    """
+    raw = dict(raw)
+    if "stacking" not in raw:
+        return raw
+    stacking = raw.pop("stacking")
+    given = stacking if isinstance(stacking, Mapping) and set(stacking) == {"layers", "epochs"} else {}
+    layers, epochs = given.get("layers"), given.get("epochs")
+    if not (isinstance(layers, list) and isinstance(epochs, list) and layers and len(layers) == len(epochs)):
+        raise UserError(
+            f"{where}: stacking: give two lists of one length, such as {{layers: [3, 6, 12], epochs: [1, 1, 3]}}, not "
+            f"{stacking!r}"
+        )
+    if "stages" in raw:
+        raise UserError(f"{where}: stacking: it stands for stages, and stages are given too; remove one of them")
+    if not all(isinstance(n, int) and n > 0 for n in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
+        raise UserError(f"{where}: stacking.layers: {layers!r} must be whole numbers that grow from stage to stage")
+    raw["stages"] = [
+        {"name": f"layers-{n}", "model": {"layers": n}, "train": {"epochs": e}, "grow": {"layers": "stack"}}
+        for n, e in zip(layers, epochs, strict=True)
+    ]
+    return raw
 
 
 def merge_defaults(raw: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:

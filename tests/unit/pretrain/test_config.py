@@ -115,7 +115,7 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.model.hidden": 32}, ["stages[1].model.hidden: 32 is less than 64 in stage 'one'"]),
         ({"stages.1.model.layers": 3}, ["stages[1].model.layers: 3 is less than 4"]),
         ({"stages.0.model.head_dim": 32}, ["stages[1].model.head_dim: 16 is less than 32"]),
-        ({"stages.1.model.family": "gpt9"}, ["stages[1].model.family: should be 'llama2', not 'gpt9'"]),
+        ({"stages.1.model.family": "gpt9"}, ["model.family: should be 'llama2', 'gpt2' or 'bert', not 'gpt9'"]),
         ({"stages.1.parallel.tp": 3}, ["does not divide model.heads 8", "kv_heads 4", "ffn 256"]),
         ({"stages.1.model.kv_heads": 5}, ["stages[1].model.kv_heads: 5 does not divide model.heads 8"]),
         ({"model.head_dim": 15}, ["stages[0].model.head_dim: 15 is odd"]),
@@ -131,8 +131,21 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.grow": {"hidden": "wide"}}, ["stages[1].grow: hidden: there is no operator 'wide'", "zero"]),
         ({"stages.1.grow": {"width": "zero"}}, ["stages[1].grow.width: unknown key", "hidden"]),
         ({"stages.1.grow": {"ffn": {"operator": "zero", "to": 3}}}, ["stages[1].grow: ffn: zero has no option to"]),
-        ({"stages.1.model.head_dim": 32}, ["stages[1].grow: head_dim cannot grow from 16 to 32"]),
-        ({"train.schedule": "linear"}, ["train.schedule: should be 'cosine' or 'constant', not 'linear'"]),
+        ({"stages.0.patches": [{"at": 0.5, "index": 5}]}, ["stages[0].patches[0].index: 5", "choose 0 to 4"]),
+        (
+            {"stages.0.patches": [{"at": 0.5, "index": 4}, {"at": 0.4, "index": 5}]},
+            ["stages[0].patches[1].at: 0.4 is not after 0.5", "stages[1].model.layers: 4 is less than 6"],
+        ),
+        ({"stages.0.patches": [{"at": 1.5, "index": 4}]}, ["stages[0].patches[0].at: should be less than 1, not 1.5"]),
+        ({"model.positions": 64}, ["model.positions: 64, but llama2 has rotary embeddings"]),
+        ({"model.family": "gpt2", "model.positions": 32}, ["train.seq_len: 64 is more than model.positions 32"]),
+        ({"train.epochs": 1.0}, ["train.epochs: 1, but train.tokens is 10000; give one of them"]),
+        ({"train.tokens": None}, ["train.tokens: missing; give it, or train.epochs"]),
+        ({"train.warmup": 0.1, "train.warmup_tokens": 9}, ["train.warmup: 0.1, but train.warmup_tokens is 9"]),
+        ({"stacking": {"layers": [3, 6], "epochs": [1, 1]}}, ["stacking: it stands for stages"]),
+        ({"stages": None, "stacking": {"layers": [3, 6], "epochs": [1]}}, ["stacking: give two lists of one length"]),
+        ({"stages": None, "stacking": {"layers": [6, 3], "epochs": [1, 1]}}, ["stacking.layers: [6, 3] must be whole"]),
+        ({"train.schedule": "line"}, ["train.schedule: should be 'cosine', 'linear' or 'constant', not 'line'"]),
         ({"train.tokens": 100}, ["train.tokens: 100 is less than one step", "512"]),
         ({"train.warmup_tokens": 20_000}, ["train.warmup_tokens: 20000 is more than train.tokens 10000"]),
         ({"train.min_lr": 0.1}, ["train.min_lr: 0.1 is more than the peak train.lr 0.001"]),
@@ -216,9 +229,26 @@ def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytes
 
 
 def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
-    policy = config.Grow().policy()
-    assert set(policy) == {key for key, operators in OPERATORS.items() if operators}
-    assert all(name in OPERATORS[key] for key, name in policy.items())
+    keys = {field.name for field in dataclasses.fields(config.Grow)}
+    assert keys == {key for key, operators in OPERATORS.items() if operators}
+    assert all(name in OPERATORS[key] for key, name in config.Grow().policy().items())
+
+
+def test_stacking_expands_to_stages(tmp_path: Path) -> None:
+    """Each is its own copy of the configuration, and starts as copies of the layers of the one before."""
+    model = {"vocab": 300, "hidden": 64, "heads": 4, "ffn": 128, "family": "bert"}
+    changes = {"stages": None, "train.tokens": None, "model": model}
+    loaded = config.load(write(tmp_path, {**changes, "stacking": {"layers": [3, 6, 12], "epochs": [1, 1, 3]}}))
+    assert [(s.name, s.model.layers, s.train.epochs) for s in loaded.stages] == [
+        ("layers-3", 3, 1), ("layers-6", 6, 1), ("layers-12", 12, 3)
+    ]  # fmt: skip
+    assert all(s.grow.layers == "stack" and s.model.positions == 64 for s in loaded.stages)
+    assert loaded.parent(loaded.stages[1]) == loaded.stages[0]
+
+
+def test_a_stage_from_scratch_has_no_parent(tmp_path: Path) -> None:
+    loaded = config.load(write(tmp_path, {"stages.1.from_scratch": True, "stages.1.model.hidden": 32}))
+    assert loaded.parent(loaded.stages[1]) is None
 
 
 def test_the_architecture_of_a_stage(tmp_path: Path) -> None:
