@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,10 +91,10 @@ class Lock:
                 log.warning("%s: waiting for the lock of %s, which may have died", self.path.parent, owner)
                 time.sleep(RETRY)
             except OSError as error:
-                warnings.warn(
-                    f"{self.path.parent}: this filesystem has no file locks ({error.strerror}): "
-                    "see to it yourself that only one run writes here",
-                    stacklevel=3,
+                log.warning(
+                    "%s: this filesystem has no file locks (%s): see to it yourself that only one run writes here",
+                    self.path.parent,
+                    error.strerror,
                 )
                 return None
 

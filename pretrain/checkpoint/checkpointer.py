@@ -1,5 +1,6 @@
 """Saves the state of a training run: all ranks write at once, rank 0 commits."""
 
+import itertools
 import shutil
 import time
 from dataclasses import dataclass
@@ -183,8 +184,12 @@ class Checkpointer:
         manifest, problem = self._comm.on_first(look)
         if manifest:
             names = sorted(manifest.files)[self._comm.rank :: self._comm.world]
-            told = self._comm.to_first(verify_all(path, names))
-            problem = self._comm.on_first(lambda: "; ".join(p for problems in told for p in problems))
+            try:
+                problems = verify_all(path, names)
+            except UserError as error:
+                problems = [str(error)]
+            told = self._comm.to_first(problems)
+            problem = self._comm.on_first(lambda: "; ".join(itertools.chain(*told)))
         if problem:
             self._comm.on_first(lambda: move_aside(path, problem))
             return None

@@ -1,14 +1,16 @@
 """The filesystem's side of a save: a hidden folder that becomes a checkpoint at once, and checkpoints that go."""
 
+import logging
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 from pretrain.checkpoint.atomic import fsync_folder
 from pretrain.checkpoint.find import check, step_of, steps
 from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def partial_of(path: Path) -> Path:
@@ -63,7 +65,7 @@ def retain(root: Path, step: int, keep_last: int, keep_every: int) -> list[Path]
             # Renamed first: a removal that is killed leaves nothing that looks like a checkpoint.
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.removed")))
         except OSError as error:
-            warnings.warn(f"{path}: could not be removed ({error.strerror})", stacklevel=2)
+            log.warning("%s: could not be removed (%s)", path, error.strerror)
             continue
         removed.append(path)
     return removed
@@ -76,7 +78,7 @@ def move_aside(path: Path, problem: str) -> None:
         number += 1
     path.rename(aside)
     fsync_folder(path.parent)
-    warnings.warn(f"{path.name} is corrupt ({problem}); it is kept as {aside.name}", stacklevel=2)
+    log.warning("%s is corrupt and kept as %s: %s", path, aside.name, problem)
 
 
 def _is_good(path: Path) -> bool:

@@ -6,7 +6,6 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, verify_all, write_checkpoint
-from pretrain.checkpoint.atomic import Lock
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import fields_of, state
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
@@ -103,20 +102,3 @@ def test_two_processes_share_the_files(tmp_path: Path) -> None:
     assert len(first) + len(second) == len(SHAPES) * len(KINDS)
     assert set(first).isdisjoint(second)
     assert_holds(tmp_path / "new")
-
-
-def _locked(rank: int, folder: Path) -> str:
-    try:
-        write(folder / "new", reading([]))
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def test_two_at_once(tmp_path: Path) -> None:
-    work = tmp_path / ".new.progress"
-    work.mkdir()
-    lock = Lock(work / "lock")
-    assert "Two runs must not write one folder" in run_ranks(1, _locked, tmp_path / "store", tmp_path)[0]
-    lock.release()
-    assert run_ranks(1, _locked, tmp_path / "store2", tmp_path) == [""]
