@@ -4,6 +4,7 @@ examples:
   python tools/prepare_data.py book1.txt book2.txt --output data/books --vocab-size 8000
   python tools/prepare_data.py shard-*.parquet --text-key content --output data/web --workers 8
   python tools/prepare_data.py corpus.jsonl --tokenizer llama2/tokenizer.model --output data/corpus
+  python tools/prepare_data.py --dataset bookcorpus --split "train[:5%]" --join 100 --wordpiece --output data/bert
 
 Without --tokenizer, a SentencePiece BPE (byte fallback, no normalisation) of --vocab-size pieces is trained on the
 text. A stage of a curriculum trains on any legal number of its oldest pieces. A run that was stopped goes on where it
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from pretrain.data.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain.data.sources import ALL, Source
 from pretrain.errors import UserError
 
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "files",
-        nargs="+",
+        nargs="*",
         type=Path,
         help=".txt, .md, .json, .jsonl or .parquet, also compressed (.gz, .xz, .bz2, .zst)",
     )
@@ -49,6 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
         default="paragraph",
         help="text files: what is a document (default: %(default)s)",
     )
+    parser.add_argument("--dataset", help="instead of files: a data set of the Hugging Face hub, or its folder")
+    parser.add_argument(
+        "--split", default=ALL, help="part of the rows, for example train[:10%%] (default: %(default)s, all of a file)"
+    )
+    parser.add_argument(
+        "--join",
+        type=int,
+        default=1,
+        help="rows that make a document, where a row is a sentence (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
     parser.add_argument(
         "--wordpiece", action="store_true", help="for BERT: sentences of WordPiece; --tokenizer is then a vocab.txt"
@@ -64,7 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
         with _Bars(disable=not sys.stderr.isatty()) as bars:
             description, existed = prepare(
-                Source(tuple(options.files), options.text_key, options.document),
+                Source(
+                    tuple(options.files),
+                    options.text_key,
+                    options.document,
+                    split=options.split,
+                    join=options.join,
+                    dataset=options.dataset,
+                ),
                 options.output,
                 encoder,
                 threads=options.workers,

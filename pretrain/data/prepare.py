@@ -114,7 +114,7 @@ def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int
             yield from batch
 
     if not _any_text(source):
-        raise UserError(f"there is no text in {', '.join(map(str, source.files))}: every row is empty")
+        raise UserError(f"there is no text in {source}: every row is empty")
     if encoder.given:
         encoder.given.save(folder)
     elif not (folder / encoder.file).exists():

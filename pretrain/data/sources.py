@@ -1,4 +1,7 @@
-"""Documents out of local text, JSON and Parquet files, through Hugging Face ``datasets``; nothing is downloaded."""
+"""Documents out of text, JSON and Parquet files, or a data set by its name, through Hugging Face ``datasets``.
+
+Only a data set that is asked for by name is downloaded; files are streamed from where they are.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,21 +15,30 @@ from pretrain.errors import UserError
 Document = Literal["line", "paragraph", "file"]
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+ALL = "train"  # the split that ``datasets`` puts local files into
 BATCH = 256  # documents
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one kind. ``key`` is the column with the text (JSON, Parquet); ``document`` is what makes one in text
-    files."""
+    """Files of one kind, or a data set.
 
-    files: tuple[Path, ...]
+    ``key`` is the column with the text (not in text files); ``document`` is what makes a row of text files; ``split``
+    is a part of all rows, as ``datasets`` writes it ("train[:10%]"); ``join`` rows, one line each, make a document.
+    """
+
+    files: tuple[Path, ...] = ()
     key: str = "text"
     document: Document = "paragraph"
+    split: str = ALL
+    join: int = 1
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise UserError("no files were given")
+        if bool(self.files) == bool(self.dataset):
+            raise UserError("give either files or the name of a data set")
+        if self.join < 1:
+            raise UserError(f"{self.join} rows cannot make a document: join 1 or more")
         for file in self.files:
             if not file.is_file():
                 raise UserError(f"{file} does not exist or is no file")
@@ -36,40 +48,56 @@ class Source:
                 f"files of several kinds ({', '.join(sorted(kinds))}) were given: prepare one kind at a time"
             )
 
+    def __str__(self) -> str:
+        if self.dataset:
+            return f"data set {self.dataset}"
+        return f"{self.files[0]}{f' and {len(self.files) - 1} more' if len(self.files) > 1 else ''}"
+
+    @property
+    def kind(self) -> str:
+        """What ``datasets`` calls it."""
+        return _kind(self.files[0]) if self.files else "dataset"
+
     def describe(self) -> dict[str, Any]:
         """What the documents depend on, for JSON: kind, options, and name, size and hash of each file."""
-        kind = _kind(self.files[0])
-        option = {"document": self.document} if kind == "text" else {"key": self.key}
-        return {"kind": kind, **option, "files": [_fingerprint(file) for file in self.files]}
+        found: dict[str, Any] = {"kind": self.kind}
+        found |= {"document": self.document} if self.kind == "text" else {"key": self.key}
+        found |= {"split": self.split} if self.split != ALL else {}
+        found |= {"join": self.join} if self.join > 1 else {}
+        return found | (
+            {"dataset": self.dataset} if self.dataset else {"files": [_fingerprint(file) for file in self.files]}
+        )
 
     def batches(self, skip: int = 0) -> Iterator[list[str]]:
-        """The documents from row ``skip`` on, some at a time; "" for a row without text."""
+        """The documents but the first ``skip``, some at a time; "" for one without text."""
         import datasets  # half a second, and not needed to show --help
 
         datasets.disable_progress_bars()
-        kind = _kind(self.files[0])
-        sample = {"sample_by": "document" if self.document == "file" else self.document} if kind == "text" else {}
+        column = "text" if self.kind == "text" else self.key
         try:
-            rows = datasets.load_dataset(
-                kind, data_files=[str(f) for f in self.files], split="train", streaming=True, **sample
-            )
-            for batch in rows.skip(skip).iter(batch_size=BATCH):
-                if self._column not in batch:
-                    raise UserError(
-                        f"{self.files[0]} has no column {self._column!r} (it has {', '.join(batch)}): give --text-key"
-                    )
-                texts = batch[self._column]
+            for batch in self._rows().skip(skip * self.join).iter(batch_size=BATCH * self.join):
+                if column not in batch:
+                    raise UserError(f"{self} has no column {column!r} (it has {', '.join(batch)}): give --text-key")
+                texts = batch[column]
                 if not all(text is None or isinstance(text, str) for text in texts):
-                    raise UserError(f"column {self._column!r} of {self.files[0]} is not text: give --text-key")
-                yield ["" if text is None or text.isspace() else text for text in texts]
+                    raise UserError(f"column {column!r} of {self} is not text: give --text-key")
+                rows = ["" if text is None or text.isspace() else text for text in texts]
+                if self.join > 1:
+                    rows = ["\n".join(filter(None, rows[i : i + self.join])) for i in range(0, len(rows), self.join)]
+                yield rows
         except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
-            raise UserError(
-                f"cannot read {self.files[0]}{' and others' if len(self.files) > 1 else ''}: {error}"
-            ) from error
+            raise UserError(f"cannot read {self}: {error}") from error
 
-    @property
-    def _column(self) -> str:
-        return "text" if _kind(self.files[0]) == "text" else self.key
+    def _rows(self) -> Any:
+        import datasets
+
+        if self.dataset:
+            return datasets.load_dataset(self.dataset, split=self.split)
+        sample = {"sample_by": "document" if self.document == "file" else self.document} if self.kind == "text" else {}
+        files = [str(file) for file in self.files]
+        # A part of the rows can only be taken when they are counted: ``datasets`` then makes a copy in its cache.
+        streaming = self.split == ALL
+        return datasets.load_dataset(self.kind, data_files=files, split=self.split, streaming=streaming, **sample)
 
 
 def _kind(file: Path) -> str:

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pretrain.data.bert import BertCorpus
 from pretrain.data.corpus import Corpus
 from tools.prepare_data import main
 
@@ -29,3 +31,16 @@ def test_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "x.txt"), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: there is no text in")
     assert not (tmp_path / "out").exists()
+
+
+def test_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For BERT: documents of sentences, with a trained WordPiece vocabulary that keeps capitals if asked."""
+    (tmp_path / "x.txt").write_text("\n\n".join(f"It was the {n}th time. The Best of times." for n in range(50)))
+    command = [str(tmp_path / "x.txt"), "--wordpiece", "--cased", "--output", str(tmp_path / "out")]
+    assert main([*command, "--vocab-size", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 50
+    corpus = BertCorpus.open(tmp_path / "out")
+    assert len(corpus.tokens.lengths) == 100
+    assert corpus.tokenizer.decode(corpus.read(*corpus.tokens.document_ranges(np.array([7])))).startswith(
+        "It was the 7"
+    )

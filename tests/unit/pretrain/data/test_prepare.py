@@ -67,6 +67,25 @@ def test_text(tmp_path: Path, given: Path, document: str, expected: list[str]) -
     assert [text.strip("\n") for text in texts_of(tmp_path / "out")] == [text.strip("\n") for text in expected]
 
 
+def test_part_of_the_rows_joined(tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of the rows, some of which make a document; the same from a folder as a data set."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / "train.jsonl"
+    file.write_text("".join(json.dumps({"line": f"row {n}" if n != 3 else ""}) + "\n" for n in range(600)))
+    for number, source in enumerate(
+        (
+            Source((file,), key="line", split="train[:50%]", join=2),
+            Source(dataset=str(tmp_path / "set"), key="line", split="train[:50%]", join=2),
+        )
+    ):
+        prepare(source, tmp_path / str(number), SentencePieceEncoder(given))
+        found = texts_of(tmp_path / str(number))
+        assert found[:3] == ["row 0\nrow 1", "row 2", "row 4\nrow 5"]
+        assert (len(found), found[-1]) == (150, "row 298\nrow 299")
+        assert next(source.batches(skip=149)) == ["row 298\nrow 299"]
+
+
 def test_trained_tokenizer(tmp_path: Path, texts: list[str]) -> None:
     """Without a tokenizer one is trained, the same for the same text; too large a one is refused."""
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -169,6 +188,10 @@ def test_refused_sources(tmp_path: Path, given: Path) -> None:
             prepare(Source((file("zero.txt", b""),)), tmp_path / "out", SentencePieceEncoder(tokenizer))
     cases = [
         (lambda: Source((tmp_path / "none.txt",)), r"none\.txt does not exist"),
+        (lambda: Source(), "either files or the name"),
+        (lambda: Source((good,), dataset="x"), "either files or the name"),
+        (lambda: Source((good,), join=0), "join 1 or more"),
+        (lambda: list(Source((good,), split="test").batches()), r"cannot read .*good\.jsonl.*test"),
         (lambda: Source((empty, good)), "files of several kinds"),
         (lambda: Source((file("x.doc", b"x"),)), r"x\.doc: the kind is not known"),
         (lambda: list(Source((good,), key="body").batches()), r"no column 'body' \(it has text, n\): give --text-key"),
