@@ -6,30 +6,30 @@ examples:
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain import history, plot
-from pretrain.errors import UserError
+from pretrain import cli, history, plot
+from pretrain.cli import Answer
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--out", type=Path, help="image to write (default: RUN/plot.png)")
-    parser.add_argument("--json", action="store_true", help="print the points as JSON as well")
-    options = parser.parse_args(arguments)
+
+
+def work(options: argparse.Namespace) -> Answer:
+    """Draws the run and says where; the data are the points."""
     out = options.out or options.run / "plot.png"
-    try:
-        stages = history.load(options.run)
-        plot.draw(stages, options.run.resolve().name, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({"plot": str(out), "stages": plot.points(stages)}) if options.json else out)
-    return 0
+    stages = history.load(options.run)
+    plot.draw(stages, options.run.resolve().name, out)
+    return Answer(str(out), {"plot": str(out), "stages": plot.points(stages)})
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__ or "", arguments, work, given)
 
 
 if __name__ == "__main__":

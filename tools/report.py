@@ -5,14 +5,13 @@ example:
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain import history, plot
-from pretrain.errors import UserError
+from pretrain import cli, history, plot
+from pretrain.cli import Answer
 from pretrain.history import StageHistory
 from pretrain.plot import duration, short
 from pretrain.sample import Sampling, continuations
@@ -143,29 +142,27 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--prompt", action="append", help="what the exported model goes on from (may be repeated)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    options = parser.parse_args(arguments)
+
+
+def work(options: argparse.Namespace) -> Answer:
+    """Writes the report and says where; the data are its figures."""
     run: Path = options.run
-    try:
-        stages = history.load(run)
-        plot.draw(stages, run.resolve().name, run / "plot.png")
-        texts = None
-        if (run / "export" / "config.json").is_file():
-            texts = continuations(run / "export", options.prompt or ["The"], Sampling())
-        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps({"stages": stage_rows(stages), "events": event_rows(stages), "texts": texts}))
-    else:
-        print(run / "report.md")
-    return 0
+    stages = history.load(run)
+    plot.draw(stages, run.resolve().name, run / "plot.png")
+    texts = None
+    if (run / "export" / "config.json").is_file():
+        texts = continuations(run / "export", options.prompt or ["The"], Sampling())
+    (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
+    figures = {"stages": stage_rows(stages), "events": event_rows(stages), "texts": texts}
+    return Answer(str(run / "report.md"), figures)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__ or "", arguments, work, given)
 
 
 if __name__ == "__main__":
