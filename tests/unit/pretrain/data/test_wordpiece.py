@@ -1,11 +1,13 @@
 """WordPiece's order of growth and its segmentation, against definitions and against transformers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
+from pretrain.data.hf_wordpiece import export_wordpiece
 from pretrain.data.sentences import sentences
 from pretrain.data.wordpiece import SPECIALS, WordPiece
 from pretrain.errors import UserError
@@ -59,6 +61,25 @@ def test_same_as_transformers(trained: WordPiece, texts: list[str], tmp_path: Pa
     lines = [sentence for text in texts[:60] + texts[-6:] for sentence in sentences(text)]
     for ids, line in zip(trained.encode(lines), lines, strict=True):
         assert order[ids].tolist() == theirs(line, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_export(lowercase: bool, texts: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """AutoTokenizer of the exported folder encodes as the full vocabulary does, capitals and all; fewer pieces warn."""
+    words = WordPiece.train(lambda: texts, 900, lowercase, name="trained")
+    export_wordpiece(words, tmp_path, words.size)
+    assert not caplog.records
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "megatron-bert"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    order = words.stock_order(words.size)
+    lines = [sentence for text in texts[:60] + texts[-6:] for sentence in sentences(text)]
+    for ids, line in zip(words.encode(lines), lines, strict=True):
+        assert theirs(line)["input_ids"] == order[[words.cls, *ids, words.sep]].tolist()
+    assert theirs.mask_token_id == order[words.mask]
+    export_wordpiece(words, tmp_path / "fewer", 500)
+    assert "otherwise than in training" in caplog.text
+    kept = (tmp_path / "fewer" / "vocab.txt").read_text().splitlines()
+    assert [kept[row] for row in words.stock_order(500)] == words.pieces[:500]
 
 
 def test_stages_spell_the_same_words(trained: WordPiece, texts: list[str]) -> None:
