@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import growth
 from growth import Architecture, Plan
 from pretrain.checkpoint import Manifest, Reader, find, is_done
 from pretrain.config import Curriculum, Stage, compare_for_resume
-from pretrain.data.corpus import Corpus
-from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import layout_of
 from pretrain.errors import UserError
+from pretrain.feed import Tokenizer, open_feed
 from pretrain.state import Birth, State
 
 
@@ -23,8 +23,7 @@ def check(curriculum: Curriculum, stage: Stage, world: int) -> None:
     and a resume that would change the run; GrowthError for a growth that is impossible.
     """
     layout_of(stage, world)
-    tokenizer = Corpus.open(stage.data.corpus).tokenizer
-    tokenizer.legal(stage.model.vocab)
+    tokenizer = open_feed(stage).tokenizer
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
         compare_for_resume(own.config, stage.to_dict())
@@ -38,7 +37,9 @@ def finished(curriculum: Curriculum, parent: Stage) -> Manifest:
     folder = curriculum.folder / parent.name
     command = f"bash slurm/stage.sh {curriculum.path} {parent.name}"
     if not is_done(folder):
-        raise UserError(f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}")
+        raise UserError(
+            f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}"
+        )
     manifest = find(folder / "checkpoints").manifest
     if manifest is None:
         raise UserError(
@@ -54,8 +55,7 @@ def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, token
     tokenizer: of the stage's corpus; without one (offline) the vocabulary cannot grow. Raises GrowthError for a plan
     that is impossible, UserError when the rows of the parent's vocabulary are not in the order of the tokenizer.
     """
-    new, index = stage.model.architecture(), [s.name for s in curriculum.stages].index(stage.name)
-    seed = stage.seed + (index << 32)
+    new, seed = stage.model.architecture(), _seed(curriculum, stage)
     if parent is None:
         return growth.initial(new, seed, stage.model.init_std)
     old = Architecture.from_json(parent.architecture)
@@ -67,6 +67,20 @@ def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, token
             raise UserError(f"the vocabulary grows from {rows} to {wanted}, which needs the tokenizer of the corpus")
         pieces = tokenizer.new_pieces(rows, wanted)
     return growth.between(old, new, stage.grow.policy(), seed=seed, init_std=stage.model.init_std, pieces=pieces)
+
+
+def patch_plan(curriculum: Curriculum, stage: Stage, number: int, old: Architecture) -> Plan:
+    """The plan of a stage's patch `number`, from the architecture before it."""
+    patch = stage.patches[number]
+    init = "random" if patch.source == "random" else "copy"
+    policy = {"layers": {"operator": "insert", "at": [{"index": patch.index, "init": init}]}}
+    new = old.replace({"layers": old.layers + 1})
+    seed = _seed(curriculum, stage) + (number + 1 << 48)
+    return growth.between(old, new, policy, seed=seed, init_std=stage.model.init_std)
+
+
+def _seed(curriculum: Curriculum, stage: Stage) -> int:
+    return stage.seed + ([s.name for s in curriculum.stages].index(stage.name) << 32)
 
 
 def _check_vocabulary(events: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None, grows: bool) -> None:
@@ -90,18 +104,17 @@ def _check_vocabulary(events: Sequence[Mapping[str, Any]], tokenizer: Tokenizer 
 
 
 def grown(reader: Reader, plan: Plan, stage: Stage) -> State:
-    """The state of the parent's checkpoint, grown by the plan."""
+    """The state of the parent's checkpoint, grown by the plan, at the start of a stage."""
+    parent = {"path": str(reader.path), "hash": reader.manifest.hash}
+    state = patched(reader, plan, stage)
+    return replace(state, progress=state.progress.next_stage(), parent=parent)
+
+
+def patched(reader: Reader, plan: Plan, stage: Stage) -> State:
+    """The state of a stage's own checkpoint, grown by the plan, inside the stage."""
     old = State.from_reader(reader)
     generations = plan.generations(old.generations)
     births = old.births
     if generations.count > old.generations.count:
         births = (*births, Birth(old.progress.tokens, stage.name, 0))
-    return State(
-        plan.new,
-        generations,
-        births,
-        old.progress.next_stage(),
-        old.cursor,
-        old.events,
-        {"path": str(reader.path), "hash": reader.manifest.hash},
-    )
+    return replace(old, arch=plan.new, generations=generations, births=births)
