@@ -7,6 +7,7 @@ DONE); 2, the user's error; anything else is a crash. TERM, INT and USR1 ask the
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,8 +34,10 @@ def launch(world: int, command: Sequence[str]) -> int:
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a rank has said what was wrong
-    options = ["--standalone", f"--nproc-per-node={world}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
+    options = ["--standalone", f"--nproc-per-node={world}", "--signals-to-handle=SIGTERM,SIGUSR1"]
     options += [f"--shutdown-timeout={SAVE_SECONDS}"]
+    # Ctrl-C is a wish to stop as well, but Python's ranks would die of an INT that is passed on to them.
+    signal.signal(signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run(parse_args([*options, *command]))
     except SignalException:

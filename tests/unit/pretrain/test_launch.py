@@ -39,21 +39,27 @@ def test_exit_codes(tmp_path: Path, capfd: pytest.CaptureFixture[str], body: str
     assert capfd.readouterr().err == said
 
 
-def test_a_signal_reaches_every_rank_and_waits_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_rank_and_waits_for_it(tmp_path: Path, number: signal.Signals) -> None:
     body = f"""
 def stop(number, frame):
     open(f"{tmp_path}/stopped-{{rank}}", "w").close()
     sys.exit(0)
 signal.signal(signal.SIGUSR1, stop)
+signal.signal(signal.SIGTERM, stop)
 os.write(1, b"ready\\n")
 wait()
 """
     program = f"from pretrain.launch import launch; raise SystemExit(launch(2, [{script(tmp_path, body)!r}]))"
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    how = dict(cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", program], **how)
     assert process.stdout is not None
     with process, process.stdout:
         assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-        process.send_signal(signal.SIGUSR1)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
         assert process.wait(timeout=120) == 0
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
 
