@@ -29,7 +29,7 @@ from pretrain.layout import Layout, Parameter, fragment_boxes, parameters
 from pretrain.layout.zero import FragmentBox
 from pretrain.model import build
 from pretrain.model.build import Numerics
-from pretrain.optimizer import AdamW, Segment
+from pretrain.optimizer import AdamW, Segment, segments
 from pretrain.samples import Samples, size
 
 # It warns of every optimizer that is not its own.
@@ -52,10 +52,12 @@ class Adam:
 class Owned:
     """What this rank owns of one parameter: a flat range of it, as boxes of logical tensors.
 
+    The range begins at element `start` of the parameter, and lies at `offset` in the ZeRO partition.
     weight is the fp32 master, exp_avg and exp_avg_sq its moments: flat views of the ZeRO partition.
     """
 
     parameter: Parameter
+    start: int
     offset: int
     boxes: list[FragmentBox]
     weight: Tensor
@@ -162,29 +164,29 @@ class Engine:
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
             views = (x.detach().narrow(0, here.start, here.numel) for x in (partition, exp_avg, exp_avg_sq))
             boxes = fragment_boxes(parameter, there.start, there.numel)
-            found.append(Owned(parameter, here.start, boxes, *views))
+            found.append(Owned(parameter, there.start, here.start, boxes, *views))
         return found
 
-    def describe_generations(self, generation: Callable[[FragmentBox], Tensor], steps: Sequence[int]) -> None:
-        """Give every owned element its generation (uint8, of a box's shape) and every generation its Adam step.
+    def describe_generations(
+        self,
+        generation: Callable[[FragmentBox], Tensor],
+        steps: Sequence[int],
+        weight_decays: Sequence[float] | None = None,
+    ) -> None:
+        """Give every owned element its generation (uint8, of a box's shape), and every generation its Adam step and
+        its weight decay (None: the engine's for all).
 
         Matrices and embeddings decay, gains and biases do not.
         """
-        segments = []
+        found: list[Segment] = []
         for owned in self.owned:
             ids = torch.zeros(owned.weight.numel(), dtype=torch.uint8)
             for box in owned.boxes:
                 box.view(ids).copy_(generation(box))
-            one = bool((ids == ids[0]).all())
-            segments.append(
-                Segment(
-                    owned.offset,
-                    owned.offset + owned.weight.numel(),
-                    len(owned.parameter.shape) > 1,
-                    int(ids[0]) if one else ids.to(self.device),
-                )
-            )
-        self.adam.describe(segments, steps)
+            shape = owned.parameter.shape
+            columns, decay = (shape[-1], True) if len(shape) > 1 else (len(ids), False)
+            found += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
+        self.adam.describe(found, steps, weight_decays)
 
     def publish_weights(self) -> None:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""
@@ -262,9 +264,12 @@ class Engine:
         assert found is not None
         return found
 
-    def step(self, lr: float) -> float:
-        """Reduce the gradients, clip and update. Returns the gradient norm before clipping."""
-        self.adam.param_groups[0]["lr"] = lr
+    def step(self, lr: float | Sequence[float]) -> float:
+        """Reduce the gradients, clip and update. Returns the gradient norm before clipping.
+
+        lr: the learning rate of all generations, or of each.
+        """
+        self.adam.set_lr(lr)
         if self._gradients:
             # In place of its own reduce_gradients, which would flatten and copy them twice.
             reduced = self._gradients.reduce(parallel_state.get_data_parallel_group())

@@ -1,11 +1,13 @@
-"""AdamW for ZeRO partitions that holds parameters of several generations."""
+"""AdamW for ZeRO partitions that hold parameters of several generations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
@@ -14,26 +16,84 @@ BLOCK = 1 << 15  # elements updated at a time: their weights, gradients, moments
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The generations of rows of equal length: row i has those of `patterns[index[i]]`.
+
+    patterns: int64 [distinct rows, columns]; index: int64 [rows]. A byte for every element would be more, and slower
+    to look up: an element's generation is the later of its row's and its column's, so few rows differ.
+    """
+
+    patterns: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
 class Segment:
     """The elements [start, stop) of a partition that share weight decay.
 
-    generation is one id, or a uint8 tensor with an id per element.
+    present: the generations among them; rows: which element has which, None when there is only one.
     """
 
     start: int
     stop: int
     decay: bool
-    generation: int | Tensor
+    present: tuple[int, ...]
+    rows: Rows | None = None
+
+
+def segments(start: int, ids: Tensor, columns: int, into: int, decay: bool, device: torch.device) -> Iterator[Segment]:
+    """Describe a flat range of a parameter that lies at `start` in the partition.
+
+    ids: uint8 [elements], the generation of each. columns: the length of the parameter's rows; into: how many elements
+    of its first row are not in the range (a partition may begin and end inside a row). Long runs of rows of one
+    generation become segments of their own.
+    """
+    head = min(-into % columns, len(ids))
+    full = (len(ids) - head) // columns * columns
+    for offset, part, width in (
+        (0, ids[:head], head),
+        (head, ids[head : head + full], columns),
+        (head + full, ids[head + full :], len(ids) - head - full),
+    ):
+        if len(part):
+            yield from _rows(start + offset, part.view(-1, width), decay, device)
+
+
+def _rows(start: int, ids: Tensor, decay: bool, device: torch.device) -> Iterator[Segment]:
+    """ids: uint8 [rows, columns]."""
+    columns = ids.shape[1]
+    first, last = ids.amin(1), ids.amax(1)
+    key = torch.where(first == last, first.int(), -1)  # the one generation of a row, -1 of a mixed one
+    cuts = [0, *((key[1:] != key[:-1]).nonzero().flatten() + 1).tolist(), len(ids)]
+    whole = [(a, b) for a, b in pairwise(cuts) if key[a] >= 0 and ((b - a) * columns >= BLOCK or b - a == len(ids))]
+    at = 0
+    for a, b in [*whole, (len(ids), len(ids))]:
+        if at < a:
+            present = tuple(ids[at:a].unique().tolist())
+            rows = _patterns(ids[at:a], device) if len(present) > 1 else None
+            yield Segment(start + at * columns, start + a * columns, decay, present, rows)
+        if a < b:
+            yield Segment(start + a * columns, start + b * columns, decay, (int(key[a]),))
+        at = b
+
+
+def _patterns(ids: Tensor, device: torch.device) -> Rows:
+    """Neighbours are mostly alike: only the first of each run of equal rows is compared with all others."""
+    begins = torch.cat([torch.ones(1, dtype=torch.bool), (ids[1:] != ids[:-1]).any(1)])
+    patterns, index = torch.unique(ids[begins], dim=0, return_inverse=True)
+    return Rows(patterns.long().to(device), index[begins.long().cumsum(0) - 1].to(device))
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) on one flat partition.
 
-    Weight decay is per segment; every generation keeps its own step, so that the bias correction of what was born at
-    a growth event starts at its birth. With one generation and decay everywhere an update equals that of
-    torch.optim.AdamW(fused=True) bit for bit.
+    Every generation has its learning rate (0: frozen; its moments go on), its weight decay, and its own step, so that
+    the bias correction of what was born at a growth event starts at its birth. Weight decay is switched off by
+    segment. Whatever the number of generations, an element is read and written once. With one generation an update
+    equals that of torch.optim.AdamW(fused=True) bit for bit.
 
-    State of the partition: exp_avg and exp_avg_sq, like it. `steps` holds the number of updates of each generation.
+    State of the partition: exp_avg and exp_avg_sq, like it. `steps`, `lrs` and `weight_decays` have an item for each
+    generation: the updates it has had, and what the next one takes.
     """
 
     def __init__(
@@ -48,11 +108,30 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.segments: Sequence[Segment] = ()
         self.steps: list[int] = []
+        self.lrs: list[float] = []
+        self.weight_decays: list[float] = []
 
-    def describe(self, segments: Sequence[Segment], steps: Sequence[int]) -> None:
-        """Say what the partition holds, and how many updates each generation has had."""
-        self.segments = segments
-        self.steps = list(steps)
+    def describe(
+        self, segments: Sequence[Segment], steps: Sequence[int], weight_decays: Sequence[float] | None = None
+    ) -> None:
+        """Say what the partition holds, and how many updates each generation has had.
+
+        weight_decays: of each generation; None: the constructor's for all. The learning rates are the constructor's
+        until `set_lr`.
+        """
+        self.segments, self.steps = segments, list(steps)
+        (group,) = self.param_groups
+        self.weight_decays = [group["weight_decay"]] * len(steps) if weight_decays is None else list(weight_decays)
+        self.set_lr(group["lr"])
+        if len(self.weight_decays) != len(self.steps):
+            raise ValueError(f"{len(self.weight_decays)} weight decays for {len(self.steps)} generations")
+
+    def set_lr(self, lr: float | Sequence[float]) -> None:
+        """The learning rate of the next update: of all generations, or of each. ValueError for another number."""
+        self.lrs = [lr] * len(self.steps) if isinstance(lr, (int, float)) else list(lr)
+        if len(self.lrs) != len(self.steps):
+            raise ValueError(f"{len(self.lrs)} learning rates for {len(self.steps)} generations")
+        self.param_groups[0]["lr"] = self.lrs[-1] if self.lrs else lr
 
     def moments(self, partition: Tensor) -> tuple[Tensor, Tensor]:
         """(exp_avg, exp_avg_sq) of a partition, made of zeros when there are none yet."""
@@ -71,18 +150,33 @@ class AdamW(torch.optim.Optimizer):
             return
         tensors = (partition.detach(), partition.grad, *self.moments(partition))
         self.steps = [n + 1 for n in self.steps]
-        for decay in (True, False):
-            mine = [s for s in self.segments if s.decay == decay]
-            self._update_whole([s for s in mine if isinstance(s.generation, int)], tensors, group, decay)
-            self._update_mixed([s for s in mine if not isinstance(s.generation, int)], tensors, group, decay)
+        beta1, beta2 = group["betas"]
+        each = zip(self.lrs, self.weight_decays, self.steps, strict=True)
+        table = np.array([(-lr / (1 - beta1**n), (1 - beta2**n) ** -0.5, -lr * wd) for lr, wd, n in each], "f4")
+        # The bias corrections of generations with one learning rate end up equal, and then they are as one.
+        first = [int((table == row).all(1).argmax()) for row in table]
+        whole: dict[tuple[float, float], list[tuple[Segment, int]]] = {}
+        for segment in self.segments:
+            generations = {first[g] for g in segment.present}
+            if len(generations) > 1:
+                continue
+            (g,) = generations
+            weight_decay = self.weight_decays[g] if segment.decay else 0.0
+            whole.setdefault((self.lrs[g], weight_decay), []).append((segment, self.steps[g] - 1))
+        for (lr, weight_decay), alike in whole.items():
+            self._update_whole(alike, lr, weight_decay, tensors)
+        table_3G = torch.from_numpy(table.T.copy()).to(partition.device)
+        for segment in self.segments:
+            if len({first[g] for g in segment.present}) > 1:
+                self._update_mixed(segment, table_3G, tensors)
 
     def _update_whole(
-        self, segments: Sequence[Segment], tensors: tuple[Tensor, ...], group: dict[str, Any], decay: bool
+        self, alike: Sequence[tuple[Segment, int]], lr: float, weight_decay: float, tensors: tuple[Tensor, ...]
     ) -> None:
-        """Segments of one generation each: torch's fused kernel, one pass over memory."""
-        params, grads, exp_avgs, exp_avg_sqs = ([x[s.start : s.stop] for s in segments] for x in tensors)
-        done = torch.tensor([float(self.steps[int(s.generation)] - 1) for s in segments], device=tensors[0].device)
-        beta1, beta2 = group["betas"]
+        """Segments with the updates they have had, of one learning rate: torch's fused kernel."""
+        params, grads, exp_avgs, exp_avg_sqs = ([x[s.start : s.stop] for s, _ in alike] for x in tensors)
+        done = torch.tensor([float(n) for _, n in alike], device=tensors[0].device)
+        (group,) = self.param_groups
         adamw(
             params,
             grads,
@@ -93,30 +187,32 @@ class AdamW(torch.optim.Optimizer):
             fused=True,
             amsgrad=False,
             maximize=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"] if decay else 0.0,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=lr,
+            weight_decay=weight_decay,
             eps=group["eps"],
         )
 
-    def _update_mixed(
-        self, segments: Sequence[Segment], tensors: tuple[Tensor, ...], group: dict[str, Any], decay: bool
-    ) -> None:
-        """Segments with a generation per element, in blocks; equal to the others up to rounding."""
-        lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
-        minus_step_size_G = tensors[0].new_tensor([-lr / (1 - beta1**n) for n in self.steps])
-        scale_G = tensors[0].new_tensor([(1 - beta2**n) ** -0.5 for n in self.steps])
-        block = BLOCK if tensors[0].device.type == "cpu" else tensors[0].numel()
-        for segment in segments:
-            assert isinstance(segment.generation, Tensor)
-            for start in range(segment.start, segment.stop, block):
-                at = slice(start, min(start + block, segment.stop))
-                p, g, m, v = (x[at] for x in tensors)
-                ids = segment.generation[at.start - segment.start : at.stop - segment.start].int()
-                if decay:
-                    p.mul_(1 - lr * group["weight_decay"])
-                m.lerp_(g, 1 - beta1)
-                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-                denominator = v.sqrt().mul_(scale_G.index_select(0, ids)).add_(eps)
-                p.addcdiv_(minus_step_size_G.index_select(0, ids).mul_(m), denominator)
+    def _update_mixed(self, segment: Segment, table_3G: Tensor, tensors: tuple[Tensor, ...]) -> None:
+        """A segment of several generations, some rows at a time; equal to the others up to rounding.
+
+        table_3G: of each generation, minus its step size, the factor of the root of exp_avg_sq, minus its decay.
+        """
+        assert segment.rows is not None
+        (group,) = self.param_groups
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        patterns, index = segment.rows.patterns, segment.rows.index
+        columns = patterns.shape[1]
+        minus_step_size, scale, minus_decay = table_3G[:, patterns]  # [distinct rows, columns] each
+        params, grads, exp_avgs, exp_avg_sqs = (x[segment.start : segment.stop].view(-1, columns) for x in tensors)
+        height = max(1, BLOCK // columns) if params.device.type == "cpu" else len(index)
+        for start in range(0, len(index), height):
+            at = slice(start, start + height)
+            p, g, m, v, row = params[at], grads[at], exp_avgs[at], exp_avg_sqs[at], index[at]
+            if segment.decay:
+                p.addcmul_(p, minus_decay.index_select(0, row))
+            m.lerp_(g, 1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            denominator = scale.index_select(0, row).mul_(v.sqrt()).add_(eps)
+            p.addcdiv_(minus_step_size.index_select(0, row).mul_(m), denominator)
