@@ -1,11 +1,26 @@
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+ROOM = 256 << 20  # bytes
+
 Mount = Callable[[str], None]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """In memory where there is room: a kill does not tell what reached the disk, and fsync takes most of the time."""
+    memory = Path("/dev/shm")
+    if not (os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="cambium-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -60,13 +61,18 @@ def run(work: Work, kill_at: int | None = None) -> tuple[list[str], int]:
     return start(work, kill_at).join()
 
 
+@cache
+def _watched(file: str) -> bool:
+    return any(name in file for name in WATCHED)
+
+
 def _child(work: Work, kill_at: int | None, writer: int) -> None:
     lines = 0
 
     def watch(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal lines
         if event == "call":
-            return watch if any(name in frame.f_code.co_filename for name in WATCHED) else None
+            return watch if _watched(frame.f_code.co_filename) else None
         if event == "line":
             if lines == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,7 @@
 """kill -9 at random points: the newest valid checkpoint loads bit for bit, and the next save goes on from there."""
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def test_saves(
             checkpointer.save(LAST + 1, entries(state(SHAPES, LAST + 1)), fields_of(SHAPES, LAST + 1))
         assert {p.name for p in root.iterdir()} - {p.name for p in steps(root)} == {".lock"}, f"seed {seed}"
         assert find(root).path == restore(root, load).path
+        shutil.rmtree(root)
     assert killed > count // 2
 
 
@@ -118,6 +120,7 @@ def test_offline_writes_go_on(
         for file in whole.iterdir():
             assert file.read_bytes() == (folder / "new" / file.name).read_bytes(), f"seed {seed}"
         assert [p.name for p in folder.iterdir()] == ["new"], f"seed {seed}"
+        shutil.rmtree(folder)
     assert killed > count // 2
 
 
@@ -166,4 +169,5 @@ def test_one_of_two_ranks(
         with Checkpointer(root) as checkpointer:
             checkpointer.save(LAST + 1, entries(state(SHAPES, LAST + 1)), fields_of(SHAPES, LAST + 1))
         assert restore(root, load).path == find(root).path
+        shutil.rmtree(root)
     assert killed > count // 2
