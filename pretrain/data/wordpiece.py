@@ -4,8 +4,9 @@ WordPiece is greedy, longest match first, so a truncated vocabulary cuts words o
 cut. A stage's tokenizer is therefore *defined* as: encode with the full vocabulary, then replace each piece that the
 stage does not have by the stage's pieces that spell it (greedily too). In training and in use.
 
-Ids are in the order of growth: [PAD] [UNK] [CLS] [SEP] [MASK]; ASCII characters; longer pieces in the order of the
-vocabulary file (by frequency), each preceded by the characters that it first needs; other characters; [unused*].
+Ids are in the order of growth: [PAD] [UNK] [CLS] [SEP] [MASK]; ASCII characters and other signs; longer pieces in the
+order of the vocabulary file (by frequency), each preceded by the characters that it first needs; other characters;
+[unused*].
 """
 
 import json
@@ -113,7 +114,7 @@ class WordPiece:
         """Raise UserError unless the first ``vocab`` pieces can be a stage's."""
         if not self.least <= vocab <= self.size:
             raise UserError(
-                f"a vocabulary of {vocab} is not possible with {self.name}: specials and ASCII characters alone are"
+                f"a vocabulary of {vocab} is not possible with {self.name}: specials, ASCII and other signs alone are"
                 f" {self.least}, all pieces {self.size}; use a number from {self.least} to {self.size}"
             )
 
@@ -206,7 +207,8 @@ def _growth_order(stock: Sequence[str]) -> tuple[NDArray[np.int32], int]:
         if UNUSED.fullmatch(piece):
             unused.append(i)
         elif _characters(piece) == [piece]:
-            if piece.isascii():
+            # No piece is made of these, and without one its sign would be unknown to a stage.
+            if piece.isascii() or unicodedata.category(piece[-1])[0] in "PS":
                 first.append(i)
             else:
                 characters[piece] = i

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.bert import BertBatch, BertCorpus, BertStream
+from pretrain.data.bert import BertBatch, BertCorpus, BertStream, Place
 from pretrain.data.corpus import Corpus
 from pretrain.data.encoders import WordPieceEncoder
 from pretrain.data.masking import Masking
@@ -150,12 +150,12 @@ def test_whole_words(bert: BertCorpus) -> None:
 
 def epoch(bert: BertCorpus, **changes: object) -> list[tuple[int, ...]]:
     """All samples of the first epoch, sorted."""
-    source = stream(bert, **changes)
-    samples = []
-    while source.cursor["epoch"] == 0:
-        window = source.read(source._start)
+    source, place = stream(bert, **changes), Place()
+    samples: list[tuple[int, ...]] = []
+    while place.epoch == 0:
+        window = source.read(place)
         samples += [tuple(row) for row in source.samples(window, np.arange(len(window))).labels]
-        source._go(window.end)
+        place = window.end
     return sorted(samples)
 
 
@@ -172,7 +172,7 @@ def test_windows_do_not_show(bert: BertCorpus, pairs: str) -> None:
 def test_no_text_left_out(bert: BertCorpus, sizes: list[list[int]]) -> None:
     """The ranges of an epoch's samples are all text of the documents with two sentences, each place once."""
     source = stream(bert, pairs="sop", window=10**6)
-    window = source.read(source._start)
+    window = source.read(Place())
     assert window.end.epoch == 1
     drawn = np.concatenate([window.tokens[a:stop] for a, stop in zip(window.a, window.stop, strict=True)])
     documents = source.split.training_documents(0, np.arange(source.split.training))
@@ -212,9 +212,7 @@ def test_next_stage(bert: BertCorpus) -> None:
 
 def test_stage_spells_the_full_vocabulary(bert: BertCorpus) -> None:
     """The same sentences in fewer pieces: what a stage reads is the full encoding, decomposed."""
-    full, stage = (
-        stream(bert, vocab=v, seq_len=4096, window=1, pairs="sop").read(stream(bert)._start) for v in (1000, 60)
-    )
+    full, stage = (stream(bert, vocab=v, seq_len=4096, window=1, pairs="sop").read(Place()) for v in (1000, 60))
     table = bert.tokenizer.segmentation(60)
     assert np.array_equal(table.apply(full.tokens), stage.tokens)
 

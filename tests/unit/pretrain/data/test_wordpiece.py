@@ -14,7 +14,7 @@ from pretrain.errors import UserError
 
 STOCK = [
     *("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
-    *("a", "##a", "b", "##b", "é", "##é", "ü"),
+    *("a", "##a", "b", "##b", "é", "##é", "ü", "’"),
     *("ab", "##bé", "[unused1]", "abé", "##ab"),
 ]
 
@@ -26,16 +26,16 @@ def trained(texts: list[str]) -> WordPiece:
 
 
 def test_order() -> None:
-    """Specials, ASCII, longer pieces behind the characters that they need, other characters, unused."""
+    """Specials, ASCII and signs, longer pieces behind the characters that they need, other characters, unused."""
     words = WordPiece(STOCK, lowercase=True, name="x")
     assert words.pieces == [
         *SPECIALS,
-        *("a", "##a", "b", "##b", "ab", "##é", "##bé", "abé", "##ab", "é", "ü", "[unused0]", "[unused1]"),
+        *("a", "##a", "b", "##b", "’", "ab", "##é", "##bé", "abé", "##ab", "é", "ü", "[unused0]", "[unused1]"),
     ]
     assert [words.stock[i] for i in words.permutation] == words.pieces
-    assert (words.least, words.replaceable(18), words.replaceable(12)) == (9, (5, 16), (5, 12))
-    assert words.stock_order(9).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert words.stock_order(18)[words.pieces.index("abé")] == STOCK.index("abé")
+    assert (words.least, words.replaceable(19), words.replaceable(13)) == (10, (5, 17), (5, 13))
+    assert words.stock_order(10).tolist() == list(range(10))
+    assert words.stock_order(19)[words.pieces.index("abé")] == STOCK.index("abé")
 
 
 def test_segmentation() -> None:
@@ -45,12 +45,12 @@ def test_segmentation() -> None:
     def spelt(piece: str, vocab: int) -> list[str]:
         return [words.pieces[i] for i in words.segmentation(vocab).apply(np.array([words.pieces.index(piece)]))]
 
+    assert spelt("abé", 13) == ["ab", "##é"]
     assert spelt("abé", 12) == ["ab", "##é"]
-    assert spelt("abé", 11) == ["ab", "##é"]
-    assert spelt("abé", 10) == ["[UNK]"]
-    assert spelt("##ab", 12) == ["##a", "##b"]
-    assert spelt("ab", 12) == ["ab"]
-    assert words.new_pieces(12, 14) == [[9, 10], [6, 8]]
+    assert spelt("abé", 11) == ["[UNK]"]
+    assert spelt("##ab", 13) == ["##a", "##b"]
+    assert spelt("ab", 13) == ["ab"]
+    assert words.new_pieces(13, 15) == [[10, 11], [6, 8]]
 
 
 def test_same_as_transformers(trained: WordPiece, texts: list[str], tmp_path: Path) -> None:
@@ -110,6 +110,6 @@ def test_refused(tmp_path: Path, texts: list[str]) -> None:
         WordPiece.load(tmp_path / "none.txt")
     with pytest.raises(UserError, match="not for 100000: give --vocab-size"):
         WordPiece.train(lambda: texts, 100_000, True, "x")
-    for vocab in (8, 19):
-        with pytest.raises(UserError, match="from 9 to 18"):
+    for vocab in (9, 20):
+        with pytest.raises(UserError, match="from 10 to 19"):
             WordPiece(STOCK, True, "x").legal(vocab)
