@@ -63,7 +63,7 @@ def _shape(stage: Stage) -> Iterator[str]:
             yield f"model.positions: {model.positions}, but llama2 has rotary embeddings and no such rows; remove it"
         return
     if model.kv_heads != model.heads:
-        yield f"model.kv_heads: {model.kv_heads}, but {model.family} has as many as model.heads {model.heads}; remove it"
+        yield f"model.kv_heads: {model.kv_heads}, but {model.family} has model.heads {model.heads} of them; remove it"
     if stage.train.seq_len > model.positions:
         yield (
             f"train.seq_len: {stage.train.seq_len} is more than model.positions {model.positions}; a sample is no "

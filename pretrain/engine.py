@@ -5,6 +5,7 @@ The only module that imports deepspeed.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,7 +227,7 @@ class Engine:
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=size(samples) // self.micro_batch,
-            seq_length=self.seq_len,
+            seq_length=samples["inputs"].shape[1],
             micro_batch_size=self.micro_batch,
             **how,
         )
@@ -292,6 +293,12 @@ class Engine:
             self._gradients.clear()
         else:
             self._optimizer.zero_grad()
+
+    def free(self) -> None:
+        """Give up the model and its optimizer, to make room for another engine in this process; the last call."""
+        self._deepspeed.destroy()
+        vars(self).clear()
+        gc.collect()
 
     def train_step(self, samples: Samples, lr: float) -> StepResult:
         """One update from this data-parallel rank's part of the global batch."""

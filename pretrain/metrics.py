@@ -68,10 +68,9 @@ class Metrics:
             with self._may_fail("wandb"):
                 self._optional["wandb"] = WeightsAndBiases(folder, curriculum, stage)
 
-    def step(self, progress: Progress, *, loss: float, bits_per_byte: float, grad_norm: float, lr: float) -> None:
-        """After every optimizer step: `loss`, `bits_per_byte` and `grad_norm` are of that step alone, so that a
-        resumed stage writes what an undisturbed one does; every `log.interval` steps it becomes a record."""
-        values: dict[str, float] = dict(loss=loss, bits_per_byte=bits_per_byte, lr=lr, grad_norm=grad_norm)
+    def step(self, progress: Progress, **values: float) -> None:
+        """After every optimizer step: values (loss, lr, grad_norm and what else the family has) are of that step alone,
+        so that a resumed stage writes what an undisturbed one does; every `log.interval` steps they are a record."""
         if progress.step % self._interval == 0:
             self.log(progress, **values, **self._speed(progress))
             self._last = progress

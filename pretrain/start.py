@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,21 +12,19 @@ import torch
 import torch.distributed as dist
 
 import growth
-from growth import Architecture
+from growth import Architecture, Plan
 from growth.certificate import Certificate
 from pretrain.checkpoint import Reader, find, restore
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
-from pretrain.data.corpus import Corpus
-from pretrain.data.validation import probe
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
 from pretrain.event import certify, judge, old_logits
+from pretrain.feed import Feed
 from pretrain.flops import forward_flops_per_token, training_flops
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
-from pretrain.planning import finished, grown, plan_of
-from pretrain.samples import causal
+from pretrain.planning import finished, grown, patch_plan, patched, plan_of
 from pretrain.state import Birth, Progress, State, fill, publish
 
 log = logging.getLogger(__name__)
@@ -43,13 +42,13 @@ def _engine(arch: Architecture, layout: Layout, stage: Stage) -> Engine:
     )
 
 
-def start(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus) -> tuple[Engine, State]:
+def start(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engine, State]:
     """An engine with every value in place, and the state it is in (collective).
 
     Raises UserError when the parent has not finished or has no checkpoint that verifies, or when a resume would
     change what the run is; GrowthError when the plan is impossible or a preserving one does not preserve.
     """
-    own = curriculum.folder / stage.name / "checkpoints"
+    own = _checkpoints(curriculum, stage)
     found = agreed(lambda: find(own))
     if found.manifest is not None:
         return _resume(own, Architecture.from_json(found.manifest.architecture), stage, layout)
@@ -57,11 +56,37 @@ def start(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus) 
         restore(own, lambda _: None)  # raises: there are checkpoints, and none can be loaded
     parent = curriculum.parent(stage)
     if parent is None:
-        return _begin(curriculum, stage, layout, corpus)
-    return _grow(curriculum, stage, parent, layout, corpus)
+        return _begin(curriculum, stage, layout, feed)
+    manifest = agreed(lambda: finished(curriculum, parent))
+    plan = plan_of(curriculum, stage, manifest, feed.tokenizer)
+    before = agreed(lambda: _bits_per_byte(curriculum.folder / parent.name))
+    return _grow(_checkpoints(curriculum, parent), plan, grown, stage, layout, feed, before)
+
+
+def patch(
+    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, state: State, bits_per_byte: float | None
+) -> tuple[Engine, State]:
+    """The stage's next patch, from its newest checkpoint, which must be of this state (collective).
+
+    A new engine in the same processes; the old one should be gone by then. bits_per_byte: of the last validation.
+    """
+    number = state.arch.layers - stage.model.layers
+    plan = patch_plan(curriculum, stage, number, state.arch)
+    layout = Layout.make(
+        plan.new.layers, tp=layout.tp, pp=layout.pp, dp=layout.dp, sequence_parallel=layout.sequence_parallel
+    )
+    return _grow(_checkpoints(curriculum, stage), plan, patched, stage, layout, feed, bits_per_byte)
+
+
+def _checkpoints(curriculum: Curriculum, stage: Stage) -> Path:
+    return curriculum.folder / stage.name / "checkpoints"
 
 
 def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tuple[Engine, State]:
+    if stage.patches:  # some of them may have been applied
+        layout = Layout.make(
+            arch.layers, tp=layout.tp, pp=layout.pp, dp=layout.dp, sequence_parallel=layout.sequence_parallel
+        )
     engine = _engine(arch, layout, stage)
     states: list[State] = []
 
@@ -78,8 +103,8 @@ def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tup
     return engine, states[-1]
 
 
-def _begin(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus) -> tuple[Engine, State]:
-    plan = plan_of(curriculum, stage, None, corpus.tokenizer)
+def _begin(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engine, State]:
+    plan = plan_of(curriculum, stage, None, feed.tokenizer)
     engine = _engine(plan.new, layout, stage)
     state = State(plan.new, plan.generations(), (Birth(0, stage.name, 0),), Progress(), None)
     fill(engine, plan, None)
@@ -88,35 +113,30 @@ def _begin(curriculum: Curriculum, stage: Stage, layout: Layout, corpus: Corpus)
 
 
 def _grow(
-    curriculum: Curriculum, stage: Stage, parent: Stage, layout: Layout, corpus: Corpus
+    root: Path,
+    plan: Plan,
+    state_of: Callable[[Reader, Plan, Stage], State],
+    stage: Stage,
+    layout: Layout,
+    feed: Feed,
+    bits_per_byte: float | None,
 ) -> tuple[Engine, State]:
-    folder = curriculum.folder / parent.name
-    root = folder / "checkpoints"
-    manifest = agreed(lambda: finished(curriculum, parent))
-    plan = plan_of(curriculum, stage, manifest, corpus.tokenizer)
+    """The newest checkpoint of `root`, grown: its shards, its state and its certificate."""
     assert plan.old is not None
     engine = _engine(plan.new, layout, stage)
     t = stage.train
     # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
-    probe_text, batch = (
-        causal(
-            torch.from_numpy(
-                probe(corpus, n, vocab=v, seq_len=t.seq_len, seed=stage.seed, validation=stage.data.validation_fraction)
-            )
-        )
-        for n, v in (
-            (t.micro_batch * layout.pp, plan.old.sizes["vocab"]),
-            (t.micro_batch * layout.pp * layout.dp, plan.new.sizes["vocab"]),
-        )
-    )
+    length = min(t.seq_len, plan.old.sizes.get("positions", t.seq_len))
+    probe = feed.probe(t.micro_batch * layout.pp, plan.old.sizes["vocab"], length)
+    batch = feed.batch(t.micro_batch * layout.pp * layout.dp)
     logits: list[torch.Tensor] = []
     states: list[State] = []
 
     def load(reader: Reader) -> None:
         assert plan.old is not None
         if dist.get_rank() == judge(layout):
-            logits[:] = [old_logits(reader, plan.old, probe_text)]
-        states[:] = [grown(reader, plan, stage)]
+            logits[:] = [old_logits(reader, plan.old, probe)]
+        states[:] = [state_of(reader, plan, stage)]
         fill(engine, plan, reader)
 
     def reload() -> None:
@@ -131,11 +151,11 @@ def _grow(
         plan,
         reload,
         parent_logits=logits[0] if logits else None,
-        probe=probe_text,
+        probe=probe,
         batch=batch,
         lr=t.lr,
     )
-    certificate = replace(certificate, bits_per_byte_before=agreed(lambda: _bits_per_byte(folder)))
+    certificate = replace(certificate, bits_per_byte_before=bits_per_byte)
     if dist.get_rank() == 0:
         log.info("grown from %s\n%s", found.path, plan.describe())
         if certificate.claims and not certificate.preserved:
@@ -164,8 +184,8 @@ def _say_skipped(skipped: tuple[tuple[Path, str], ...]) -> None:
             log.warning("skipped %s: %s", path, reason)
 
 
-def finish_event(folder: Path, state: State, bits_per_byte: float, seconds: float) -> State:
-    """Complete the certificate of the event at which a stage started, and keep it in the run folder.
+def finish_event(folder: Path, state: State, bits_per_byte: float | None, seconds: float) -> State:
+    """Complete the certificate of the event that has just happened, and keep it in the run folder.
 
     bits_per_byte is the validation's with the new vocabulary; seconds is what the start took, certificate included.
     """
@@ -176,7 +196,8 @@ def finish_event(folder: Path, state: State, bits_per_byte: float, seconds: floa
         event = {**event, "certificate": certificate.to_json()}
     event = {**event, "seconds": seconds}
     if dist.get_rank() == 0:
-        (folder / "events").mkdir(parents=True, exist_ok=True)
-        write_file(folder / "events" / "step-00000000.json", (json.dumps(event, indent=1) + "\n").encode())
+        path = folder / "events" / f"step-{state.progress.step:08d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(event, indent=1) + "\n").encode())
         log.info("growth event, %.1f s\n%s", seconds, certificate)
     return replace(state, events=(*earlier, event))

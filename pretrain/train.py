@@ -8,21 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 import torch.distributed as dist
 
 from pretrain.checkpoint import Checkpointer, is_done, mark_done
 from pretrain.checkpoint.comm import Comm
 from pretrain.config import Curriculum, Stage, to_yaml
-from pretrain.data.corpus import Corpus
-from pretrain.data.stream import Stream
 from pretrain.distributed import agreed, layout_of, world_size
+from pretrain.feed import open_feed
 from pretrain.flops import training_flops
 from pretrain.metrics import Metrics
-from pretrain.samples import causal
 from pretrain.schedule import Schedule
-from pretrain.start import finish_event, start
-from pretrain.state import boxes
+from pretrain.start import finish_event, patch, start
+from pretrain.state import State, boxes
 from pretrain.validate import Validation
 
 log = logging.getLogger(__name__)
@@ -40,26 +37,17 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     if agreed(lambda: is_done(folder)):
         log.info("%s is finished already", folder)
         return True
-    t = stage.train
     layout = layout_of(stage, world_size())
-    corpus = Corpus.open(stage.data.corpus)
+    feed = open_feed(stage)
+    resolved = feed.resolved()
+    t = resolved.train
 
     began = time.monotonic()
-    engine, state = start(curriculum, stage, layout, corpus)
-    validation = Validation(engine, stage, corpus)
-    stream = Stream(
-        corpus,
-        vocab=stage.model.vocab,
-        seq_len=t.seq_len,
-        seed=stage.seed,
-        validation=stage.data.validation_fraction,
-        cursor=dict(state.cursor) if state.cursor else None,
-        window=stage.data.window,
-    )
+    engine, state = start(curriculum, stage, layout, feed)
+    validation = Validation(engine, feed)
+    feed.seek(state.cursor)
     schedule = Schedule(t.lr, t.tokens, t.warmup_tokens, t.min_lr, t.schedule)
     batch_tokens = t.global_batch * t.seq_len
-    batch_flops = training_flops(state.arch, t.seq_len) * batch_tokens
-    mine = slice(engine.dp_rank * t.global_batch // layout.dp, (engine.dp_rank + 1) * t.global_batch // layout.dp)
 
     keep = stage.checkpoint
     checkpointer = Checkpointer(folder / "checkpoints", None, keep.keep, keep.keep_every, asynchronous=True)
@@ -68,43 +56,53 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
         (folder / "config.yaml").write_text(to_yaml(stage))
 
     def save() -> None:
-        now = replace(state, cursor=stream.cursor)
+        now = replace(state, cursor=feed.cursor)
         checkpointer.save(
             state.progress.step, boxes(engine), now.fields(stage.name, stage.to_dict(), engine.adam.steps)
         )
 
-    with checkpointer, Metrics(folder, curriculum, stage, state.progress, layout.world) as metrics:
+    with checkpointer, Metrics(folder, curriculum, resolved, state.progress, layout.world) as metrics:
         record = validation()
         if not state.progress.step:
             if state.parent:
-                state = finish_event(folder, state, record["validation_bits_per_byte"], time.monotonic() - began)
+                seconds = time.monotonic() - began
+                state = finish_event(folder, state, record.get("validation_bits_per_byte"), seconds)
             metrics.log(state.progress, **record)
         while state.progress.stage_tokens < t.tokens:
+            if _patch_is_due(resolved, state):
+                began = time.monotonic()
+                before = record.get("validation_bits_per_byte")
+                engine.free()
+                engine, state = patch(curriculum, stage, layout, feed, state, before)
+                validation = Validation(engine, feed)
+                feed.seek(state.cursor)
+                record = validation()
+                state = finish_event(folder, state, record.get("validation_bits_per_byte"), time.monotonic() - began)
+                metrics.log(state.progress, **record)
             clock = time.monotonic()
-            batch = stream.take(t.global_batch)
+            batch = feed.take(state.progress.stage_tokens / t.tokens, engine.dp_rank, layout.dp)
             lr = schedule.at(state.progress.stage_tokens + batch_tokens)
-            result = engine.train_step(causal(torch.from_numpy(batch.tokens[mine])), lr)
+            result = engine.train_step(batch.samples, lr)
+            flops = training_flops(state.arch, t.seq_len) * batch_tokens
             state = replace(
                 state,
-                progress=state.progress.after(
-                    tokens=batch_tokens, flops=batch_flops, seconds=time.monotonic() - clock
-                ),
+                progress=state.progress.after(tokens=batch_tokens, flops=flops, seconds=time.monotonic() - clock),
             )
-            metrics.step(
-                state.progress,
-                loss=result.loss,
-                bits_per_byte=result.loss * batch_tokens / math.log(2) / batch.bytes.sum(),
-                grad_norm=result.grad_norm,
-                lr=lr,
-            )
+            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr}
+            if batch.bytes is not None:
+                values["bits_per_byte"] = result.loss * batch_tokens / math.log(2) / batch.bytes
+            if len(result.terms) > 1:
+                values |= result.terms
+            metrics.step(state.progress, **values)
             finished = state.progress.stage_tokens >= t.tokens
             stop = not comm.all_true(not stop_requested())
             if finished or state.progress.step % t.eval_interval == 0:
                 record = validation()
                 metrics.log(state.progress, **record)
-            if finished or stop or state.progress.step % stage.checkpoint.interval == 0:
+            due = _patch_is_due(resolved, state)
+            if finished or stop or due or state.progress.step % stage.checkpoint.interval == 0:
                 save()
-            saved = checkpointer.wait() if finished or stop else checkpointer.poll()
+            saved = checkpointer.wait() if finished or stop or due else checkpointer.poll()
             if saved:
                 metrics.log(
                     state.progress, checkpoint_stall_seconds=saved.stall_seconds, checkpoint_seconds=saved.write_seconds
@@ -117,3 +115,9 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
         mark_done(folder, {**vars(state.progress), **record})
     dist.barrier()
     return True
+
+
+def _patch_is_due(stage: Stage, state: State) -> bool:
+    """Whether the stage has fewer layers than its patches give it by now."""
+    passed = sum(patch.at * stage.train.tokens <= state.progress.stage_tokens for patch in stage.patches)
+    return state.arch.layers < stage.model.layers + passed

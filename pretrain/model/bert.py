@@ -2,7 +2,7 @@
 
 Samples are tensors with one row a sample: inputs, types and labels, int64 [n, S]; mask, float [n, S], 1 where a label
 counts; valid, float [n, S], 1 where there is text and no padding; order, int64 [n], 1 where the second part does not
-follow the first.
+follow the first, -100 where it does not count.
 """
 
 from __future__ import annotations
@@ -107,4 +107,4 @@ def terms(output: Any, samples: Mapping[str, Tensor]) -> Tensor:
 
 def counts(samples: Mapping[str, Tensor]) -> list[float]:
     """Over how many labels and samples the terms are means."""
-    return [float(samples["mask"].sum()), float(len(samples["order"]))]
+    return [float(samples["mask"].sum()), float((samples["order"] >= 0).sum())]

@@ -36,12 +36,20 @@ class Numerics:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
+_joined: tuple[int, ...] | None = None  # the layout of the process groups that there are
+
+
 def join(layout: Layout) -> None:
-    """Create Megatron's process groups for this layout, replacing those of another.
+    """Create Megatron's process groups for this layout, replacing those of another; equal ones are kept.
 
     torch.distributed must be initialised with layout.world ranks.
     """
+    global _joined
     cpu.adapt()
+    wanted = (layout.tp, layout.pp, layout.dp, layout.virtual)
+    if parallel_state.model_parallel_is_initialized() and _joined == wanted:
+        return
+    _joined = wanted
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,

@@ -1,0 +1,217 @@
+"""The text that a family's stage is trained and measured on, as samples for its engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pretrain.config import Stage
+from pretrain.data.bert import BertBatch, BertCorpus, BertStream
+from pretrain.data.corpus import AnyCorpus, Corpus, Split
+from pretrain.data.masking import Masking
+from pretrain.data.stream import Stream
+from pretrain.data.tokenizer import Tokenizer as SentencePiece
+from pretrain.data.validation import probe, validation_set
+from pretrain.data.wordpiece import WordPiece
+from pretrain.samples import Samples, causal
+
+Tokenizer = SentencePiece | WordPiece
+
+CHUNK = 4096  # documents counted at a time
+BYTES_PER_TOKEN = 4  # of text in English, about
+IGNORED = -100  # the order of a sample that does not count, as torch's cross entropy has it
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One data-parallel rank's samples of a global batch, and the bytes of text that all of its labels stand for.
+
+    bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
+    """
+
+    samples: Samples
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation samples, padded to whole micro-batches on every rank with some that do not count; bytes: see Taken."""
+
+    samples: Samples
+    bytes: int | None
+
+
+class Feed(ABC):
+    """A stage's corpus and where it is read. Raises UserError for a corpus of another kind and a vocabulary that
+    cannot be cut."""
+
+    def __init__(self, stage: Stage, corpus: AnyCorpus[Any]) -> None:
+        corpus.tokenizer.legal(stage.model.vocab)
+        self.stage, self.corpus = stage, corpus
+        self.tokenizer: Tokenizer = corpus.tokenizer
+        self.stream: Stream | BertStream
+
+    @abstractmethod
+    def seek(self, cursor: Mapping[str, Any] | None) -> None:
+        """Go on at a parent's or an earlier run's cursor; None: at the beginning."""
+
+    @abstractmethod
+    def take(self, progress: float, rank: int, ranks: int) -> Taken:
+        """The next global batch, a data-parallel rank's part of it; progress is the share of the stage that is done."""
+
+    @abstractmethod
+    def held_out(self, unit: int) -> HeldOut:
+        """The validation samples, about train.eval_bytes of text, padded to a multiple of `unit`."""
+
+    @abstractmethod
+    def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
+        """n samples of held-out text without padding, in the first `vocab` pieces, for a growth certificate."""
+
+    @abstractmethod
+    def batch(self, n: int) -> Samples:
+        """n samples of held-out text as training has them, in the stage's segmentation."""
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """Where the next sample comes from."""
+        return self.stream.cursor
+
+    def training_tokens(self) -> int:
+        """Tokens of all training documents, once, in the stage's segmentation."""
+        tokens, data = self.corpus.tokens, self.stage.data
+        lengths = self.tokenizer.segmentation(self.stage.model.vocab).lengths
+        held_out = Split(tokens.documents, data.validation_fraction, self.stage.seed).validation_documents()
+        training = np.setdiff1d(np.arange(tokens.documents), held_out)
+        chunks = np.split(training, range(CHUNK, len(training), CHUNK))
+        return sum(int(lengths[self.corpus.read(*tokens.document_ranges(chunk))].sum()) for chunk in chunks)
+
+    def resolved(self) -> Stage:
+        """The stage with its budget in tokens, whatever it was given in: whole steps, at least one."""
+        train = self.stage.train
+        step = train.global_batch * train.seq_len
+        tokens = train.tokens or max(1, round(train.epochs * self.training_tokens() / step)) * step
+        warmup = train.warmup_tokens or round(train.warmup * tokens)
+        return replace(self.stage, train=replace(train, tokens=tokens, warmup_tokens=warmup))
+
+
+class CausalFeed(Feed):
+    """Text whose every token is a label."""
+
+    corpus: Corpus
+
+    def seek(self, cursor: Mapping[str, Any] | None) -> None:
+        data = self.stage.data
+        self.stream: Stream = Stream(
+            self.corpus,
+            vocab=self.stage.model.vocab,
+            seq_len=self.stage.train.seq_len,
+            seed=self.stage.seed,
+            validation=data.validation_fraction,
+            cursor=dict(cursor) if cursor else None,
+            window=data.window,
+        )
+
+    def take(self, progress: float, rank: int, ranks: int) -> Taken:
+        batch = self.stream.take(self.stage.train.global_batch)
+        n = len(batch.tokens) // ranks
+        return Taken(causal(torch.from_numpy(batch.tokens[rank * n : (rank + 1) * n])), int(batch.bytes.sum()))
+
+    def held_out(self, unit: int) -> HeldOut:
+        t = self.stage.train
+        text = validation_set(
+            self.corpus,
+            vocab=self.stage.model.vocab,
+            seq_len=t.seq_len,
+            seed=self.stage.seed,
+            validation=self.stage.data.validation_fraction,
+            limit_bytes=t.eval_bytes,
+        )
+        samples = causal(torch.from_numpy(text.tokens), torch.from_numpy(text.mask).float())
+        return HeldOut(_padded(samples, unit), text.bytes)
+
+    def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
+        seed, validation = self.stage.seed, self.stage.data.validation_fraction
+        return causal(
+            torch.from_numpy(probe(self.corpus, n, vocab=vocab, seq_len=seq_len, seed=seed, validation=validation))
+        )
+
+    def batch(self, n: int) -> Samples:
+        return self.probe(n, self.stage.model.vocab, self.stage.train.seq_len)
+
+
+class BertFeed(Feed):
+    """Pairs of segments with masked words."""
+
+    corpus: BertCorpus
+
+    def _stream(self, vocab: int, seq_len: int, held_out: bool, cursor: Mapping[str, Any] | None = None) -> BertStream:
+        data = self.stage.data
+        return BertStream(
+            self.corpus,
+            vocab=vocab,
+            seq_len=seq_len,
+            seed=self.stage.seed,
+            validation=data.validation_fraction,
+            cursor=dict(cursor) if cursor else None,
+            masking=Masking(data.mask_rate, whole_words=data.whole_words),
+            pairs=data.pairs,
+            held_out=held_out,
+            window=data.window,
+        )
+
+    def seek(self, cursor: Mapping[str, Any] | None) -> None:
+        self.stream: BertStream = self._stream(self.stage.model.vocab, self.stage.train.seq_len, False, cursor)
+
+    def take(self, progress: float, rank: int, ranks: int) -> Taken:
+        data, batch = self.stage.data, self.stage.train.global_batch
+        if data.mask_rate_end:
+            rate = data.mask_rate + progress * (data.mask_rate_end - data.mask_rate)
+            self.stream.masking = replace(self.stream.masking, rate=rate)
+        n = batch // ranks
+        return Taken(_samples(self.stream.take(batch, slice(rank * n, (rank + 1) * n))), None)
+
+    def held_out(self, unit: int) -> HeldOut:
+        t = self.stage.train
+        n = max(1, t.eval_bytes // (BYTES_PER_TOKEN * t.seq_len))
+        samples = _padded(self.batch(n), unit)
+        samples["order"][n:] = IGNORED
+        samples["valid"][n:] = 1.0  # attention needs something to see
+        return HeldOut(samples, None)
+
+    def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
+        found = _samples(self._stream(vocab, seq_len, True).take(n))
+        ones = torch.ones_like(found["valid"])
+        return {**found, "types": torch.zeros_like(found["types"]), "valid": ones}
+
+    def batch(self, n: int) -> Samples:
+        return _samples(self._stream(self.stage.model.vocab, self.stage.train.seq_len, True).take(n))
+
+
+def _samples(batch: BertBatch) -> Samples:
+    return {
+        "inputs": torch.from_numpy(batch.tokens),
+        "labels": torch.from_numpy(batch.labels),
+        "mask": torch.from_numpy(batch.loss_mask).float(),
+        "types": torch.from_numpy(batch.token_types),
+        "valid": torch.from_numpy(batch.attention_mask).float(),
+        "order": torch.from_numpy(batch.next_sentence),
+    }
+
+
+def open_feed(stage: Stage) -> Feed:
+    """The feed of a stage, at no place yet: see Feed.seek."""
+    if stage.model.family == "bert":
+        return BertFeed(stage, BertCorpus.open(stage.data.corpus))
+    return CausalFeed(stage, Corpus.open(stage.data.corpus))
+
+
+def _padded(samples: Samples, unit: int) -> Samples:
+    """With rows of zeros up to a multiple of `unit`; their masks are zero too."""
+    missing = -len(samples["inputs"]) % unit
+    return {name: F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing)) for name, rows in samples.items()}
