@@ -11,7 +11,7 @@ from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
-from growth.operators.width import appended, balanced_map, copies, factor_of, noise_of
+from growth.operators.width import appended, balanced_map, copies, factor_of, noise_of, shares
 from growth.step import Step
 
 
@@ -68,7 +68,13 @@ def zero_heads(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     return _step(arch, sizes, maps, split)
 
 
-def _copied(arch: Architecture, sizes: Mapping[str, int], group_source: np.ndarray, snr_db: float | None) -> Step:
+def _copied(
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    group_source: np.ndarray,
+    snr_db: float | None,
+    split: float | None = None,
+) -> Step:
     """Groups copied along a map, and the queries of a group as often as there is room; outputs share."""
     heads, groups, new_heads, new_groups = _counts(arch, sizes)
     per, new_per = heads // groups, new_heads // new_groups
@@ -76,16 +82,18 @@ def _copied(arch: Architecture, sizes: Mapping[str, int], group_source: np.ndarr
     query = group_source[group] * per + within % per
     noise = noise_of("heads", snr_db)
     maps = [
-        AxisMap.make("heads", heads, query, read=1.0 / copies(query), noise=noise),
+        AxisMap.make("heads", heads, query, read=shares("heads", query, split), noise=noise),
         AxisMap.make("kv_heads", groups, group_source, gradient={"write": 1.0 / copies(group_source)}),
     ]
     return _step(arch, sizes, maps, ("heads: noise changes the gradients of copied heads",) if noise else ())
 
 
 @operator("heads", "replicate")
-def replicate_heads(arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0) -> Step:
-    """Every head k times, its output columns divided by k, with noise in the null space (null: none); key-value heads
-    stay or are copied as well. Samragh et al., 2024 (HyperCloning)."""
+def replicate_heads(
+    arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0, split: float | None = None
+) -> Step:
+    """Every head k times, its output columns divided by k (or split: the first copy's share), with noise in the null
+    space (null: none); key-value heads stay or are copied as well. Samragh et al., 2024 (HyperCloning)."""
     heads, groups, new_heads, new_groups = _counts(arch, sizes)
     k = factor_of("heads", heads, new_heads, "zero or net2net")
     if k % factor_of("kv_heads", groups, new_groups, "zero or net2net"):
@@ -93,7 +101,7 @@ def replicate_heads(arch: Architecture, sizes: Mapping[str, int], snr_db: float 
             f"kv_heads: {groups} to {new_groups} with heads {heads} to {new_heads}: replicate copies every group a "
             f"number of times that divides {k}; zero raises kv_heads for the same queries"
         )
-    return _copied(arch, sizes, np.arange(new_groups) % groups, snr_db)
+    return _copied(arch, sizes, np.arange(new_groups) % groups, snr_db, split)
 
 
 @operator("heads", "net2net")

@@ -27,6 +27,19 @@ def copies(source: np.ndarray) -> np.ndarray:
     return np.asarray(count[inverse], dtype=np.float64)
 
 
+def shares(axis: str, source: np.ndarray, split: float | None) -> np.ndarray:
+    """What readers take from each copy of an index: the same, or `split` from the first and the rest from others."""
+    count = copies(source)
+    if split is None:
+        return np.asarray(1.0 / count)
+    if isinstance(split, bool) or not isinstance(split, int | float) or not 0.0 < split < 1.0:
+        raise GrowthError(f"{axis}: split is {split!r}: give the share of the first copy, between 0 and 1")
+    first = np.zeros(len(source), dtype=bool)
+    first[np.unique(source, return_index=True)[1]] = True
+    unequal = np.where(first, split, (1.0 - split) / np.maximum(count - 1.0, 1.0))
+    return np.where(count > 1, unequal, 1.0)
+
+
 def factor_of(axis: str, old: int, new: int, instead: str) -> int:
     """new / old; raises GrowthError unless it is a whole number."""
     if new % old:
@@ -85,9 +98,11 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
     return Step(arch, grown, (), arch.table.pads, axes={"hidden": m}, approximate=padded)
 
 
-def _copied(arch: Architecture, new: int, source: np.ndarray, snr_db: float | None, exact: bool) -> Step:
-    """Channels copied along a map: writers and gains as they are, readers divided by the number of copies."""
-    share = 1.0 / copies(source)
+def _copied(
+    arch: Architecture, new: int, source: np.ndarray, snr_db: float | None, exact: bool, split: float | None = None
+) -> Step:
+    """Channels copied along a map: writers and gains as they are, readers share."""
+    share = shares("hidden", source, split)
     m = AxisMap.make(
         "hidden",
         arch.sizes["hidden"],
@@ -102,16 +117,20 @@ def _copied(arch: Architecture, new: int, source: np.ndarray, snr_db: float | No
 
 
 @operator("hidden", "replicate")
-def replicate_hidden(arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0) -> Step:
+def replicate_hidden(
+    arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0, split: float | None = None
+) -> Step:
     """The residual stream k times, x' = [x, x, ...], readers divided by k: exact for RMSNorm and LayerNorm.
 
     Copies would stay copies under training, so readers take relative noise in the null space (it sums to nothing over
-    the copies) at a signal-to-noise ratio of `snr_db`; null for none. Samragh et al., 2024, "Scaling smart:
-    accelerating large language model pre-training with small model initialization" (HyperCloning).
+    the copies) at a signal-to-noise ratio of `snr_db`; null for none. With `split` the first copy gives readers that
+    share instead of 1/k; under Adam, which does not see the scale of gradients, that alone parts copies slowly.
+    Samragh et al., 2024, "Scaling smart: accelerating large language model pre-training with small model
+    initialization" (HyperCloning).
     """
     old, new = arch.sizes["hidden"], sizes["hidden"]
     factor_of("hidden", old, new, "zero")
-    return _copied(arch, new, np.arange(new) % old, snr_db, True)
+    return _copied(arch, new, np.arange(new) % old, snr_db, True, split)
 
 
 @operator("hidden", "net2net")

@@ -48,7 +48,7 @@ def test_shrinking_names_the_axis_and_both_sizes(axis: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"hidden": "wide"}, "hidden: there is no operator 'wide': choose one of zero"),
+        ({"hidden": "wide"}, "hidden: there is no operator 'wide': choose one of "),
         ({"widht": "zero"}, "a growth policy has no key 'widht': its keys are layers, hidden"),
         ({"hidden": {"operator": "zero", "noise": 1}}, "hidden: zero has no option noise"),
         ({"vocab": "pieces"}, "vocab: pieces needs the old pieces of every new token"),
@@ -57,6 +57,36 @@ def test_shrinking_names_the_axis_and_both_sizes(axis: str) -> None:
 def test_policies_that_are_none(policy: dict[str, Any], message: str) -> None:
     with pytest.raises(GrowthError, match=re.escape(message)):
         between(SMALL, SMALL.replace({"hidden": 8, "vocab": 11}), policy, seed=0, init_std=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "policy", "message"),
+    [
+        ({"head_dim": 6}, {}, "head_dim: 4 to 6: rotary embeddings allow whole factors only"),
+        ({"head_dim": 8}, {"head_dim": "zero"}, "use the operator rotary"),
+        ({"hidden": 9}, {"hidden": "replicate"}, "hidden: 6 to 9 is not a whole multiple, which replicate needs"),
+        ({"ffn": 12}, {"ffn": "replicate"}, "choose 8 or 16, or the operator net2net or zero"),
+        ({"heads": 6, "kv_heads": 3}, {"heads": "replicate"}, "heads: 4 to 6 is not a whole multiple"),
+        ({"heads": 8, "kv_heads": 8}, {"heads": "replicate"}, "kv_heads: 2 to 8 with heads 4 to 8"),
+        ({"heads": 8}, {"heads": "net2net"}, "net2net copies whole groups of 2 queries"),
+        ({"ffn": 16}, {"ffn": {"operator": "replicate", "snr_db": "loud"}}, "snr_db is 'loud'"),
+        ({"ffn": 16}, {"ffn": {"operator": "replicate", "split": 1}}, "split is 1: give the share"),
+        ({"ffn": 16}, {"ffn": {"operator": "net2net", "mapping": "any"}}, "there is no mapping 'any'"),
+        ({"layers": 3}, {"layers": "insert"}, "layers: insert needs the option at"),
+        ({"layers": 3}, {"layers": {"operator": "insert", "at": [3]}}, "index 3, but there are 2 layers by then"),
+        ({"layers": 3}, {"layers": {"operator": "insert", "at": [0, 0]}}, "2 to 3 needs 1 patches, not 2"),
+        ({"layers": 3}, {"layers": {"operator": "insert", "at": [{"index": 0, "source": 2}]}}, "has source 2"),
+        ({"layers": 3}, {"layers": {"operator": "insert", "at": [{"place": 0}]}}, "has no key place"),
+        ({"layers": 5}, {"layers": "middle"}, "the middle block cannot be longer than the 2 layers"),
+        ({"layers": 4}, {"layers": {"operator": "stack", "init": "half"}}, "there is no init half"),
+        ({"layers": 4}, {"layers": "untie"}, "2 to 4 with 1 layers on each set of weights"),
+        ({"layers": 1}, {"layers": {"operator": "drop", "keep": [2]}}, "keeps 1 different layers out of 0 to 1"),
+        ({"vocab": 12}, {"vocab": "drop"}, "grows, but drop makes it smaller"),
+    ],
+)
+def test_what_an_operator_cannot_do(sizes: dict[str, int], policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(GrowthError, match=re.escape(message)):
+        between(SMALL, SMALL.replace(sizes), policy, seed=0, init_std=0.1)
 
 
 def test_groups_that_cannot_be_split() -> None:

@@ -28,6 +28,7 @@ def events(draw: st.DrawFn) -> Plan:
 
 
 @given(st.lists(st.integers(0, 2**30), min_size=1, max_size=3), st.data())
+@settings(max_examples=12)
 def test_sequences_of_events_preserve_the_function(seeds: list[int], data: st.DataObject) -> None:
     arch = first = data.draw(llama2(max_layers=2))
     ids = tokens(first.sizes["vocab"])
@@ -191,3 +192,19 @@ def test_planted_faults_are_found() -> None:
     certificate = Certificate.of(plan, error=relative_error(wrong, right), tolerance=1e-10, loss_before=1, loss_after=1)
     with pytest.raises(GrowthError, match="claims to preserve"):
         certificate.require()
+
+
+def test_nothing_stays_a_copy_by_default() -> None:
+    """Replication by default: exact in single precision to 1e-6, nothing dead after a step or locked after ten."""
+    old = SMALL.replace({"hidden": 8, "heads": 4, "kv_heads": 2})
+    new = old.replace({"hidden": 16, "heads": 8, "kv_heads": 4, "ffn": 16})
+    policy = {"hidden": "replicate", "heads": "replicate", "ffn": "replicate"}
+    plan = between(old, new, policy, seed=0, init_std=STD)
+    certificate = certify(plan, trained(old, dtype=torch.float32), tokens(9, 4, 16), lr=1e-3)
+    assert certificate.error < 1e-6
+    assert certificate.dead_share == 0
+    assert set(certificate.locked) == {"hidden", "heads", "kv_heads", "ffn"}
+    assert all(later == 0 for _, later in certificate.locked.values())
+    quiet = {key: {"operator": "replicate", "snr_db": None} for key in policy}
+    still = certify(between(old, new, quiet, seed=0, init_std=STD), trained(old), tokens(9), lr=1e-3)
+    assert all(shares == (1.0, 1.0) for shares in still.locked.values())

@@ -1,0 +1,102 @@
+"""Planted faults: each way of growing wrongly is found, by the certificate or by comparing with the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from growth import Architecture, Box, between
+from growth.certificate import relative_error
+from growth.compare import differences
+from growth.evaluate import Read
+from growth.reference import logits
+from tests.unit.growth.models import STD, tokens, trained
+
+OLD = Architecture("llama2", {"vocab": 9, "hidden": 6, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 8})
+NEW = OLD.replace({"hidden": 9, "heads": 6, "kv_heads": 3, "ffn": 11, "head_dim": 8})
+PLAN = between(OLD, NEW, {}, seed=0, init_std=STD)
+READ = trained(OLD, dtype=torch.float32)
+Stored = dict[tuple[str, str], torch.Tensor]
+
+
+def stored(read: Read = READ) -> Stored:
+    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    return {
+        (kind, name): PLAN.evaluate(name, Box.whole(t.shape), read, kind).clone()
+        for name, t in PLAN.new.tensors().items()
+        for kind in kinds
+    }
+
+
+def reading(model: Stored) -> Read:
+    return lambda kind, name, box: model[kind, name][box.slices()]
+
+
+def shift_groups(model: Stored) -> None:
+    for kind in ("weight", "exp_avg"):
+        key = (kind, "model.layers.1.self_attn.k_proj.weight")
+        model[key] = model[key].roll(8, 0)
+
+
+def swap_gate_and_up(model: Stored) -> None:
+    gate, up = (("weight", f"model.layers.0.mlp.{p}_proj.weight") for p in ("gate", "up"))
+    model[gate], model[up] = model[up], model[gate]
+
+
+def pad_the_tail(model: Stored) -> None:
+    for layer in range(2):
+        for p in ("q_proj", "k_proj"):
+            name = f"model.layers.{layer}.self_attn.{p}.weight"
+            heads = model["weight", name].unflatten(0, (-1, 8)).clone()
+            source = [0, 2, 4, 6]  # where the old slots are: pairs 0 and 2 of four, and their partners
+            moved = torch.zeros_like(heads)
+            moved[:, :4] = heads[:, source]
+            model["weight", name] = moved.flatten(0, 1)
+
+
+def invert_moments(model: Stored) -> None:
+    key = ("exp_avg", "model.norm.weight")
+    model[key] = model[key] * (6 / 9)  # times s twice: s instead of 1 / s
+
+
+def forget_one(model: Stored) -> None:
+    model["weight", "lm_head.weight"][8, 5] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        (shift_groups, "k_proj"),
+        (swap_gate_and_up, "gate_proj|up_proj"),
+        (pad_the_tail, "q_proj|k_proj"),
+        (invert_moments, "model.norm"),
+        (forget_one, "lm_head"),
+    ],
+)
+def test_wrong_elements_are_found(fault: Callable[[Any], None], where: str) -> None:
+    model = stored()
+    assert differences(PLAN, READ, reading(model)) == []
+    fault(model)
+    found = differences(PLAN, READ, reading(model))
+    assert found
+    assert all(any(part in d.tensor for part in where.split("|")) for d in found)
+    assert all(d.error > 1e-3 for d in found)
+    assert all(len(d.index) == len(PLAN.new.tensor(d.tensor).shape) for d in found)
+
+
+@pytest.mark.parametrize("fault", [shift_groups, swap_gate_and_up, pad_the_tail, None])
+def test_wrong_functions_are_found(fault: Callable[[Any], None] | None) -> None:
+    """Without a fault in the weights the fault is the epsilon, which is not one of them."""
+    model = stored()
+    ids = tokens(9)
+    expected = logits(READ, OLD, ids)
+    assert relative_error(logits(reading(model), PLAN.new, ids), expected) < 1e-5
+    arch = PLAN.new
+    if fault:
+        fault(model)
+    else:
+        arch = PLAN.new.replace(scalars={"norm_eps": 1e-2})
+    assert relative_error(logits(reading(model), arch, ids), expected) > 1e-4
