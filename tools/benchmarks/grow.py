@@ -19,7 +19,8 @@ from benchmarks import memory
 from benchmarks.report import Report, spread
 from growth import Architecture, Box, GrowthError, Plan, philox
 from growth.operators import AXES, OPERATORS, Operator
-from pretrain.checkpoint.writer import PIECE, pieces
+from pretrain.checkpoint.flat import pieces
+from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 
 MIB = 1 << 20
