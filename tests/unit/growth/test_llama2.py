@@ -11,7 +11,7 @@ from growth import Architecture, Box, GrowthError, Plan, between, identity
 from growth.certificate import Certificate, relative_error
 from growth.probe import certify
 from growth.reference import logits
-from tests.unit.growth.models import STD, boxes, fresh, grown_llama2, llama2, reader, tokens, trained, whole
+from tests.unit.growth.models import SMALL, STD, boxes, fresh, grown_llama2, llama2, reader, tokens, trained, whole
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
