@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from pretrain import cli
 from pretrain.errors import UserError
 
 VERSE_NUMBER = re.compile(r"(^|\s)\d+\.(?: |(?=\())")
@@ -36,28 +37,26 @@ def chapters() -> list[dict[str, str]]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="JSON lines file to write (replaced if it exists)")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        rows = chapters()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+
+def work(options: argparse.Namespace) -> cli.Answer:
+    """Raises UserError where the text is not installed."""
+    rows = chapters()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = options.output.with_name(options.output.name + ".tmp")
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     os.replace(temporary, options.output)
     size = options.output.stat().st_size
-    print(
-        json.dumps({"documents": len(rows), "bytes": size})
-        if options.json
-        else f"{options.output}: {len(rows):,} documents, {size:,} bytes"
+    return cli.Answer(
+        f"{options.output}: {len(rows):,} documents, {size:,} bytes", {"documents": len(rows), "bytes": size}
     )
-    return 0
+
+
+def main(given: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ was when it is started again.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from pretrain import cli
 from pretrain.data.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import ALL, Source
-from pretrain.errors import UserError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="*",
@@ -65,41 +62,41 @@ def main(arguments: list[str] | None = None) -> int:
         "--wordpiece", action="store_true", help="for BERT: sentences of WordPiece; --tokenizer is then a vocab.txt"
     )
     parser.add_argument("--cased", action="store_true", help="WordPiece: keep capitals and accents")
-    parser.add_argument("--json", action="store_true", help="print the description of the corpus as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        encoder: Encoder[Any] = (
-            WordPieceEncoder(options.tokenizer, options.vocab_size, lowercase=not options.cased)
-            if options.wordpiece
-            else SentencePieceEncoder(options.tokenizer, options.vocab_size)
+
+
+def work(options: argparse.Namespace) -> cli.Answer:
+    """Raises UserError for what cannot be prepared."""
+    encoder: Encoder[Any] = (
+        WordPieceEncoder(options.tokenizer, options.vocab_size, lowercase=not options.cased)
+        if options.wordpiece
+        else SentencePieceEncoder(options.tokenizer, options.vocab_size)
+    )
+    with _Bars(disable=not sys.stderr.isatty()) as bars:
+        description, existed = prepare(
+            Source(
+                tuple(options.files),
+                options.text_key,
+                options.document,
+                split=options.split,
+                join=options.join,
+                dataset=options.dataset,
+            ),
+            options.output,
+            encoder,
+            threads=options.workers,
+            progress=bars.advance,
         )
-        with _Bars(disable=not sys.stderr.isatty()) as bars:
-            description, existed = prepare(
-                Source(
-                    tuple(options.files),
-                    options.text_key,
-                    options.document,
-                    split=options.split,
-                    join=options.join,
-                    dataset=options.dataset,
-                ),
-                options.output,
-                encoder,
-                threads=options.workers,
-                progress=bars.advance,
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps(description))
-    else:
-        print(
-            f"{options.output}{' is there already' if existed else ''}: {description['documents']:,} documents,"
-            f" {description['bytes']:,} bytes of text,"
-            f" {description['tokens']:,} tokens of a vocabulary of {description['vocab_size']:,}"
-        )
-    return 0
+    text = (
+        f"{options.output}{' is there already' if existed else ''}: {description['documents']:,} documents,"
+        f" {description['bytes']:,} bytes of text,"
+        f" {description['tokens']:,} tokens of a vocabulary of {description['vocab_size']:,}"
+    )
+    return cli.Answer(text, description)
+
+
+def main(given: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__, arguments, work, given)
 
 
 class _Bars:
