@@ -86,14 +86,18 @@ def _layout(stage: Stage) -> Iterator[str]:
         )
     try:
         layout = Layout.make(model.layers, pp=parallel.pp, pipeline=parallel.pipeline)
+        if train.recompute == "full" and any(layers % train.recompute_layers for layers in layout.pipeline):
+            parts = ", ".join(map(str, layout.pipeline))
+            yield (
+                f"train.recompute_layers: {train.recompute_layers} does not divide the layers of every pipeline part "
+                f"({parts}); choose a divisor, such as 1"
+            )
         if parallel.pp == 1 and layout.virtual > 1:
             yield f"parallel.pipeline: {layout.virtual} parts for one pipeline rank; remove it or raise parallel.pp"
     except UserError as error:
         yield str(error) if str(error).startswith("parallel.pipeline") else f"parallel.pipeline: {error}"
     if stage.patches and parallel.pipeline is not None:
         yield "parallel.pipeline: a stage whose layers grow in patches is split anew at each of them; remove it"
-    if train.recompute == "full" and train.recompute_layers > model.layers:
-        yield f"train.recompute_layers: {train.recompute_layers} is more than model.layers {model.layers}; lower it"
 
 
 def _budget(stage: Stage) -> Iterator[str]:

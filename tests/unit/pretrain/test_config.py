@@ -146,6 +146,7 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages": None, "stacking": {"layers": [3, 6], "epochs": [1]}}, ["stacking: give two lists of one length"]),
         ({"stages": None, "stacking": {"layers": [6, 3], "epochs": [1, 1]}}, ["stacking.layers: [6, 3] must be whole"]),
         ({"train.schedule": "line"}, ["train.schedule: should be 'cosine', 'linear' or 'constant', not 'line'"]),
+        ({"train.recompute": "full", "train.recompute_layers": 3}, ["train.recompute_layers: 3 does not divide", "(4)"]),
         ({"train.tokens": 100}, ["train.tokens: 100 is less than one step", "512"]),
         ({"train.warmup_tokens": 20_000}, ["train.warmup_tokens: 20000 is more than train.tokens 10000"]),
         ({"train.min_lr": 0.1}, ["train.min_lr: 0.1 is more than the peak train.lr 0.001"]),
