@@ -3,12 +3,14 @@
 import contextlib
 import multiprocessing
 import os
+import queue
 import subprocess
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,6 @@ import torch.distributed as dist
 
 from benchmarks import memory
 from pretrain.errors import UserError
-
-TIMEOUT = 1800  # seconds
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def together(world: int, work: Callable[..., Callable[[], object]], *args: Any) 
         for process in ranks:
             process.start()
         try:
-            found = [results.get(timeout=TIMEOUT) for _ in ranks]
+            found = [_answer(results, ranks) for _ in ranks]
             for process in ranks:
                 process.join()
         finally:
@@ -89,6 +89,17 @@ def together(world: int, work: Callable[..., Callable[[], object]], *args: Any) 
         raise UserError(f"a rank failed:\n{failed[0]}")
     costs = [cost for _, cost in found]
     return Cost(max(c.seconds for c in costs), sum(c.read for c in costs), sum(c.peak for c in costs))
+
+
+def _answer(results: Any, ranks: Sequence[BaseProcess]) -> tuple[str, Cost]:
+    """The next rank's answer; a rank that died without one is a failure, not something to wait for."""
+    while True:
+        died = [process.exitcode for process in ranks if process.exitcode]
+        try:
+            return results.get(timeout=1)
+        except queue.Empty:
+            if died:
+                raise UserError(f"a rank died with exit code {died[0]}") from None
 
 
 def _rank(

@@ -6,7 +6,9 @@ one after the other differ by 20-30 % on a machine that does anything else.
 """
 
 import argparse
+import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -101,7 +103,8 @@ def _architecture(options: argparse.Namespace) -> Architecture:
 def _run(options: argparse.Namespace, arch: Architecture) -> Report:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(arch.sizes["vocab"], (options.batch, options.seq_len + 1), generator=generator)
-    contestants = _contestants(arch, options)
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints
+        contestants = _contestants(arch, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = tokens.to(device)
 

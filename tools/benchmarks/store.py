@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> Report:
         with tqdm(desc="measurements", disable=None, leave=False) as bar:
             for row in bench.rows(options.skip):
                 bar.update()
+                bar.write(f"{row['operation']}, {row['cache']}: {row['seconds']:.2f} s", file=sys.stderr)
                 bench.found.append(row)
     settings = {
         "parameters": arch.parameters(),

@@ -97,4 +97,10 @@ def save_zero(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
             whole = Box((0,), (owned.weight.numel(),))
             getattr(owned, kind).copy_(content(kind, owned.parameter.name, whole))
     engine.publish_weights()
+
+    def no_extra_state(module: object, state: dict[str, torch.Tensor | None], *_: object) -> None:
+        for name in [name for name, value in state.items() if value is None]:  # ds_to_universal fails on Megatron's
+            del state[name]
+
+    engine._deepspeed.module.register_state_dict_post_hook(no_extra_state)
     return lambda: engine._deepspeed.save_checkpoint(str(folder), tag="zero")

@@ -1,0 +1,82 @@
+"""The benchmarks at tiny sizes: that they run, and print what they measured. No time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from growth.operators import OPERATORS
+from tools.bench import main
+
+TOOLS = Path(__file__).parents[3] / "tools"
+TINY = ["--vocab", "64", "--hidden", "16", "--layers", "2", "--heads", "2", "--ffn", "24"]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+
+def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["rows"]
+
+
+def step(*arguments: str) -> str:
+    """What `bench.py step` prints, in a process of its own: it keeps process groups that other tests would inherit."""
+    command = [sys.executable, "-W", "ignore", str(TOOLS / "bench.py"), "step", *TINY, "--seq-len", "8", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TOOLS.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_step_compares_one_model_in_three_loops() -> None:
+    """The contestants begin with the same loss; they differ in nothing but the loop."""
+    found = json.loads(step("--kv-heads", "1", "--rounds", "2", "--warm-up", "1", "--json"))["rows"]
+    assert [row["contestant"] for row in found] == ["cambium", "bare megatron-core", "transformers"]
+    assert found[0]["its_time/ours"] == 1
+    assert all(row["ms_per_step"] > 0 and row["its_time/ours"] > 0 for row in found)
+    assert len({round(row["first_loss"], 4) for row in found}) == 1
+
+
+def test_step_prints_a_table() -> None:
+    title, settings, *table = step("--rounds", "1", "--warm-up", "1", "--precision", "bf16").splitlines()
+    assert "Training step" in title
+    assert "parameters 6,480" in settings
+    assert any(line.startswith("bare megatron-core") for line in table)
+
+
+def test_grow_measures_every_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {row["operator"]: row for row in rows(capsys, "grow", *TINY, "--rounds", "1")}
+    expected = {f"{o.key}: {o.name}" for named in OPERATORS.values() for o in named.values() if o.key != "positions"}
+    assert set(found) == expected
+    assert found["hidden: zero"]["moments_x_copy"] > 0
+    assert "rotary" in found["head_dim: zero"]["not_measured"]
+
+
+def test_store_measures_ours_and_dcp(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """And leaves nothing behind."""
+    found = rows(capsys, "store", *TINY, "--rounds", "1", "--folder", str(tmp_path), "--skip", "deepspeed")
+    named = {(row["operation"], row["cache"]): row for row in found}
+    for operation in ("save, 2 ranks: ours", "load, 3 ranks: ours", "save, 2 ranks: DCP", "load, 3 ranks: DCP"):
+        assert any(name == operation for name, _ in named)
+    assert {"warm", "cold"} <= {cache for _, cache in named}
+    assert all(row["seconds"] > 0 for row in found)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["step", "--rounds", "0"],
+        ["step", "--heads", "3", "--kv-heads", "2"],
+        ["grow", "--only", "nothing"],
+        ["store", "--folder", "/does/not/exist"],
+    ],
+)
+def test_what_cannot_be_measured_is_an_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
