@@ -91,7 +91,11 @@ def _head(data: dict[str, Any]) -> str:
         ["run", f"{progress.get('tokens', 0):,} tokens, {progress.get('flops', 0):.4g} FLOPs, {seconds} of training"],
     ]
     if cursor:
-        where = f"epoch {cursor['epoch'] + 1}, document {cursor['document']:,} of it" if "epoch" in cursor else cursor
+        where = (
+            f"epoch {cursor['epoch'] + 1}, document {cursor['document']:,} of it"
+            if {"epoch", "document"} <= cursor.keys()
+            else cursor
+        )
         rows.append(["data", str(where)])
     if data["parallel"]:
         written = {key: value for key, value in data["parallel"].items() if value not in (None, False)}

@@ -1,9 +1,18 @@
 """Hugging Face folders: models out of the store, and models of others into it. One module for each family."""
 
+from pretrain.errors import UserError
 from pretrain.hf import llama2
 from pretrain.hf.family import HfFamily
 
 FAMILIES: dict[str, HfFamily] = {"llama2": llama2.LLAMA}
 """By the name of the family in growth; `model_type` in a config.json is the family's own."""
 
-__all__ = ["FAMILIES", "HfFamily"]
+
+def hf_family(name: str) -> HfFamily:
+    """The family of a checkpoint's architecture; raises UserError for one that has no Hugging Face form here."""
+    if name not in FAMILIES:
+        raise UserError(f"there is no export of the family {name!r} yet: only of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]
+
+
+__all__ = ["FAMILIES", "HfFamily", "hf_family"]

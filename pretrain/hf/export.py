@@ -14,7 +14,7 @@ from growth import Architecture, Box
 from pretrain.checkpoint import Reader
 from pretrain.checkpoint.atomic import fsync_folder, write_file
 from pretrain.errors import UserError
-from pretrain.hf import FAMILIES, HfFamily
+from pretrain.hf import HfFamily, hf_family
 from pretrain.hf.card import card
 from pretrain.hf.family import MODULES
 from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
@@ -55,7 +55,7 @@ def export(
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
         arch = Architecture.from_json(manifest.architecture)
-        family = FAMILIES[arch.family]
+        family = hf_family(arch.family)
         words = vocabulary(checkpoint, manifest, tokenizer)
         origin = imported(manifest)
         order = origin.get("shard_order", MODULES)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from growth import Architecture, reference
 from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
+from pretrain.hf import hf_family
 from tests.unit.tools.runs import Run, rewrite
 from tools.export_hf import bytes_of, main
 
@@ -94,6 +95,8 @@ def test_what_cannot_be_exported(run: Run, tmp_path: Path, capsys: pytest.Captur
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="no export of the family 'gpt5' yet: only of llama2"):
+        hf_family("gpt5")
 
 
 def test_sizes() -> None:

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from growth import Box, Generations
+from growth import Box, Generations, Plan
 from pretrain.checkpoint import KINDS, Manifest, Reader, find
 from pretrain.planning import grown, plan_of
 from pretrain.state import State
@@ -54,6 +55,29 @@ def test_the_same_as_growth_on_load(run: Run, capsys: pytest.CaptureFixture[str]
     assert main([str(run.folder), "--config", run.config, "--stage", "large"]) == 0
     assert "is there already" in capsys.readouterr().out
     assert Manifest.load(root / "step-00000000").hash == hash_before
+
+
+def test_stopped_and_run_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on after the files that were finished, and gives what one go gives."""
+    evaluate = Plan.evaluate
+
+    def stops(plan: Plan, name: str, box: Box, read: Any, kind: str = "weight", **more: Any) -> torch.Tensor:
+        if kind == "exp_avg_sq" and name == "model.norm.weight":
+            raise KeyboardInterrupt
+        return evaluate(plan, name, box, read, kind, **more)
+
+    command = ["--config", run.config, "--stage", "large", "--no-certificate"]
+    target, whole = tmp_path / "stopped", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "evaluate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            main([str(run.parent), str(target), *command])
+    assert not target.exists()
+    finished = (tmp_path / ".stopped.partial" / "exp_avg-00000.safetensors").stat().st_ino
+    assert main([str(run.parent), str(target), *command]) == 0
+    assert (target / "exp_avg-00000.safetensors").stat().st_ino == finished
+    assert main([str(run.parent), str(whole), *command]) == 0
+    assert Manifest.load(target).files == Manifest.load(whole).files
 
 
 def test_without_certificate(run: Run, tmp_path: Path) -> None:
