@@ -45,6 +45,7 @@ def test_corruption() -> None:
     chosen = np.tile([True, False], (n, 1))
     seen = corrupt(tokens, chosen, keyed(2, np.arange(n)), Masking(), mask=4, replaceable=(5, 15))
     assert (seen[:, 1] == 50).all()
+    assert set(seen[:, 0].tolist()) == {4, 50, *range(5, 15)}
     for value, share in ((4, 0.8), (50, 0.1), *((piece, 0.01) for piece in range(5, 15))):
         assert abs((seen[:, 0] == value).mean() - share) < 4 * np.sqrt(share * (1 - share) / n)
 
