@@ -22,6 +22,8 @@ def check(curriculum: Curriculum, stage: Stage, world: int) -> None:
     Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a vocabulary that cannot be cut
     and a resume that would change the run; GrowthError for a growth that is impossible.
     """
+    if is_done(curriculum.folder / stage.name):
+        return
     layout_of(stage, world)
     tokenizer = open_feed(stage).tokenizer
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
@@ -116,5 +118,5 @@ def patched(reader: Reader, plan: Plan, stage: Stage) -> State:
     generations = plan.generations(old.generations)
     births = old.births
     if generations.count > old.generations.count:
-        births = (*births, Birth(old.progress.tokens, stage.name, 0))
+        births = (*births, Birth(old.progress.tokens, stage.name, 0, births[0].adam_step))
     return replace(old, arch=plan.new, generations=generations, births=births)
