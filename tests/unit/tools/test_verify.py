@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from growth import Architecture, Box, Plan
+from pretrain import audit
 from pretrain.checkpoint import KINDS, Reader
 from tests.unit.tools.runs import Run, rewrite
 from tools.grow import main as grow
@@ -67,6 +68,17 @@ def test_without_a_corpus(run: Run, grown: Callable[[str], Path], capsys: pytest
         moved.rename(run.corpus.path)
     assert code == 0
     assert "drawn at random" in checks["function"]["told"]
+
+
+def test_too_large_for_gradients(
+    run: Run, grown: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The function is still measured, a layer at a time; what needs all gradients is skipped and said to be."""
+    monkeypatch.setattr(audit, "COPIES", 1 << 50)
+    code, checks = verify(grown("large"), run.parent, capsys)
+    assert code == 0
+    assert checks["function"]["passed"]
+    assert [name for name, check in checks.items() if check["passed"] is None] == ["moments", "dead"]
 
 
 def gain_without_eps(arch: Architecture, tensors: Tensors) -> tuple[Tensors, dict[str, float]]:
