@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed as dist
+import torch
 import yaml
 
-from growth import Architecture
-from pretrain import config
+from growth import Box, Plan
+from pretrain import config, planning
 from pretrain.checkpoint import find, is_done
 from pretrain.data.encoders import SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
-from pretrain.train import train
+from pretrain.feed import open_feed
 from tests.distributed.harness import run
 from tests.distributed.test_stage import SYLLABLES, losses, stage, state
 
@@ -71,38 +71,101 @@ def sentences(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def order_of_layers(folder: Path) -> str:
-    """The layers of a stage's newest checkpoint by age, from the plans of its events."""
-    manifest = find(folder / "checkpoints").manifest
-    assert manifest is not None
+def order(plans: list[Plan]) -> str:
+    """The layers by age, a the first: what was born where."""
     layers = ["a"]
-    for number, event in enumerate(manifest.events):
-        ((operator,),) = [step["operators"] for step in event["plan"]["steps"]]
-        assert operator == "layers: insert"
-        born = event["plan"]["steps"][0]["layers"]["born"]
-        index = born.index(True) if isinstance(born, list) else next(i for i, b in enumerate(born) if b)
-        layers.insert(index, chr(ord("b") + number))
+    for number, plan in enumerate(plans):
+        name = "bert.encoder.layer.{}.ln.weight"
+        born = [bool(plan.new_mask(name.format(i), Box.whole((32,))).all()) for i in range(plan.new.layers)]
+        assert sum(born) == 1
+        layers.insert(born.index(True), chr(ord("b") + number))
     return "".join(layers)
 
 
+def stage_that_crashes(path: str, layers: int) -> str:
+    """A run that ends in the middle of the patch to so many layers: grown in memory, nothing of it on disk."""
+    import pretrain.train
+
+    finish = pretrain.train.finish_event
+
+    def crash(folder: Path, state: Any, *rest: Any) -> Any:
+        if state.arch.layers == layers:
+            raise RuntimeError("as if it were killed")
+        return finish(folder, state, *rest)
+
+    pretrain.train.finish_event = crash
+    try:
+        return stage(path, "grown", [])
+    except RuntimeError:
+        return "crashed"
+
+
 @pytest.mark.parametrize("source", ["clone", "random"])
-def test_nine_patches_in_one_process_group(source: str, sentences: Path, tmp_path: Path) -> None:
-    """1 to 10 layers under PP2 without a restart, in the order that was drawn; a stop before or after a patch and a
-    resume end with the same weights, bit for bit."""
-    alone = patches(sentences, tmp_path / "alone", source, list(range(1, 10)), 10, parallel={"pp": 2})
+def test_the_order_of_nine_patches(source: str, tmp_path: Path) -> None:
+    """Both sources put layers where the list says; a clone is the layer before it, bit for bit."""
+    loaded = config.load(patches(tmp_path, tmp_path, source, list(range(1, 10)), 10))
+    (one,) = loaded.stages
+    arch, plans = one.model.architecture(), []
+    for number in range(9):
+        plan = planning.patch_plan(loaded, one, number, arch)
+        plans.append(plan)
+        arch, index, tag = plan.new, INDICES[number], torch.arange(plan.new.layers - 1.0)
+
+        def read(kind: str, name: str, box: Box, tag: torch.Tensor = tag) -> torch.Tensor:
+            return torch.full(box.shape, float(tag[int(name.split(".")[3])]))
+
+        made = plan.evaluate(f"bert.encoder.layer.{index}.ln.weight", Box.whole((32,)), read)
+        assert torch.equal(made, torch.full((32,), float(index - 1)) if source == "clone" else torch.ones(32))
+    assert order(plans) == ORDER
+
+
+def test_nine_patches_in_one_process_group(sentences: Path, tmp_path: Path) -> None:
+    """1 to 10 layers under PP2 without a restart; a crash at a patch and a resume end with the same bits."""
+    at = list(range(1, 10))
+    alone = patches(sentences, tmp_path / "alone", "clone", at, 10, parallel={"pp": 2})
     assert run(2, stage, str(alone), "grown", []) == ["", ""]
     folder = tmp_path / "alone/run/grown"
     assert is_done(folder)
     found = find(folder / "checkpoints").manifest
     assert found is not None
-    assert Architecture.from_json(found.architecture).layers == 10
-    assert len(list((folder / "events").glob("*.json"))) == 9
-    tensors = state(folder / "checkpoints")
-    assert not any(np.isnan(v).any() for v in tensors.values())
-    cut = patches(sentences, tmp_path / "cut", source, list(range(1, 10)), 10, parallel={"pp": 2})
-    for step in (3, 4):
-        assert run(2, stage, str(cut), "grown", [], step) == ["", ""]
+    plans = [Plan.from_json(event["plan"]) for event in found.events]
+    assert order(plans) == ORDER
+    assert sorted(p.name for p in (folder / "events").iterdir()) == [f"step-{i:08d}.json" for i in at]
+    cut = patches(sentences, tmp_path / "cut", "clone", at, 10, parallel={"pp": 2})
+    assert run(2, stage_that_crashes, str(cut), 5) == ["crashed", "crashed"]
     assert run(2, stage, str(cut), "grown", []) == ["", ""]
+    expected = state(folder / "checkpoints")
     for key, value in state(tmp_path / "cut/run/grown/checkpoints").items():
-        assert np.array_equal(value, tensors[key]), key
+        assert np.array_equal(value, expected[key]), key
     assert losses(folder) == losses(tmp_path / "cut/run/grown")
+
+
+def test_random_patches_learn(sentences: Path, tmp_path: Path) -> None:
+    """Fresh layers under DP2, and nothing in them is dead."""
+    path = patches(sentences, tmp_path, "random", [1, 2], 4, parallel={"dp": 2})
+    assert run(2, stage, str(path), "grown", []) == ["", ""]
+    for event in (tmp_path / "run/grown/events").iterdir():
+        certificate = json.loads(event.read_text())["certificate"]
+        assert not certificate["claims"]
+        assert certificate["dead_share"] == 0
+
+
+def test_progressive_stacking(text: Path, tmp_path: Path) -> None:
+    """GPT-2 in two stages from `stacking:`: layer i + L starts as layer i, and each has its own epochs and schedule."""
+    prepare(Source((text,)), tmp_path / "prepared", SentencePieceEncoder(vocab_size=300))
+    path = curriculum(tmp_path / "prepared", tmp_path, "gpt2", stacking={"layers": [1, 2], "epochs": [0.1, 0.2]})
+    loaded = config.load(path)
+    budgets = [open_feed(one).resolved().train for one in loaded.stages]
+    assert budgets[1].tokens == pytest.approx(2 * budgets[0].tokens, rel=0.1)
+    for name in ("layers-1", "layers-2"):
+        assert run(2, stage, str(path), name, ["--parallel.tp", "2"]) == ["", ""]
+        assert len(losses(tmp_path / "run" / name)) * 8 * 32 == budgets[name == "layers-2"].tokens
+    found = find(tmp_path / "run/layers-2/checkpoints").manifest
+    assert found is not None
+    plan, before = Plan.from_json(found.events[0]["plan"]), state(tmp_path / "run/layers-1/checkpoints")
+    for part in ("attn.c_proj.weight", "mlp.c_fc.bias"):
+        for layer in range(2):
+            name = f"transformer.h.{layer}.{part}"
+            old = torch.from_numpy(before["weight", f"transformer.h.0.{part}"])
+            made = plan.evaluate(name, Box.whole(old.shape), lambda kind, _, box, old=old: old[box.slices()])
+            assert torch.equal(made, old)
