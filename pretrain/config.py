@@ -161,10 +161,13 @@ class Train(_Section):
     """Samples in one forward pass of one data-parallel rank."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the end of the cosine or the line."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up, over this stage and those after it up to one whose grow.schedule is
+    restart. wsd: constant, then a line over the last `decay` of it (Hu et al. 2024)."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the schedule over which wsd decays."""
     warmup_tokens: Count = 0
-    """Tokens of this stage over which the learning rate rises linearly to its peak."""
+    """Tokens over which the learning rate of what this stage begins with, or adds to its parent, rises linearly."""
     warmup: Fraction = 0.0
     """Instead of `warmup_tokens`: as a share of the stage's tokens."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -208,10 +211,23 @@ class Grow(_Section):
     """rotary where the family has rotary embeddings, else zero; both keep the function."""
     positions: Operator = "random"
     """random: new positions as in a fresh model; keeps the function of samples that are no longer than before."""
+    schedule: Literal["continue", "rewind", "rewarm", "restart"] = "continue"
+    """What the event does to the learning rate, for good. continue: old parts go on at the rate they have, what is new
+    joins them. rewind: likewise, after the schedule is set back by `rewind`. rewarm: old parts go on, what is new has
+    the schedule from its beginning. restart: everything has."""
+    rewind: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the way along the schedule that a rewind undoes."""
+    new_lr: Annotated[float, Field(ge=0)] = 1.0
+    """Multiple of the learning rate that what is new has, now and in later stages."""
+    new_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of what is new, now and in later stages; absent: train.weight_decay."""
+    old_lr: Annotated[float, Field(ge=0)] = 1.0
+    """Multiple of the learning rate that everything older than this stage has during it; 0 freezes it."""
 
     def policy(self) -> dict[str, Any]:
         """What growth.between takes."""
-        return {axis: operator for axis, operator in dataclasses.asdict(self).items() if operator != "default"}
+        axes = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions")
+        return {axis: getattr(self, axis) for axis in axes if getattr(self, axis) != "default"}
 
 
 @dataclass(frozen=True)

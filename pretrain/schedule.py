@@ -1,34 +1,147 @@
-"""The learning rate of a stage, as a function of the tokens it has trained on."""
+"""The learning rate of each generation, as a function of the tokens that the run has trained on.
 
-from dataclasses import dataclass
+A curve says what the rate is at each position between its beginning, 0, and its end, 1. A pace says where a generation
+is on it. Generations born together have one pace; a growth event moves the paces, never the curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import cos, pi
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pretrain.config import Curriculum, Stage
+    from pretrain.state import Birth
+
+Shape = Literal["cosine", "linear", "wsd", "constant"]
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up, then down to `min_lr` by a half cosine (Loshchilov & Hutter 2017) or a line, or a constant.
-
-    All lengths are in tokens, so a change of the batch size leaves the curve as it is.
-    """
+class Curve:
+    """From `lr` down to `min_lr`: by a half cosine (Loshchilov & Hutter 2017), by a line, by a line over the last
+    `decay` of it after a constant (wsd: warm-up, stable, decay; Hu et al. 2024, MiniCPM), or not at all."""
 
     lr: float
-    """Peak learning rate."""
-    tokens: int
-    """Tokens of the stage; the fall ends there, and the rate stays at `min_lr` beyond."""
-    warmup_tokens: int = 0
     min_lr: float = 0.0
-    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    shape: Shape = "cosine"
+    decay: float = 0.1
+
+    def at(self, position: float) -> float:
+        """The learning rate at a position in [0, 1]."""
+        if self.shape == "constant":
+            return self.lr
+        left = {
+            "cosine": (1 + cos(pi * position)) / 2,
+            "linear": 1 - position,
+            "wsd": min(1.0, (1 - position) / self.decay) if self.decay else 1.0,
+        }[self.shape]
+        return self.min_lr + (self.lr - self.min_lr) * left
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a generation moves along the curve; `since`, `until` and `warmup_from` are tokens of the run.
+
+    At `since` it is at `position`; from there it moves evenly, to the end of the curve at `until`. All the while it
+    warms up, linearly, over the `warmup_tokens` after `warmup_from`. `factor` multiplies its rate; `weight_decay`, its
+    own, is None where it has that of the stage.
+    """
+
+    since: int
+    position: float
+    until: int
+    warmup_from: int = 0
+    warmup_tokens: int = 0
+    factor: float = 1.0
+    weight_decay: float | None = None
 
     def at(self, tokens: int) -> float:
-        """The learning rate of a step after which `tokens` of this stage have been trained on.
+        """The position after these tokens."""
+        if tokens <= self.since or self.until <= self.since:
+            return self.position
+        return self.position + (1 - self.position) * min(1.0, (tokens - self.since) / (self.until - self.since))
+
+    def rate(self, curve: Curve, tokens: int) -> float:
+        """The learning rate of a step after which `tokens` have been trained on.
 
         Counted at the end of the step, so that the first step of a warm-up learns something.
         """
-        if tokens < self.warmup_tokens:
-            return self.lr * tokens / self.warmup_tokens
-        if self.shape == "constant" or self.tokens <= self.warmup_tokens:
-            return self.lr
-        progress = min(1.0, (tokens - self.warmup_tokens) / (self.tokens - self.warmup_tokens))
-        left = (1 + cos(pi * progress)) / 2 if self.shape == "cosine" else 1 - progress
-        return self.min_lr + (self.lr - self.min_lr) * left
+        into = tokens - self.warmup_from
+        warm = into / self.warmup_tokens if into < self.warmup_tokens else 1.0
+        return self.factor * warm * curve.at(self.at(tokens))
+
+    def advanced(self, tokens: int) -> Pace:
+        """The same way, described from here on."""
+        return self if tokens <= self.since else replace(self, since=tokens, position=self.at(tokens))
+
+    def restarted(self, tokens: int, warmup_tokens: int) -> Pace:
+        """At the beginning of the curve, which it leaves when it is warm."""
+        return replace(
+            self, since=tokens + warmup_tokens, position=0.0, warmup_from=tokens, warmup_tokens=warmup_tokens
+        )
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Pace:
+        return Pace(**data)
+
+
+def curve_of(stage: Stage) -> Curve:
+    """The curve of a stage."""
+    t = stage.train
+    return Curve(t.lr, t.min_lr, t.schedule, t.decay)
+
+
+def sharing(curriculum: Curriculum, stage: Stage) -> list[Stage]:
+    """The stages after this one that go on along its curve: until one that restarts or starts from nothing."""
+    later = curriculum.stages[[s.name for s in curriculum.stages].index(stage.name) + 1 :]
+    found = []
+    for other in later:
+        if other.from_scratch or other.grow.schedule == "restart":
+            break
+        found.append(other)
+    return found
+
+
+def paced(births: Sequence[Birth], stage: Stage, begins: bool, tokens: int, until: int) -> tuple[Birth, ...]:
+    """The births with a pace for each: at the beginning of a stage, after a growth event inside it, on a resume.
+
+    begins: the stage has not trained yet, and its `grow.schedule` says how its growth event moves the paces.
+    tokens: of the run, now; until: of the run, where the curve ends. A birth without a pace is new, and warms up over
+    the stage's warm-up.
+    """
+    grow, warmup = stage.grow, stage.train.warmup_tokens
+    old = [b.pace for b in births if b.pace]
+    if begins:
+        old = [p.advanced(tokens) for p in old]
+        if grow.schedule == "rewind":
+            old = [replace(p, position=p.position * (1 - grow.rewind)) for p in old]
+        elif grow.schedule == "restart":
+            old = [p.restarted(tokens, warmup) for p in old]
+    old = [replace(p, until=until) for p in old]
+    new = Pace(tokens, 0.0, until).restarted(tokens, warmup)
+    if old:
+        joined = old[0] if grow.schedule != "rewarm" else new
+        new = replace(
+            joined,
+            warmup_from=tokens,
+            warmup_tokens=warmup,
+            factor=grow.new_lr,
+            weight_decay=grow.new_weight_decay,
+        )
+    remaining = iter(old)
+    return tuple(replace(b, pace=next(remaining) if b.pace else new) for b in births)
+
+
+def rates(births: Sequence[Birth], stage: Stage, tokens: int) -> list[float]:
+    """The learning rate of each generation in a step after which the run has trained on `tokens`."""
+    curve = curve_of(stage)
+    factors = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
+    return [f * b.pace.rate(curve, tokens) for f, b in zip(factors, births, strict=True) if b.pace]
+
+
+def weight_decays(births: Sequence[Birth], stage: Stage) -> list[float]:
+    """The weight decay of each generation."""
+    own = [b.pace.weight_decay if b.pace else None for b in births]
+    return [stage.train.weight_decay if value is None else value for value in own]

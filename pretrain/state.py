@@ -11,6 +11,7 @@ from torch import Tensor
 
 from growth import Architecture, Box, Generations, Plan
 from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
+from pretrain.schedule import Pace
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine  # brings Megatron-core, which the command-line tools do without
@@ -48,11 +49,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Birth:
-    """When a generation was born (tokens of the run, stage) and how many updates it had when it was stored."""
+    """When a generation was born (tokens of the run, stage, steps of the run), how many updates it had when it was
+    stored, and where it is on the learning rate's curve (None before the loop of its stage has begun)."""
 
     birth_tokens: int
     stage: str
     adam_step: int
+    birth_step: int = 0
+    pace: Pace | None = None
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Birth:
+        return Birth(**{**data, "pace": Pace.from_json(data["pace"]) if data.get("pace") else None})
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class State:
         return State(
             Architecture.from_json(m.architecture),
             Generations.from_json(m.generations),
-            tuple(Birth(**b) for b in m.generations["each"]),
+            tuple(Birth.from_json(b) for b in m.generations["each"]),
             Progress(**m.progress),
             m.cursor,
             tuple(m.events),

@@ -17,7 +17,7 @@ from pretrain.distributed import agreed, layout_of, world_size
 from pretrain.feed import open_feed
 from pretrain.flops import training_flops
 from pretrain.metrics import Metrics
-from pretrain.schedule import Schedule
+from pretrain.schedule import paced, rates, sharing, weight_decays
 from pretrain.start import finish_event, patch, start
 from pretrain.state import State, boxes
 from pretrain.validate import Validation
@@ -46,8 +46,17 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     engine, state = start(curriculum, stage, layout, feed)
     validation = Validation(engine, feed)
     feed.seek(state.cursor)
-    schedule = Schedule(t.lr, t.tokens, t.warmup_tokens, t.min_lr, t.schedule)
     batch_tokens = t.global_batch * t.seq_len
+    stage_from = state.progress.tokens - state.progress.stage_tokens
+    curve_ends = stage_from + t.tokens + sum(_tokens(other) for other in sharing(curriculum, stage))
+
+    def set_pace() -> State:
+        begins = not state.progress.step
+        births = paced(state.births, resolved, begins, state.progress.tokens, curve_ends)
+        engine.adam.weight_decays = weight_decays(births, resolved)
+        return replace(state, births=births)
+
+    state = set_pace()
 
     keep = stage.checkpoint
     checkpointer = Checkpointer(folder / "checkpoints", None, keep.keep, keep.keep_every, asynchronous=True)
@@ -74,6 +83,7 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 before = record.get("validation_bits_per_byte")
                 engine.free()
                 engine, state = patch(curriculum, stage, layout, feed, state, before)
+                state = set_pace()
                 validation = Validation(engine, feed)
                 feed.seek(state.cursor)
                 record = validation()
@@ -81,14 +91,16 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 metrics.log(state.progress, **record)
             clock = time.monotonic()
             batch = feed.take(state.progress.stage_tokens / t.tokens, engine.dp_rank, layout.dp)
-            lr = schedule.at(state.progress.stage_tokens + batch_tokens)
-            result = engine.train_step(batch.samples, lr)
+            lrs = rates(state.births, resolved, state.progress.tokens + batch_tokens)
+            result = engine.train_step(batch.samples, lrs)
             flops = training_flops(state.arch, t.seq_len) * batch_tokens
             state = replace(
                 state,
                 progress=state.progress.after(tokens=batch_tokens, flops=flops, seconds=time.monotonic() - clock),
             )
-            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr}
+            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lrs[-1]}
+            if len(lrs) > 1:
+                values |= {f"lr_generation_{number}": lr for number, lr in enumerate(lrs)}
             if batch.bytes is not None:
                 values["bits_per_byte"] = result.loss * batch_tokens / math.log(2) / batch.bytes
             if len(result.terms) > 1:
@@ -115,6 +127,10 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
         mark_done(folder, {**vars(state.progress), **record})
     dist.barrier()
     return True
+
+
+def _tokens(stage: Stage) -> int:
+    return stage.train.tokens or open_feed(stage).resolved().train.tokens
 
 
 def _patch_is_due(stage: Stage, state: State) -> bool:

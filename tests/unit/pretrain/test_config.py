@@ -145,7 +145,7 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stacking": {"layers": [3, 6], "epochs": [1, 1]}}, ["stacking: it stands for stages"]),
         ({"stages": None, "stacking": {"layers": [3, 6], "epochs": [1]}}, ["stacking: give two lists of one length"]),
         ({"stages": None, "stacking": {"layers": [6, 3], "epochs": [1, 1]}}, ["stacking.layers: [6, 3] must be whole"]),
-        ({"train.schedule": "line"}, ["train.schedule: should be 'cosine', 'linear' or 'constant', not 'line'"]),
+        ({"train.schedule": "line"}, ["train.schedule: should be 'cosine', 'linear', 'wsd' or 'constant', not 'line'"]),
         ({"train.recompute": "full", "train.recompute_layers": 3}, ["train.recompute_layers: 3 does not divide", "(4)"]),
         ({"train.tokens": 100}, ["train.tokens: 100 is less than one step", "512"]),
         ({"train.warmup_tokens": 20_000}, ["train.warmup_tokens: 20000 is more than train.tokens 10000"]),
@@ -230,7 +230,8 @@ def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytes
 
 
 def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
-    keys = {field.name for field in dataclasses.fields(config.Grow)}
+    rates = {"schedule", "rewind", "new_lr", "new_weight_decay", "old_lr"}  # of what happens after the event
+    keys = {field.name for field in dataclasses.fields(config.Grow)} - rates
     assert keys == {key for key, operators in OPERATORS.items() if operators}
     assert all(name in OPERATORS[key] for key, name in config.Grow().policy().items())
 
