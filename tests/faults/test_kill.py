@@ -49,7 +49,8 @@ def seeds(count: int, capsys: pytest.CaptureFixture[str], request: pytest.Fixtur
     return range(first, first + count)
 
 
-COUNTS = [20, pytest.param(200, marks=pytest.mark.long)]
+LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
+COUNTS = [20, pytest.param(200, marks=LONG)]
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -146,7 +147,7 @@ def save_as(rank: int, root: Path, store: Path) -> Callable[[Say], None]:
     return work
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [6, pytest.param(60, marks=LONG)])
 def test_one_of_two_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, count: int
 ) -> None:

@@ -127,6 +127,7 @@ def _touched(offset: int, shape: tuple[int, ...], box: Box) -> set[int]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("place", [0, 13, 31])
 def test_a_rank_of_7b_grows_out_of_3b_in_its_shard_and_256_mib(tmp_path: Path, place: int) -> None:
     shapes = {name: tensor.shape for name, tensor in OLD.tensors().items()}
