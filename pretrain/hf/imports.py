@@ -47,23 +47,23 @@ def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
     target = step_folder(stage / "checkpoints", 0)
     if others := [path for path in steps(stage / "checkpoints") if path != target]:
         raise UserError(f"{stage} is a stage that has begun already ({others[0].name}): name another one")
-    with HfWeights(source, family, arch) as weights:
-        vocabulary, rows = _vocabulary(source, arch.sizes["vocab"])
-        event = {
-            "stage": stage.name,
-            "imported": {
-                "name": source.resolve().name,
-                "config": config,
-                "dtypes": sorted(weights.dtypes),
-                "files": weights.identity(),
-                "shard_order": weights.shard_order,
-                "vocabulary": vocabulary,
-            },
-        }
-        manifest = _same(target, event)
-        existed = manifest is not None
-        if manifest is None:
-            manifest = _write(target, stage.name, arch, weights, rows, event, progress)
+    weights = HfWeights(source, family, arch)
+    vocabulary, rows = _vocabulary(source, arch.sizes["vocab"])
+    event = {
+        "stage": stage.name,
+        "imported": {
+            "name": source.resolve().name,
+            "config": config,
+            "dtypes": sorted(weights.dtypes),
+            "files": weights.identity(),
+            "shard_order": weights.shard_order,
+            "vocabulary": vocabulary,
+        },
+    }
+    manifest = _same(target, event)
+    existed = manifest is not None
+    if manifest is None:
+        manifest = _write(target, stage.name, arch, weights, rows, event, progress)
     _finish(source, stage, manifest, event)
     return Imported(target, existed, arch.parameters(), manifest.size, vocabulary)
 

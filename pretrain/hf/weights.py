@@ -16,7 +16,7 @@ IGNORED = "rotary_emb.inv_freq"  # old folders have it; it follows from the conf
 
 
 class HfWeights:
-    """The weights of a folder, checked against an architecture. Close it, or use it as a context manager.
+    """The weights of a folder, checked against an architecture.
 
     Raises UserError when there are none, when they are pickles, or when a tensor is missing, unknown, of another shape
     or of a dtype that is no float.
@@ -25,7 +25,6 @@ class HfWeights:
     def __init__(self, folder: Path, family: HfFamily, arch: Architecture) -> None:
         self.folder = folder
         self.files = _files(folder)
-        self._open: tuple[str, Any] | None = None
         wanted = arch.tensors()
         found = {name for name in self.files if not name.endswith(IGNORED)}
         if missing := sorted(set(wanted) - found):
@@ -34,47 +33,28 @@ class HfWeights:
             raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {unknown[0]}")
         self.dtypes = set()
         for name, tensor in wanted.items():
-            piece = self._slice(name)
-            if tuple(piece.get_shape()) != tensor.shape:
-                raise UserError(
-                    f"{folder}: {name} has shape {tuple(piece.get_shape())}, and the config says {tensor.shape}"
-                )
-            self.dtypes.add(str(piece.get_dtype()))
+            with _opened(folder / self.files[name]) as file:
+                piece = file.get_slice(name)
+                shape = tuple(piece.get_shape())
+                self.dtypes.add(str(piece.get_dtype()))
+            if shape != tensor.shape:
+                raise UserError(f"{folder}: {name} has shape {shape}, and the config says {tensor.shape}")
         if strange := sorted(self.dtypes - set(CODES.values())):
             raise UserError(
                 f"{folder}: weights in {', '.join(strange)}: only {', '.join(CODES.values())} can be imported"
             )
         self.shard_order = _order([family.names(arch, order) for order in (MODULES, SORTED)], self.files)
 
-    def __enter__(self) -> "HfWeights":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file that is open."""
-        if self._open:
-            self._open[1].__exit__(None, None, None)
-            self._open = None
-
     def read(self, name: str, box: Box) -> torch.Tensor:
         """The fp32 content of a box."""
-        return self._slice(name)[box.slices()].to(torch.float32)
+        # Opened anew for every box: a file that stays mapped counts as memory, up to its size.
+        with _opened(self.folder / self.files[name]) as file:
+            return file.get_slice(name)[box.slices()].to(torch.float32)
 
     def identity(self) -> dict[str, list[int]]:
         """File -> size and time of its last change, to know the same folder again without reading it."""
         stats = {file: (self.folder / file).stat() for file in sorted(set(self.files.values()))}
         return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
-
-    def _slice(self, name: str) -> Any:
-        file = self.files[name]
-        if self._open is None or self._open[0] != file:
-            self.close()
-            handle = _opened(self.folder / file)
-            handle.__enter__()
-            self._open = (file, handle)
-        return self._open[1].get_slice(name)
 
 
 def _files(folder: Path) -> dict[str, str]:
