@@ -122,7 +122,9 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3.5 h."""
+    """Seconds as people say them: 8 ms, 45 s, 12 min, 3.5 h."""
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
     if seconds < 100:
         return f"{seconds:.3g} s"
     if seconds < 100 * 60:

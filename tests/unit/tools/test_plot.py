@@ -62,6 +62,6 @@ def test_short_numbers(number: float, text: str) -> None:
     assert short(number) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.1, "4.1 s"), (700, "11.7 min"), (36000, "10 h")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.008, "8 ms"), (4.1, "4.1 s"), (700, "11.7 min"), (9e4, "25 h")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
