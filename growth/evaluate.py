@@ -21,7 +21,8 @@ from growth.maps import Ints
 from growth.recipe import DimMap, Recipe, Source
 
 Read = Callable[[str, str, Box], torch.Tensor]
-_MAX_REGIONS = 2048  # more runs than this are gathered index by index
+_FEW_REGIONS, _LARGE_REGION = 16, 1 << 14  # regions to copy one by one; else indices are gathered
+_WORK = 1 << 22  # elements summed at a time
 _MAX_ORDERED = 8  # more linear combinations than this are one matrix product in float64
 
 
@@ -53,12 +54,12 @@ def evaluate(
         return init(r.tensor, moved, seed, init_std, layers)
 
     olds = [_with_mixes(_read(read, kind, s).to(dtype), r.dims) for s in r.sources]
-    single = len(r.sources) <= 1 and all(d.source.shape[1] == 1 for d in r.dims)
-    runs = [d.runs() for d in r.dims] if single else []
-    if single and prod(map(len, runs)) <= _MAX_REGIONS:
-        out = _by_runs(r, runs, olds, fresh, dtype)
+    if len(r.sources) > 1 or any(d.source.shape[1] > 1 for d in r.dims):
+        out = _by_terms(r, olds, fresh, dtype)
     else:
-        out = _by_index(r, olds, fresh, dtype)
+        regions = prod(len(d.runs) for d in r.dims)
+        by_runs = regions <= _FEW_REGIONS or r.box.numel >= regions * _LARGE_REGION
+        out = _by_runs(r, olds, fresh, dtype) if by_runs else _by_gather(r, olds, fresh, dtype)
     return _with_noise(r, out, seed) if kind == "weight" else out
 
 
@@ -78,50 +79,73 @@ def _with_mixes(old: torch.Tensor, dims: tuple[DimMap, ...]) -> torch.Tensor:
         if len(m.mixes) > _MAX_ORDERED:  # the order of summation is the library's: equal to 1e-12 in any box
             mixed = torch.einsum("mo,o...->m...", torch.from_numpy(m.mixes), rows)
         else:
-            mixed = torch.zeros(len(m.mixes), *rows.shape[1:], dtype=torch.float64)
-            for row, weights in enumerate(m.mixes):
-                for i in np.flatnonzero(weights).tolist():  # one by one: the same sum in any box
-                    mixed[row] += rows[i] * float(weights[i])  # two roundings: a fused one depends on strides
+            mixed = torch.stack([_weighted_sum(rows, weights) for weights in m.mixes])
         old = torch.cat((old, mixed.to(old.dtype).flatten(0, 1).movedim(0, d)), dim=d)
     return old
 
 
+def _weighted_sum(rows: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
+    """sum_i weights[i] * rows[i] as a tree of additions of halves: the same sum in any box."""
+    used = np.flatnonzero(weights)
+    w = torch.from_numpy(weights[used])[:, None]
+    flat = rows.flatten(1)
+    parts = []
+    for columns in flat.split(max(1, _WORK // max(len(used), 1)), dim=1):
+        terms = columns[torch.from_numpy(used)] * w
+        while len(terms) > 1:
+            half = len(terms) // 2
+            odd = terms[2 * half :]
+            terms = torch.cat((terms[:half] + terms[half : 2 * half], odd))
+        parts.append(terms[0])
+    return torch.cat(parts).view(rows.shape[1:])
+
+
 def _with_noise(r: Recipe, out: torch.Tensor, seed: int) -> torch.Tensor:
     """Relative noise: of copied layers, and of the readers of copied channels, where it sums to nothing."""
-    noises = []
     if r.noise:
-        noises.append(r.noise * philox.normal(seed, f"{r.tensor.name}#layer", r.tensor.shape, r.box).double())
+        z = philox.normal(seed, f"{r.tensor.name}#layer", r.tensor.shape, r.box)
+        out = out * z.to(out.dtype).mul_(r.noise).add_(1.0)
     for d, m in enumerate(r.dims):
         if m.copies is None:
             continue
         members = m.copies.index[m.copies.index >= 0]
         start, stop = list(r.box.start), list(r.box.stop)
         start[d], stop[d] = int(members.min()), int(members.max()) + 1
-        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop))).double()
-        shape = [-1 if i == d else 1 for i in range(z.dim())]
-        mean = torch.zeros(r.box.shape, dtype=torch.float64)
+        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop))).to(out.dtype)
+        noise = z.narrow(d, r.box.start[d] - start[d], r.box.shape[d]).clone()
         for column, share in zip(m.copies.index.T, m.copies.share.T, strict=True):
-            drawn = z.index_select(d, torch.from_numpy(np.maximum(column - start[d], 0)))
-            mean += drawn * torch.from_numpy(share).reshape(shape)
-        own = z.narrow(d, r.box.start[d] - start[d], r.box.shape[d])
-        single = torch.from_numpy((m.copies.index >= 0).sum(axis=1) < 2).reshape(shape)
-        noises.append(m.copies.noise * (own - mean).masked_fill(single, 0.0))
-    for noise in noises:
-        out = (out * (1.0 + noise)).to(out.dtype)
+            term = _pick(z, d, np.where(column >= 0, column - start[d], 0))
+            noise -= term * _along(share, d, out)
+        alone = (m.copies.index >= 0).sum(axis=1) < 2
+        if alone.any():
+            noise.index_fill_(d, torch.from_numpy(np.flatnonzero(alone)), 0.0)
+        out = out * noise.mul_(m.copies.noise).add_(1.0)
     return out
+
+
+def _pick(value: torch.Tensor, d: int, index: Ints) -> torch.Tensor:
+    """value.index_select(d, index); a view where the indices are consecutive."""
+    first = int(index[0])
+    if len(index) == 1 or bool((index[1:] - index[:-1] == 1).all()):
+        return value.narrow(d, first, len(index))
+    return value.index_select(d, torch.from_numpy(index))
+
+
+def _along(values: np.ndarray, d: int, like: torch.Tensor) -> torch.Tensor:
+    """A vector as a factor along dimension d."""
+    return (
+        torch.from_numpy(np.ascontiguousarray(values))
+        .to(like.dtype)
+        .view([-1 if i == d else 1 for i in range(like.dim())])
+    )
 
 
 Fresh = Callable[[Box], "torch.Tensor | float"]
 
 
-def _by_runs(
-    r: Recipe,
-    runs: list[list[tuple[int, int, int, float, bool]]],
-    olds: list[torch.Tensor],
-    fresh: Fresh,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _by_runs(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
     """Contiguous runs of sources: one copy or one scaled copy for each region."""
+    runs = [d.runs for d in r.dims]
     same = all(len(x) == 1 and x[0][3] == 1.0 for x in runs)
     if same and olds and olds[0].shape == r.box.shape and r.sources[0].factor == 1.0:
         return olds[0]
@@ -147,38 +171,66 @@ def _by_runs(
     return out
 
 
-def _by_index(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
-    """Any sources: gathered index by index and summed over layers, then over the sources of each dimension."""
+def _by_gather(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
+    """One source each, gathered index by index; then what has none."""
+    if olds:
+        out = olds[0]
+        for d, m in enumerate(r.dims):
+            out = _pick(out, d, np.maximum(m.source[:, 0] - r.sources[0].box.start[d], 0))
+        out = _scale(out, r.sources[0].factor, [m.factor[:, 0] for m in r.dims])
+        out = out.clone() if out._base is not None or out is olds[0] else out
+    else:
+        out = torch.empty(r.box.shape, dtype=dtype)
+    _fill(r, out, fresh)
+    return out
+
+
+def _scale(value: torch.Tensor, factor: float, factors: list[np.ndarray]) -> torch.Tensor:
+    """Times the factor of the layer, then those of each dimension."""
+    if factor != 1.0:
+        value = value * factor
+    for d, f in enumerate(factors):
+        if (f != 1.0).any():
+            value = value * _along(f, d, value)
+    return value
+
+
+def _fill(r: Recipe, out: torch.Tensor, fresh: Fresh) -> None:
+    """Write what has no source: fresh elements, then zeros, which win."""
+    for d, m in enumerate(r.dims):
+        index = np.flatnonzero((m.source[:, 0] < 0) & ~m.zero)
+        if not len(index):
+            continue
+        span = Box.whole(r.box.shape)
+        a, b = int(index[0]), int(index[-1]) + 1
+        span = Box((*span.start[:d], a, *span.start[d + 1 :]), (*span.stop[:d], b, *span.stop[d + 1 :]))
+        value = fresh(span)
+        if isinstance(value, torch.Tensor):
+            out.index_copy_(d, torch.from_numpy(index), _pick(value.to(out.dtype), d, index - a))
+        else:
+            out.index_fill_(d, torch.from_numpy(index), value)
+    for d, m in enumerate(r.dims):
+        if m.zero.any():
+            out.index_fill_(d, torch.from_numpy(np.flatnonzero(m.zero)), 0.0)
+
+
+def _by_terms(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
+    """Sums: over layers, then over the sources of each dimension, each term gathered and scaled."""
     out = torch.zeros(r.box.shape, dtype=dtype)
     for source, old in zip(r.sources, olds, strict=True):
         for rows, columns in _terms(r.dims):
             term = old
-            if source.factor != 1.0:
-                term = term * source.factor
             for d, (index, k) in enumerate(zip(rows, columns, strict=True)):
-                wanted = torch.from_numpy(r.dims[d].source[index, k] - source.box.start[d])
-                term = term.index_select(d, wanted)
-                factor = r.dims[d].factor[index, k]
-                if (factor != 1.0).any():
-                    shape = [-1 if i == d else 1 for i in range(term.dim())]
-                    term = term * torch.from_numpy(factor).to(term.dtype).reshape(shape)
+                term = _pick(term, d, r.dims[d].source[index, k] - source.box.start[d])
+            factors = [m.factor[index, k] for m, index, k in zip(r.dims, rows, columns, strict=True)]
+            term = _scale(term, source.factor, factors)
             first = source is r.sources[0] and not any(columns)
             if all(len(index) == n for index, n in zip(rows, r.box.shape, strict=True)):
-                out = term if first else out + term
+                out = term.clone() if first else out.add_(term)
             else:
                 where = np.ix_(*rows)
                 out[where] = term if first else out[where] + term
-    missing = np.zeros(r.box.shape, dtype=bool)
-    zero = np.zeros(r.box.shape, dtype=bool)
-    for d, m in enumerate(r.dims):
-        shape = [-1 if i == d else 1 for i in range(len(r.dims))]
-        missing |= (m.source[:, 0] < 0).reshape(shape)
-        zero |= m.zero.reshape(shape)
-    if (missing & ~zero).any():
-        value = fresh(Box.whole(r.box.shape))
-        mask = torch.from_numpy(missing & ~zero)
-        drawn = value[mask].to(out.dtype) if isinstance(value, torch.Tensor) else value
-        out[mask] = drawn
+    _fill(r, out, fresh)
     return out
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Literal
 
@@ -17,6 +18,7 @@ from growth.family import GENERAL, Dim
 from growth.maps import AxisMap, Bools, Floats, Ints, LayerMap
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
+_CACHED = 256  # maps of dimensions kept for the next block
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class DimMap:
     mixes: Floats | None  # [M, old size of the first axis]
     copies: Copies | None
 
-    @property
+    @cached_property
     def span(self) -> tuple[int, int] | None:
         """The smallest range of old indices that holds every source, or None without one."""
         used = self.source[self.source >= 0]
@@ -67,6 +69,7 @@ class DimMap:
             return 0, self.whole
         return (int(used.min()), int(used.max()) + 1) if used.size else None
 
+    @cached_property
     def runs(self) -> list[tuple[int, int, int, float, bool]]:
         """(start, stop, source or -1, factor, zero) of the maximal runs; only for K = 1."""
         src, factor = self.source[:, 0], self.factor[:, 0]
@@ -109,7 +112,7 @@ def check_box(tensor: LogicalTensor, box: Box, kind: str) -> None:
         raise GrowthError(f"{tensor.name}: {box} does not lie in the shape {tensor.shape}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Maps:
     """The maps of one step, from `old` to `new`."""
 
@@ -188,8 +191,13 @@ class Maps:
         ahead = self._ahead_rows(tensor)
         return ahead is not None and bool(ahead[1][box.start[ahead[0]]])
 
-    def dim(self, dim: Dim, start: int, stop: int, kind: str) -> DimMap:
-        """The map of the new indices start..stop of a dimension, for weights or for a moment."""
+    @cached_property
+    def dim(self) -> Callable[[Dim, int, int, str], DimMap]:
+        """The map of the new indices start..stop of a dimension, for weights or for a moment: dim(dim, start, stop,
+        kind). The blocks of a model ask for the same ones again and again."""
+        return lru_cache(maxsize=_CACHED)(self._dim)
+
+    def _dim(self, dim: Dim, start: int, stop: int, kind: str) -> DimMap:
         parts = [self.axes.get(axis) or AxisMap.identity(axis, self.old.sizes[axis]) for axis in dim.axes]
         index = np.arange(start, stop)
         source: Ints = np.zeros((len(index), 1), dtype=np.int64)
@@ -222,24 +230,26 @@ class Maps:
         keep = (source >= 0).any(axis=0) | (np.arange(source.shape[1]) == 0)
         copies = None
         if kind == "weight" and dim.role == "read" and any(part.noise for part in parts):
-            copies = self._copies(dim, max(part.noise for part in parts), start, stop)
+            found = self._copies(dim)
+            noise = max(part.noise for part in parts)
+            copies = Copies(found.index[start:stop], found.share[start:stop], noise)
         return DimMap(source[:, keep], factor[:, keep], zero, prod(part.old for part in parts), mixes, copies)
 
-    def _copies(self, dim: Dim, noise: float, start: int, stop: int) -> Copies:
-        """The copies of the source of each index, over the whole dimension."""
-        quiet = {axis: m for axis, m in self.axes.items() if axis in dim.axes}
-        whole = Maps(self.old, self.new, None, {a: m.without_noise() for a, m in quiet.items()}, self.moments)
-        m = whole.dim(dim, 0, dim.size(self.new.sizes), "weight")
+    @cached_property
+    def _copies(self) -> Callable[[Dim], Copies]:
+        """The copies of the source of each index, over a whole dimension."""
+        return lru_cache(maxsize=_CACHED)(self._find_copies)
+
+    def _find_copies(self, dim: Dim) -> Copies:
+        quiet = {axis: m.without_noise() for axis, m in self.axes.items() if axis in dim.axes}
+        m = Maps(self.old, self.new, None, quiet, self.moments).dim(dim, 0, dim.size(self.new.sizes), "weight")
         groups: dict[int, list[int]] = {}
         for i, s in enumerate(m.source[:, 0].tolist()):
             groups.setdefault(s if s >= 0 else -1 - i, []).append(i)
-        most = max(map(len, groups.values()))
-        index = np.full((stop - start, most), -1)
+        index = np.full((len(m.source), max(map(len, groups.values()))), -1)
         share = np.zeros(index.shape)
         for members in groups.values():
             read = m.factor[members, 0]
-            for i in members:
-                if start <= i < stop:
-                    index[i - start, : len(members)] = members
-                    share[i - start, : len(members)] = read / read.sum()
-        return Copies(index, share, noise)
+            index[members, : len(members)] = members
+            share[members, : len(members)] = read / read.sum()
+        return Copies(index, share, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from growth.architecture import Architecture
@@ -44,7 +45,7 @@ class Step:
         if unknown := sorted(set(self.axes) - set(self.new.sizes)):
             raise GrowthError(f"{self.new.family} has no axis {', '.join(unknown)}")
 
-    @property
+    @cached_property
     def maps(self) -> Maps:
         """What evaluates boxes of this step."""
         return Maps(self.old, self.new, self.layers, self.axes, self.moments)
