@@ -80,7 +80,12 @@ def expand_stacking(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not all(isinstance(n, int) and n > 0 for n in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
         raise UserError(f"{where}: stacking.layers: {layers!r} must be whole numbers that grow from stage to stage")
     raw["stages"] = [
-        {"name": f"layers-{n}", "model": {"layers": n}, "train": {"epochs": e}, "grow": {"layers": "stack"}}
+        {
+            "name": f"layers-{n}",
+            "model": {"layers": n},
+            "train": {"epochs": e},
+            "grow": {"layers": "stack", "schedule": "restart"},
+        }
         for n, e in zip(layers, epochs, strict=True)
     ]
     return raw

@@ -1,0 +1,44 @@
+"""The curricula of GPT-2 and BERT that come with Cambium are what their authors wrote."""
+
+import pytest
+
+from pretrain import config
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("gpt2_124m", [124_439_808]),
+        ("gpt2_stack", [46_234_368, 67_497_984, 110_025_216]),
+        ("bert_base", [109_811_516, 110_106_428]),
+        ("bert_large", [335_832_892, 336_226_108]),
+        ("bert_stack", [46_020_668, 67_284_284, 109_811_516]),
+    ],
+)
+def test_parameters(name: str, sizes: list[int]) -> None:
+    stages = config.load(f"configs/{name}.yaml").stages
+    assert [stage.model.architecture().parameters() for stage in stages] == sizes
+
+
+def test_nine_tenths_of_the_steps_are_short() -> None:
+    short, long = (stage.train for stage in config.load("configs/bert_base.yaml").stages)
+    steps = [t.tokens / (t.global_batch * t.seq_len) for t in (short, long)]
+    assert steps == [900_000, 100_000]
+
+
+def test_progressive_layer_increase() -> None:
+    (stage,) = config.load("configs/bert_pli.yaml").stages
+    assert [(p.at, p.index, p.source) for p in stage.patches] == [
+        ((n + 1) / 10, index, "clone") for n, index in enumerate([1, 1, 2, 2, 2, 3, 3, 3, 4])
+    ]
+    assert (stage.model.layers, stage.at_end().layers, stage.train.seq_len) == (1, 10, 128)
+    t, data = stage.train, stage.data
+    assert (t.lr, t.schedule, t.warmup, t.epochs, t.micro_batch) == (2e-5, "linear", 0.025, 1, 32)
+    assert t.min_lr == pytest.approx(2 / 3 * t.lr, rel=1e-4)
+    assert (data.mask_rate, data.validation_fraction, stage.log.tensorboard) == (0.1, 0.05, True)
+
+
+def test_layers_to_compare_start_from_nothing() -> None:
+    loaded = config.load("configs/bert_layers.yaml")
+    assert [(s.model.layers, s.at_end().layers) for s in loaded.stages] == [(2, 2), (4, 4), (8, 8), (12, 12), (1, 10)]
+    assert not any(loaded.parent(stage) for stage in loaded.stages)
