@@ -14,7 +14,7 @@ import torch.distributed as dist
 import growth
 from growth import Architecture, Plan
 from growth.certificate import Certificate
-from pretrain.checkpoint import Reader, find, restore
+from pretrain.checkpoint import Found, Reader, find, restore
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
@@ -96,7 +96,7 @@ def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tup
         fill(engine, growth.identity(arch), reader)
 
     found = restore(root, load)
-    _say_skipped(found.skipped)
+    _say_what_is_missing(found)
     publish(engine, states[-1])
     if dist.get_rank() == 0:
         log.info("resumed from %s", found.path)
@@ -144,7 +144,7 @@ def _grow(
         publish(engine, states[0])
 
     found = restore(root, load)
-    _say_skipped(found.skipped)
+    _say_what_is_missing(found)
     publish(engine, states[0])
     certificate = certify(
         engine,
@@ -178,10 +178,12 @@ def _bits_per_byte(folder: Path) -> float | None:
     return json.loads((folder / "DONE").read_text()).get("validation_bits_per_byte")
 
 
-def _say_skipped(skipped: tuple[tuple[Path, str], ...]) -> None:
+def _say_what_is_missing(found: Found) -> None:
     if dist.get_rank() == 0:
-        for path, reason in skipped:
+        for path, reason in found.skipped:
             log.warning("skipped %s: %s", path, reason)
+        if found.manifest and not found.manifest.has("exp_avg"):
+            log.warning("%s has no Adam moments: they start at zero", found.path)
 
 
 def finish_event(folder: Path, state: State, bits_per_byte: float | None, seconds: float) -> State:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, state_dict_loader, state_dict_saver
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -75,14 +75,14 @@ def _dtensors(rank: int, world: int, arch: Architecture, fill: bool) -> dict[str
 def save_dcp(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
     """The same rows, saved by torch.distributed.checkpoint, which forces its files to the disk too."""
     state = _dtensors(rank, world, arch, fill=True)
-    writer = dcp.FileSystemWriter(folder, sync_files=True)
-    return lambda: dcp.save(state, storage_writer=writer)
+    writer = filesystem.FileSystemWriter(folder, sync_files=True)
+    return lambda: state_dict_saver.save(state, storage_writer=writer)
 
 
 def load_dcp(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
     """The same rows, loaded by torch.distributed.checkpoint."""
     state = _dtensors(rank, world, arch, fill=False)
-    return lambda: dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
+    return lambda: state_dict_loader.load(state, storage_reader=filesystem.FileSystemReader(folder))
 
 
 def save_zero(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
