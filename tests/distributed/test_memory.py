@@ -1,0 +1,139 @@
+"""What the plan says of a rank's memory, against what real ranks hold."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from growth import Architecture
+from pretrain import memory
+from pretrain.config import Train
+from pretrain.engine import Adam, Engine
+from pretrain.layout import Layout
+from pretrain.model import build
+from pretrain.model.build import Numerics
+from pretrain.samples import causal, part
+from tests.distributed.harness import run
+
+SIZES = {"vocab": 512, "hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn": 384}
+
+
+def settings_of(**changes: Any) -> Train:
+    given = {"seq_len": 32, "global_batch": 8, "micro_batch": 2, "lr": 1e-3, "tokens": 1024, "precision": "bf16"}
+    return Train(**{**given, **changes})
+
+
+def _arch(**changes: int) -> Architecture:
+    return Architecture("llama2", {**SIZES, **changes})
+
+
+def _held(before: set[int]) -> int:
+    """Bytes of all tensors that are alive and were not before."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and found.untyped_storage().data_ptr() not in before:
+            storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def _pointers() -> set[int]:
+    gc.collect()
+    return {x.untyped_storage().data_ptr() for x in gc.get_objects() if isinstance(x, torch.Tensor)}
+
+
+def _engine(arch: Architecture, layout: Layout, train: Train) -> Engine:
+    numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
+    return Engine(arch, layout, numerics, Adam(), seq_len=train.seq_len, micro_batch=train.micro_batch)
+
+
+def _lasting(how: dict[str, Any], precision: str) -> tuple[int, int]:
+    """(bytes held between steps, bytes expected) on this rank."""
+    arch, train = _arch(vocab=128, layers=16), settings_of(precision=precision)
+    layout = Layout.make(arch.layers, **how)
+    before = _pointers()
+    engine = _engine(arch, layout, train)
+    engine.describe_generations(lambda box: torch.zeros(box.box.shape, dtype=torch.uint8), [0])
+    engine.publish_weights()
+    tokens = torch.randint(0, 128, (train.global_batch, train.seq_len + 1), generator=torch.Generator().manual_seed(0))
+    engine.train_step(part(causal(tokens), engine.dp_rank, layout.dp), 1e-3)
+    pp_rank = layout.coordinates(torch.distributed.get_rank())[0]
+    expected = memory.of_rank(arch, layout, train, pp_rank, moments_by_generation=False, gpu=False)
+    held = _held(before)
+    del engine
+    return held, expected.weights + expected.gradients + expected.optimizer
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("how", [{"dp": 2}, {"tp": 2}, {"pp": 2, "pipeline": [9, 7]}], ids=str)
+def test_weights_gradients_and_optimizer(how: dict[str, Any], precision: str) -> None:
+    for held, expected in run(2, _lasting, how, precision):
+        assert held == pytest.approx(expected, rel=0.01)
+
+
+def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
+    """Bytes that a forward pass of one micro-batch keeps for its backward pass."""
+    layout = Layout.make(arch.layers, **how)
+    build.join(layout)
+    numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
+    _, _, tp_rank = layout.coordinates(torch.distributed.get_rank())
+    (model,) = build.build(arch, layout, numerics, seq_len=train.seq_len, pp_rank=0, tp_rank=tp_rank)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if (pointer := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[pointer] = tensor
+        return tensor
+
+    samples = causal(torch.zeros((train.micro_batch, train.seq_len + 1), dtype=torch.long))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        build.FAMILIES[arch.family].forward(model, samples)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
+    ({}, {}, {}),
+    ({}, {}, {"precision": "fp32"}),
+    ({"hidden": 64, "head_dim": 16, "ffn": 512, "vocab": 2000}, {}, {"micro_batch": 1, "seq_len": 128}),
+    ({"kv_heads": 4, "heads": 4}, {}, {"recompute": "selective"}),
+    ({}, {}, {"recompute": "full"}),
+    ({}, {}, {"recompute": "full", "recompute_layers": 2}),
+    ({}, {"tp": 2}, {}),
+    ({}, {"tp": 2, "sequence_parallel": True}, {}),
+]
+
+
+@pytest.mark.parametrize(("sizes", "how", "changes"), CASES, ids=str)
+def test_activations(sizes: dict[str, int], how: dict[str, Any], changes: dict[str, Any]) -> None:
+    arch, train = _arch(**sizes), settings_of(**changes)
+    layout = Layout.make(arch.layers, **how)
+    expected = memory.of_rank(arch, layout, train, 0, gpu=False).activations
+    for kept in run(layout.world, _kept, arch, how, train):
+        assert kept == pytest.approx(expected, rel=0.15)
+
+
+def test_a_pipeline_keeps_more_micro_batches_on_earlier_ranks() -> None:
+    arch, train = _arch(layers=8), settings_of(global_batch=16)
+    one = memory.of_rank(arch, Layout.make(8), train, 0).activations
+    ranks = [memory.of_rank(arch, Layout.make(8, pp=4), train, rank).activations for rank in range(4)]
+    assert ranks[0] == 4 * 2 * ranks[2] // 4 > ranks[1] > ranks[2]
+    assert ranks[3] < one
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 12))
+@settings(max_examples=40)
+def test_what_is_in_flight_is_bounded(pp: int, virtual: int, micro_batches: int) -> None:
+    layers = 2 * pp * virtual
+    layout = Layout.make(layers, pp=pp, pipeline=[2] * (pp * virtual))
+    for rank in range(pp):
+        alive = list(memory._in_flight(layout, rank, micro_batches))
+        assert 1 <= len(alive) <= micro_batches * virtual
+        assert set(alive) == {2}
