@@ -9,6 +9,7 @@ so that every machine draws the same bits, whatever its mathematical library.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from hashlib import blake2b
 
@@ -27,8 +28,9 @@ _SIN = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(9))
 
 def _odd_polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
     square = x * x
-    value = np.full_like(x, coefficients[-1])
-    for c in coefficients[-2::-1]:
+    value = square * coefficients[-1]
+    value += coefficients[-2]
+    for c in coefficients[-3::-1]:
         value *= square
         value += c
     value *= x
@@ -37,18 +39,23 @@ def _odd_polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarra
 
 def _normals(words: np.ndarray) -> np.ndarray:
     """uint64 [n] -> float32 [n], standard normal."""
-    u = (words >> np.uint64(32)).astype(np.float64)
+    halves = words.view(np.uint32).reshape(-1, 2)
+    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    u = halves[:, high].astype(np.float64)
     u += 0.5
     mantissa, exponent = np.frexp(u)  # u = mantissa * 2^exponent, mantissa in [0.5, 1)
     small = mantissa < math.sqrt(0.5)
-    mantissa[small] *= 2.0
-    exponent[small] -= 1
-    radius = _odd_polynomial((mantissa - 1.0) / (mantissa + 1.0), _LOG)
-    radius += (exponent - 32) * math.log(2.0)
+    mantissa *= np.add(small, 1.0, out=u)
+    exponent -= small
+    radius = mantissa - 1.0
+    mantissa += 1.0
+    radius /= mantissa
+    radius = _odd_polynomial(radius, _LOG)
+    radius += np.multiply(exponent - 32, math.log(2.0), out=u)
     radius *= -2.0
     np.sqrt(radius, out=radius)
     # cos(2 pi t) = sin(2 pi (|t - 1/2| - 1/4))
-    t = (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
+    t = halves[:, low].astype(np.float64)
     t *= 2.0**-32
     t -= 0.5
     np.abs(t, out=t)
