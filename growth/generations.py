@@ -84,6 +84,13 @@ class Generations:
         grown = any((b == newest).any() for b in births.values())
         return Generations({axis: _runs(b) for axis, b in births.items()}, newest + 1 if grown else newest)
 
+    def merged(self, first: int) -> Generations:
+        """The first of them, as many as this, as one; the others follow it. GrowthError when there are fewer."""
+        if not 1 <= first <= self.count:
+            raise GrowthError(f"{first} generations cannot be merged: there are {self.count}")
+        births = {axis: _runs(np.maximum(self.along(axis), first - 1) - np.uint8(first - 1)) for axis in self.births}
+        return Generations(births, self.count - first + 1)
+
     def to_json(self) -> dict[str, Any]:
         return {"births": {axis: [list(r) for r in runs] for axis, runs in self.births.items()}, "count": self.count}
 

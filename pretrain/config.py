@@ -223,6 +223,8 @@ class Grow(_Section):
     """Weight decay of what is new, now and in later stages; absent: train.weight_decay."""
     old_lr: Annotated[float, Field(ge=0)] = 1.0
     """Multiple of the learning rate that everything older than this stage has during it; 0 freezes it."""
+    condense: bool = False
+    """Let all generations but the newest two learn as one from here on, at their mean rate by tokens."""
 
     def policy(self) -> dict[str, Any]:
         """What growth.between takes."""

@@ -9,6 +9,7 @@ from typing import Any
 import growth
 from growth import Architecture, Plan
 from pretrain.checkpoint import Manifest, Reader, find, is_done
+from pretrain.condense import condensed
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import layout_of
 from pretrain.errors import UserError
@@ -109,6 +110,8 @@ def grown(reader: Reader, plan: Plan, stage: Stage) -> State:
     """The state of the parent's checkpoint, grown by the plan, at the start of a stage."""
     parent = {"path": str(reader.path), "hash": reader.manifest.hash}
     state = patched(reader, plan, stage)
+    if stage.grow.condense:
+        state = condensed(state, stage.train.betas[1])
     return replace(state, progress=state.progress.next_stage(), parent=parent)
 
 
