@@ -14,7 +14,7 @@ SCRIPTS := $(wildcard slurm/*.sh) .ci/run
 demo: $(READY)
 	$(BIN)/python tools/demo_corpus.py data/kjv.jsonl
 	$(BIN)/python tools/prepare_data.py data/kjv.jsonl --output data/kjv --vocab-size 8192
-	bash slurm/curriculum.sh configs/demo.yaml
+	bash slurm/curriculum.sh --here configs/demo.yaml
 	$(BIN)/python tools/export_hf.py runs/demo runs/demo/export
 	$(BIN)/python tools/report.py runs/demo
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # All stages of a curriculum, one after the other. Stages that are finished are skipped.
 #
-#   bash slurm/curriculum.sh CONFIG
+#   bash slurm/curriculum.sh [--here] CONFIG
 #
-# Where there is sbatch, and outside a job, they are submitted as a chain of dependent jobs. sbatch's own variables
-# (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...) say where; CAMBIUM_RANKS_PER_NODE (8) is the number of GPUs
-# of a node, and CAMBIUM_GPUS=0 asks for none. Otherwise the stages run here. Call it again at any time: what is done is
-# skipped, and a stage that is queued or running is not submitted twice.
+# Where there is sbatch they are submitted as a chain of dependent jobs; with --here, inside a job, and where there is
+# none, they run here. sbatch's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...) say where;
+# CAMBIUM_RANKS_PER_NODE (8) is the number of GPUs of a node, and CAMBIUM_GPUS=0 asks for none. Call it again at any time:
+# what is done is skipped, and a stage that is queued or running is not submitted twice.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=${SLURM_JOB_ID:-}
+if [[ ${1:-} == --here ]]; then here=yes && shift; fi
 [[ $# == 1 && $1 != -* ]] || { sed -n '/^# All stages/,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 # shellcheck source=slurm/common.sh
 source "$root/slurm/common.sh"
@@ -54,4 +56,4 @@ submit() {
     done 3<<<"$facts"
 }
 
-if [[ -z ${SLURM_JOB_ID:-} ]] && command -v sbatch >/dev/null; then submit; else run_here; fi
+if [[ -z $here ]] && command -v sbatch >/dev/null; then submit; else run_here; fi

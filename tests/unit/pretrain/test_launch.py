@@ -123,4 +123,5 @@ def test_the_scripts_end_at_once_with_one_message(tmp_path: Path, command: list[
 def test_the_scripts_explain_themselves(name: str) -> None:
     done = subprocess.run(["bash", str(ROOT / "slurm" / name)], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert f"bash slurm/{name} CONFIG" in done.stderr
+    assert f"bash slurm/{name} " in done.stderr
+    assert " CONFIG" in done.stderr
