@@ -16,11 +16,13 @@ from pretrain.errors import UserError
 
 @dataclass(frozen=True)
 class Event:
-    """A growth event, as a stage keeps it in its events folder. `seconds`: from its start to its first step."""
+    """A growth event, as a stage keeps it in its events folder. `seconds`: from its start to its first step.
+
+    Without a certificate it was grown offline and not measured."""
 
     old: Architecture
     new: Architecture
-    certificate: Certificate
+    certificate: Certificate | None
     seconds: float
 
 
@@ -91,5 +93,6 @@ def _event(stage: Path) -> Event | None:
     for path in sorted((stage / "events").glob("*.json")):
         data = json.loads(path.read_text())
         old, new = (Architecture.from_json(data["plan"][key]) for key in ("old", "new"))
-        return Event(old, new, Certificate.from_json(data["certificate"]), data["seconds"])
+        certificate = Certificate.from_json(data["certificate"]) if data["certificate"] else None
+        return Event(old, new, certificate, data["seconds"])
     return None

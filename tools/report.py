@@ -51,7 +51,7 @@ def event_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
             "parameters_after": stage.event.new.parameters(),
             "seconds": stage.event.seconds,
             "share_of_stage": stage.event.seconds / max(stage.used("seconds"), 1e-9),
-            **stage.event.certificate.to_json(),
+            **(stage.event.certificate.to_json() if stage.event.certificate else {}),
         }
         for stage in stages
         if stage.event
@@ -117,6 +117,14 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
     header = ["into stage", "operators", "parameters", "function", "logits differ", "dead", "bits per byte", "event"]
     cells = []
     for row in rows:
+        size = (
+            f"{row['parameters_before']:,} to {row['parameters_after']:,}"
+            f" (x{row['parameters_after'] / row['parameters_before']:.2f})"
+        )
+        took = f"{duration(row['seconds'])} ({row['share_of_stage']:.1%} of the stage's training)"
+        if "preserved" not in row:
+            cells.append([row["stage"], "-", size, "not measured", "-", "-", "-", took])
+            continue
         counted = sum(count for _, count in row["dead"].values())
         bits = "-"
         if row["bits_per_byte_before"] is not None and row["bits_per_byte_after"] is not None:
@@ -125,13 +133,12 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
             [
                 row["stage"],
                 ", ".join(row["operators"]),
-                f"{row['parameters_before']:,} to {row['parameters_after']:,}"
-                f" (x{row['parameters_after'] / row['parameters_before']:.2f})",
+                size,
                 "preserved" if row["preserved"] else "changed",
                 f"{row['error']:.2g}",
                 f"{row['dead_share']:.2%} of {counted:,}",
                 bits,
-                f"{duration(row['seconds'])} ({row['share_of_stage']:.1%} of the stage's training)",
+                took,
             ]
         )
     return _table(header, cells)

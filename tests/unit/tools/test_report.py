@@ -56,3 +56,12 @@ def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path)]) == 2
     assert "no stage of a run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # nothing is written where there is no run
+
+
+def test_an_event_that_was_not_measured(tmp_path: Path) -> None:
+    """Grown offline without a certificate: the event is there, and says so."""
+    run = make_run(tmp_path)
+    (path,) = run.glob("*/events/*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "certificate": None}))
+    assert report.main([str(run)]) == 0
+    assert "656,000 to 2,622,720 (x4.00) | not measured | - | - | - | 3 s" in (run / "report.md").read_text()
