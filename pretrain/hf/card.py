@@ -7,7 +7,7 @@ from pretrain.hf.family import HfFamily
 
 HEAD = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [cambium, {family}]
 ---
 
@@ -16,8 +16,8 @@ tags: [cambium, {family}]
 A {family} of {parameters:,} parameters, grown while it was pretrained with Cambium.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("PATH")
+from transformers import {auto}, AutoTokenizer
+model = {auto}.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 """
@@ -45,7 +45,9 @@ def card(manifest: Manifest, arch: Architecture, family: HfFamily, dtype: str) -
         "weights": f"{dtype}, {family.model_class}",
     }
     births = manifest.generations.get("each", [])
-    lines = [HEAD.format(family=arch.family, title=title, parameters=arch.parameters())]
+    auto = "AutoModelForCausalLM" if family.generates else "AutoModelForPreTraining"
+    task = "text-generation" if family.generates else "fill-mask"
+    lines = [HEAD.format(family=arch.family, title=title, parameters=arch.parameters(), auto=auto, task=task)]
     lines += ["## Training", "", *_table(["", ""], [[k, v] for k, v in facts.items()]), ""]
     lines += ["## Shape", "", *_table(["axis or scalar", "value"], [[k, f"{v:.10g}"] for k, v in shape.items()]), ""]
     lines += ["## Growth", ""]

@@ -77,7 +77,8 @@ def export(
                 _begin(work, mark)
                 _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, order, progress)
                 _json(work / "config.json", config)
-                _json(work / "generation_config.json", _generation(config))
+                if family.generates:
+                    _json(work / "generation_config.json", _generation(config))
                 words.write(work)
                 write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
                 work.rename(folder)
@@ -96,6 +97,7 @@ def _config(
 ) -> dict[str, Any]:
     seq_len = resolved.get("train", {}).get("seq_len", 0)
     kept = {key: imported[key] for key in family.kept if key in imported}
+    longest = {"max_position_embeddings": max(seq_len, kept.get("max_position_embeddings", 0))}
     return {
         "architectures": [family.model_class],
         "model_type": family.model_type,
@@ -105,7 +107,7 @@ def _config(
         "use_cache": True,
         **words.token_ids(),
         **kept,
-        "max_position_embeddings": max(seq_len, kept.get("max_position_embeddings", 0)),
+        **({} if "positions" in arch.sizes else longest),  # else the family has said so
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,
     }
@@ -151,11 +153,14 @@ def _weights(
     progress: bool,
 ) -> None:
     tensors, source = arch.tensors(), words.source
-    shapes = {name: tensors[name].shape for name in family.names(arch, order)}
+    shapes = {name: family.stored(name).shape(arch) for name in family.names(arch, order)}
     files = shards(shapes, dtype, shard_bytes)
 
-    def read(name: str, box: Box) -> torch.Tensor:
+    def logical(name: str, box: Box) -> torch.Tensor:
         return reordered(partial(reader.read, "weight", name), tensors[name], source, box)
+
+    def read(name: str, box: Box) -> torch.Tensor:
+        return family.stored(name).read(arch, logical, box)
 
     total = arch.parameters() * dtype.itemsize
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress) as bar:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from growth import Architecture
+from pretrain.hf.stored import Stored, as_it_is
 
 MODULES = "modules"
 SORTED = "sorted"
@@ -17,7 +18,9 @@ class HfFamily:
 
     config: the keys of config.json that follow from an architecture; raises UserError for what transformers' model
     cannot express. architecture: the architecture of a config.json; raises UserError for what growth's cannot.
-    kept: keys of an imported config.json that say nothing about the shape, and go out again as they came in.
+    kept: keys of an imported config.json that say nothing about the shape, and go out again as they came in. stored:
+    how a row is made of logical tensors (by name, with a layer's number). repeated: endings of tensors that an imported
+    folder may have too, and that say nothing new. generates: whether the model writes text.
     """
 
     model_type: str
@@ -26,6 +29,9 @@ class HfFamily:
     config: Callable[[Architecture], dict[str, Any]]
     architecture: Callable[[Mapping[str, Any], str], Architecture]
     kept: tuple[str, ...]
+    stored: Callable[[str], Stored] = as_it_is
+    repeated: tuple[str, ...] = ()
+    generates: bool = True
 
     def names(self, arch: Architecture, order: str = MODULES) -> list[str]:
         """The names of all tensors in the order in which save_pretrained cuts them into shards: of the modules for a

@@ -16,11 +16,12 @@ from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_c
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
 from pretrain.data.corpus import TOKENIZER
-from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
+from pretrain.data.tokenizer import MODEL_FILE
+from pretrain.data.wordpiece import VOCAB_FILE, WordPiece
 from pretrain.errors import UserError
 from pretrain.hf import FAMILIES, HfFamily
 from pretrain.hf.rows import reordered
-from pretrain.hf.tokenizers import FILES
+from pretrain.hf.tokenizers import FILES, load
 from pretrain.hf.weights import HfWeights
 from pretrain.state import Birth, Progress, State
 
@@ -48,7 +49,7 @@ def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
     if others := [path for path in steps(stage / "checkpoints") if path != target]:
         raise UserError(f"{stage} is a stage that has begun already ({others[0].name}): name another one")
     weights = HfWeights(source, family, arch)
-    vocabulary, rows = _vocabulary(source, arch.sizes["vocab"])
+    vocabulary, rows = _vocabulary(source, arch)
     event = {
         "stage": stage.name,
         "imported": {
@@ -89,18 +90,21 @@ def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfFamily, Archi
     raise UserError(f"{source / 'config.json'}: model_type {config.get('model_type')!r} is not known; known: {known}")
 
 
-def _vocabulary(source: Path, size: int) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
+def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
     """What is recorded of the vocabulary, and for each row of the checkpoint the row of the model (None: the same)."""
+    size, bert = arch.sizes["vocab"], arch.family == "bert"
+    file, kind = (VOCAB_FILE, "WordPiece vocabulary") if bert else (MODEL_FILE, "SentencePiece model")
     try:
-        if not (source / MODEL_FILE).is_file():
-            raise UserError(f"its tokenizer is no SentencePiece model (there is no {MODEL_FILE})")
-        tokenizer = Tokenizer.load(source / MODEL_FILE)
+        if not (source / file).is_file():
+            raise UserError(f"its tokenizer is no {kind} (there is no {file})")
+        tokenizer = load(arch.family, source if bert else source / file)
         if tokenizer.size != size:
             raise UserError(f"its tokenizer has {tokenizer.size} pieces and the model {size} rows")
     except UserError as error:
         return {"order": "identity", "tokenizer": None, "reason": str(error).removeprefix(f"{source}/")}, None
     recorded = {"order": "merge age", "tokenizer": tokenizer.hash, "reason": None}
-    return recorded, tokenizer.age.permutation.astype(np.int64)
+    permutation = tokenizer.permutation if isinstance(tokenizer, WordPiece) else tokenizer.age.permutation
+    return recorded, permutation.astype(np.int64)
 
 
 def _write(

@@ -87,5 +87,6 @@ LLAMA = HfFamily(
     rows=ROWS,
     config=config,
     architecture=architecture,
+    repeated=("rotary_emb.inv_freq",),  # old folders have it; it follows from the config
     kept=("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "max_position_embeddings", "use_cache"),
 )

@@ -1,5 +1,6 @@
 """Which tokenizer a checkpoint's rows belong to, and in which order an exported model has them."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.checkpoint import Manifest
+from pretrain.data.bert import BertCorpus, BertStream
 from pretrain.data.corpus import TOKENIZER, Corpus
 from pretrain.data.hf_tokenizer import export_tokenizer
+from pretrain.data.hf_wordpiece import export_wordpiece
 from pretrain.data.stream import Stream
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.wordpiece import WordPiece
 from pretrain.errors import UserError
 
 FILES = (
     "tokenizer.model",
+    "vocab.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -36,7 +41,7 @@ class Vocabulary:
     tokenizer files of an imported model, whose rows are otherwise in the order of their ids."""
 
     size: int
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | WordPiece | None
     imported: Path | None
 
     @property
@@ -50,10 +55,12 @@ class Vocabulary:
         return self.tokenizer.hash if self.tokenizer else "as imported"
 
     def token_ids(self) -> dict[str, int | None]:
-        """bos_token_id and eos_token_id of the exported model, where known."""
+        """The ids of special tokens in the exported model's config, where known."""
         if self.tokenizer is None:
             return {}
         row, t = self.tokenizer.stock_order(self.size), self.tokenizer
+        if isinstance(t, WordPiece):
+            return {"pad_token_id": int(row[t.pad])}
         return {
             "bos_token_id": None if t.bos is None else int(row[t.bos]),
             "eos_token_id": int(row[t.eos]),
@@ -65,6 +72,8 @@ class Vocabulary:
             for name in FILES:
                 if (self.imported / name).exists():
                     shutil.copyfile(self.imported / name, folder / name)
+        elif isinstance(self.tokenizer, WordPiece):
+            export_wordpiece(self.tokenizer, folder, self.size)
         elif self.tokenizer:
             export_tokenizer(self.tokenizer, folder, self.size)
 
@@ -104,24 +113,38 @@ def imported_files(checkpoint: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
+def load(family: str, path: Path) -> Tokenizer | WordPiece:
+    """The tokenizer in a folder or file, of the kind that a family has. Raises UserError when there is none."""
+    if family != "bert":
+        return Tokenizer.load(path)
+    told = path / "tokenizer_config.json"
+    lowercase = json.loads(told.read_text()).get("do_lower_case", True) if told.is_file() else True
+    return WordPiece.load(path, lowercase)
+
+
+def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | WordPiece:
+    bert = manifest.architecture["family"] == "bert"
     if given:
-        return Tokenizer.load(given)
+        return load(manifest.architecture["family"], given)
     data = manifest.config.get("data", {})
     if not data.get("corpus"):
         raise UserError("the checkpoint does not say which tokenizer it was trained with: name it with --tokenizer")
+    corpus: BertCorpus | Corpus
     try:
-        corpus = Corpus.open(data["corpus"])
+        corpus = BertCorpus.open(data["corpus"]) if bert else Corpus.open(data["corpus"])
     except UserError as error:
         raise UserError(f"{error}\nIf the corpus is elsewhere, name its tokenizer with --tokenizer") from error
     if manifest.cursor:  # the cursor knows the corpus, its tokenizer included
-        Stream(
-            corpus,
-            vocab=manifest.architecture["sizes"]["vocab"],
-            seq_len=manifest.config["train"]["seq_len"],
-            seed=manifest.config["seed"],
-            validation=data["validation_fraction"],
-            cursor=dict(manifest.cursor),
-            window=data["window"],
-        )
+        where: dict[str, Any] = {
+            "vocab": manifest.architecture["sizes"]["vocab"],
+            "seq_len": manifest.config["train"]["seq_len"],
+            "seed": manifest.config["seed"],
+            "validation": data["validation_fraction"],
+            "cursor": dict(manifest.cursor),
+            "window": data["window"],
+        }
+        if isinstance(corpus, BertCorpus):
+            BertStream(corpus, pairs=data["pairs"], **where)
+        else:
+            Stream(corpus, **where)
     return corpus.tokenizer

@@ -12,8 +12,6 @@ from pretrain.errors import UserError
 from pretrain.hf.family import MODULES, SORTED, HfFamily
 from pretrain.hf.files import CODES, INDEX
 
-IGNORED = "rotary_emb.inv_freq"  # old folders have it; it follows from the config
-
 
 class HfWeights:
     """The weights of a folder, checked against an architecture.
@@ -24,21 +22,22 @@ class HfWeights:
 
     def __init__(self, folder: Path, family: HfFamily, arch: Architecture) -> None:
         self.folder = folder
-        self.files = _files(folder)
-        wanted = arch.tensors()
-        found = {name for name in self.files if not name.endswith(IGNORED)}
+        self.files, self.arch = _files(folder), arch
+        wanted = {name: family.stored(name) for name in family.names(arch)}
+        self._rows = {part: (name, stored) for name, stored in wanted.items() for part in stored.parts}
+        found = {name for name in self.files if not name.endswith(family.repeated)}
         if missing := sorted(set(wanted) - found):
             raise UserError(f"{folder}: {len(missing)} tensor(s) of the config are not there, such as {missing[0]}")
         if unknown := sorted(found - set(wanted)):
             raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {unknown[0]}")
         self.dtypes = set()
-        for name, tensor in wanted.items():
+        for name, stored in wanted.items():
             with _opened(folder / self.files[name]) as file:
                 piece = file.get_slice(name)
                 shape = tuple(piece.get_shape())
                 self.dtypes.add(str(piece.get_dtype()))
-            if shape != tensor.shape:
-                raise UserError(f"{folder}: {name} has shape {shape}, and the config says {tensor.shape}")
+            if shape != stored.shape(arch):
+                raise UserError(f"{folder}: {name} has shape {shape}, and the config says {stored.shape(arch)}")
         if strange := sorted(self.dtypes - set(CODES.values())):
             raise UserError(
                 f"{folder}: weights in {', '.join(strange)}: only {', '.join(CODES.values())} can be imported"
@@ -46,10 +45,12 @@ class HfWeights:
         self.shard_order = _order([family.names(arch, order) for order in (MODULES, SORTED)], self.files)
 
     def read(self, name: str, box: Box) -> torch.Tensor:
-        """The fp32 content of a box."""
+        """The fp32 content of a box of a logical tensor."""
+        row, stored = self._rows[name]
         # Opened anew for every box: a file that stays mapped counts as memory, up to its size.
-        with _opened(self.folder / self.files[name]) as file:
-            return file.get_slice(name)[box.slices()].to(torch.float32)
+        with _opened(self.folder / self.files[row]) as file:
+            found = file.get_slice(row)[stored.place(self.arch, name, box).slices()].to(torch.float32)
+        return found.T.contiguous() if stored.turned else found
 
     def identity(self) -> dict[str, list[int]]:
         """File -> size and time of its last change, to know the same folder again without reading it."""

@@ -137,7 +137,14 @@ def transformers_logits(arch: Architecture, tensors: dict[str, torch.Tensor], sa
     s = arch.sizes
     if arch.family == "gpt2":
         model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(s["vocab"], s["positions"], s["hidden"], s["layers"], s["heads"], s["ffn"])
+            transformers.GPT2Config(
+                vocab_size=s["vocab"],
+                n_positions=s["positions"],
+                n_embd=s["hidden"],
+                n_layer=s["layers"],
+                n_head=s["heads"],
+                n_inner=s["ffn"],
+            )
         )
         state = {}
         for name, tensor in tensors.items():
