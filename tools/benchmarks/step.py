@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,9 @@ from pretrain.errors import UserError
 from pretrain.flops import training_flops
 from pretrain.layout import Layout
 from pretrain.samples import causal
+
+if TYPE_CHECKING:
+    from pretrain.engine import Engine
 
 CLIP = 1.0  # every contestant clips the norm of its gradients, as training does
 LR = 1e-4
@@ -62,7 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=16, help="measured rounds (default: %(default)s)")
     parser.add_argument("--warm-up", type=int, default=3, help="rounds before them (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="OpenMP threads of a step (default: %(default)s)")
+    parser.add_argument(
+        "--generations",
+        type=_counts,
+        metavar="1,2,...",
+        help="instead of the yardsticks: our step with so many generations in the same weights, each at its own rate",
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(word) for word in text.split(",")]
+    if any(not 1 <= count <= 256 for count in counts) or len(set(counts)) < len(counts):
+        raise argparse.ArgumentTypeError(f"{text}: different numbers from 1 to 256, separated by commas")
+    return counts
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -116,7 +134,7 @@ def _run(options: argparse.Namespace, arch: Architecture) -> Report:
         return begun.since(), loss
 
     losses = {name: timed(step)[1] for name, step in contestants.items()}
-    ours = losses["cambium"]
+    ours = next(iter(losses.values()))
     for name, loss in losses.items():
         if not abs(loss - ours) <= SAME[options.precision] * abs(ours):
             raise UserError(f"the first loss of {name} is {loss} and ours {ours}: not the same model, so no benchmark")
@@ -140,16 +158,14 @@ def _synchronize(device: torch.device) -> None:
 
 def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, Step]:
     """Name -> step of every contestant, all with the same weights."""
-    from pretrain.engine import Adam, Engine
     from pretrain.model import build
     from pretrain.model.build import Numerics
-    from pretrain.state import Birth, Progress, State, fill, publish
 
+    if options.generations:
+        return {f"generations: {n}": _our_step(arch, options, n)[1] for n in options.generations}
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
-    engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
     plan = growth.initial(arch, seed=0, init_std=0.02)
-    fill(engine, plan, None)
-    publish(engine, State(arch, plan.generations(), (Birth(0, "bench", 0),), Progress(), None))
+    engine, ours = _our_step(arch, options, 1)
 
     (bare,) = build.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
     with torch.no_grad():
@@ -158,10 +174,29 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
 
     weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
     return {
-        "cambium": lambda tokens: engine.train_step(causal(tokens), LR).loss,
+        "cambium": ours,
         "bare megatron-core": _bare_step(bare, options.seq_len),
         "transformers": _transformers_step(arch, weights, numerics.dtype, options),
     }
+
+
+def _our_step(arch: Architecture, options: argparse.Namespace, count: int) -> tuple["Engine", Step]:
+    """An engine, and its step when the channels, neurons and vocabulary of its model were born in `count` events."""
+    from pretrain.engine import Adam, Engine
+    from pretrain.model.build import Numerics
+    from pretrain.state import Birth, Progress, State, fill, publish
+
+    layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
+    engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
+    fill(engine, growth.initial(arch, seed=0, init_std=0.02), None)
+    cuts = {axis: [arch.sizes[axis] * n // count for n in range(count + 1)] for axis in ("hidden", "ffn", "vocab")}
+    grown = {axis: tuple((n, b - a) for n, (a, b) in enumerate(pairwise(at))) for axis, at in cuts.items()}
+    generations = growth.Generations({**growth.Generations.first(arch).births, **grown}, count)
+    births = tuple(Birth(0, "bench", 0) for _ in range(count))
+    publish(engine, State(arch, generations, births, Progress(), None))
+    # Rates that differ: generations of one rate end up as one, and then cost nothing.
+    lrs = [LR * (1 + n / count) for n in range(count)]
+    return engine, lambda tokens: engine.train_step(causal(tokens), lrs).loss
 
 
 def _no_read(kind: str, name: str, box: growth.Box) -> Tensor:
@@ -237,7 +272,7 @@ def _report(
 ) -> Report:
     tokens = options.batch * options.seq_len
     flops = training_flops(arch, options.seq_len) * tokens
-    ours = seconds["cambium"]
+    ours = next(iter(seconds.values()))
     rows = []
     for name, times in seconds.items():
         ratio, low, high = spread([theirs.wall / our.wall for theirs, our in zip(times, ours, strict=True)])
@@ -267,8 +302,10 @@ def _report(
         "rounds": options.rounds,
     }
     notes = [
-        "its time/ours: median over rounds of the ratio within a round; above 1 it is slower than our engine.",
+        "its time/ours: median over rounds of the ratio within a round; above 1 it is slower than our engine"
+        + (" with the first number of generations." if options.generations else "."),
         "CPU time/ours: the same for the CPU time of the process, which does not depend on what else is running.",
-        "Our engine keeps fp32 masters; under bf16 the plain loops update their bf16 weights, which is less work.",
     ]
+    if not options.generations:
+        notes.append("Under bf16 our engine keeps fp32 masters; the plain loops update bf16 weights: less work.")
     return Report("Training step, single steps alternated", settings, rows, notes)

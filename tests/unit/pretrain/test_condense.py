@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ SHAPES = [{"hidden": 12, "layers": 3}, {"hidden": 16, "ffn": 16}, {"hidden": 24,
 PACE = Pace(0, 0.25, 10_000)
 
 
-def grown_thrice(steps: list[int], paces: list[Pace | None]) -> State:
+def grown_thrice(steps: list[int], paces: Sequence[Pace | None]) -> State:
     """Generations born at 0, 1000, 2000 and 3000 tokens; the run is at 4000."""
     arch = Architecture("llama2", SIZES)
     generations = Generations.first(arch)

@@ -42,6 +42,12 @@ def test_step_compares_one_model_in_three_loops() -> None:
     assert len({round(row["first_loss"], 4) for row in found}) == 1
 
 
+def test_step_compares_numbers_of_generations() -> None:
+    found = json.loads(step("--generations", "1,2,4", "--rounds", "1", "--warm-up", "1", "--json"))["rows"]
+    assert [row["contestant"] for row in found] == ["generations: 1", "generations: 2", "generations: 4"]
+    assert len({row["first_loss"] for row in found}) == 1
+
+
 def test_step_prints_a_table() -> None:
     title, settings, *table = step("--rounds", "1", "--warm-up", "1", "--precision", "bf16").splitlines()
     assert "Training step" in title
