@@ -169,3 +169,23 @@ def test_progressive_stacking(text: Path, tmp_path: Path) -> None:
             old = torch.from_numpy(before["weight", f"transformer.h.0.{part}"])
             made = plan.evaluate(name, Box.whole(old.shape), lambda kind, _, box, old=old: old[box.slices()])
             assert torch.equal(made, old)
+
+
+def test_longer_samples(sentences: Path, tmp_path: Path) -> None:
+    """BERT's recipe: short samples, then long ones with new positions, into another layout; the function is kept."""
+    stages = [
+        {"name": name, "train": {"seq_len": length, "tokens": 3 * 8 * length}, "parallel": parallel}
+        for name, length, parallel in (("short", 32, {"dp": 2}), ("long", 64, {"pp": 2}))
+    ]
+    model = {"family": "bert", "vocab": 300, "hidden": 32, "layers": 2, "heads": 4, "ffn": 64}
+    path = curriculum(sentences, tmp_path, "bert", stages=stages, model=model)
+    for name in ("short", "long"):
+        assert run(2, stage, str(path), name, []) == ["", ""]
+    certificate = json.loads((tmp_path / "run/long/events/step-00000000.json").read_text())["certificate"]
+    assert certificate["claims"]
+    assert certificate["error"] <= 1e-5
+    assert certificate["dead_share"] == 0
+    records = [json.loads(line) for line in (tmp_path / "run/long/metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if "loss" in record:
+            assert record["loss"] == pytest.approx(record["mlm_loss"] + record["nsp_loss"])
