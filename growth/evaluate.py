@@ -36,11 +36,20 @@ def init(tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: in
 
 
 def evaluate(
-    r: Recipe, kind: str, read: Read, *, seed: int, init_std: float, layers: int, dtype: torch.dtype
+    r: Recipe,
+    kind: str,
+    read: Read,
+    *,
+    seed: int,
+    init_std: float,
+    layers: int,
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The value of the recipe's box; fresh elements are drawn in float32 and cast to `dtype`."""
+    """The value of the recipe's box; fresh elements are drawn in float32 and cast to `dtype`. It is written into `out`
+    (of that dtype) where that saves a copy, so look at what is returned."""
     if r.all_zero:
-        return torch.zeros(r.box.shape, dtype=dtype)
+        return torch.zeros(r.box.shape, dtype=dtype) if out is None else out.zero_()
     if r.fresh:
         return init(r.tensor, r.box, seed, init_std, layers).to(dtype)
 
@@ -55,12 +64,12 @@ def evaluate(
 
     olds = [_with_mixes(_read(read, kind, s).to(dtype), r.dims) for s in r.sources]
     if len(r.sources) > 1 or any(d.source.shape[1] > 1 for d in r.dims):
-        out = _by_terms(r, olds, fresh, dtype)
+        value = _by_terms(r, olds, fresh, dtype)
     else:
         regions = prod(len(d.runs) for d in r.dims)
         by_runs = regions <= _FEW_REGIONS or r.box.numel >= regions * _LARGE_REGION
-        out = _by_runs(r, olds, fresh, dtype) if by_runs else _by_gather(r, olds, fresh, dtype)
-    return _with_noise(r, out, seed) if kind == "weight" else out
+        value = _by_runs(r, olds, fresh, dtype, out) if by_runs else _by_gather(r, olds, fresh, dtype)
+    return _with_noise(r, value, seed) if kind == "weight" else value
 
 
 def _read(read: Read, kind: str, source: Source) -> torch.Tensor:
@@ -143,13 +152,15 @@ def _along(values: np.ndarray, d: int, like: torch.Tensor) -> torch.Tensor:
 Fresh = Callable[[Box], "torch.Tensor | float"]
 
 
-def _by_runs(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
+def _by_runs(
+    r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype, out: torch.Tensor | None
+) -> torch.Tensor:
     """Contiguous runs of sources: one copy or one scaled copy for each region."""
     runs = [d.runs for d in r.dims]
     same = all(len(x) == 1 and x[0][3] == 1.0 for x in runs)
     if same and olds and olds[0].shape == r.box.shape and r.sources[0].factor == 1.0:
         return olds[0]
-    out = torch.empty(r.box.shape, dtype=dtype)
+    out = torch.empty(r.box.shape, dtype=dtype) if out is None else out
     lows = r.sources[0].box.start if olds else ()
     for region in itertools.product(*runs):
         target = Box(tuple(x[0] for x in region), tuple(x[1] for x in region))

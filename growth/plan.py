@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from growth.box import Box
 from growth.errors import GrowthError
 from growth.evaluate import Read, evaluate, init
 from growth.generations import Generations
-from growth.recipe import check_box
+from growth.recipe import Recipe, check_box
 from growth.step import Step
 
 FORMAT = 1
@@ -53,25 +55,38 @@ class Plan:
         return ("initial",) if self.old is None else tuple(o for s in self.steps for o in s.operators)
 
     def evaluate(
-        self, name: str, box: Box, read: Read, kind: str = "weight", dtype: torch.dtype = torch.float32
+        self,
+        name: str,
+        box: Box,
+        read: Read,
+        kind: str = "weight",
+        dtype: torch.dtype = torch.float32,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The region `box` of the new tensor `name`, or of its "exp_avg" or "exp_avg_sq".
 
         `read(kind, old_name, old_box)` returns that region of an old tensor, of exactly that shape; arithmetic is in
-        `dtype` (float32 or float64). The result may be what `read` returned: copy before writing into it. It does not
-        depend on how a tensor is cut into boxes, bit for bit.
+        `dtype` (float32 or float64). The result is `out`, written to, if that is given (a tensor of the box's shape, of
+        any strides); else it may be what `read` returned: copy before writing into it. It does not depend on how a
+        tensor is cut into boxes, bit for bit.
         Raises GrowthError for a name, box or kind that the new model does not have.
         """
         if self.old is None:
             tensor = self.new.tensor(name)
             check_box(tensor, box, kind)
             if kind != "weight":
-                return torch.zeros(box.shape, dtype=dtype)
-            return init(tensor, box, self.seed, self.init_std, self.new.layers).to(dtype)
-        return self._through(len(self.steps), name, box, read, kind, dtype)
+                found = torch.zeros(box.shape, dtype=dtype) if out is None else out.zero_()
+            else:
+                found = init(tensor, box, self.seed, self.init_std, self.new.layers).to(dtype)
+        else:
+            place = out if out is not None and out.dtype == dtype else None
+            found = self._through(len(self.steps), name, box, read, kind, dtype, place)
+        return found if out is None or found is out else out.copy_(found)
 
-    def _through(self, n: int, name: str, box: Box, read: Read, kind: str, dtype: torch.dtype) -> torch.Tensor:
-        """The box after the first n steps."""
+    def _through(
+        self, n: int, name: str, box: Box, read: Read, kind: str, dtype: torch.dtype, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The box after the first n steps; in `out` if that is given and the way to it allows."""
         if n == 0:
             assert self.old is not None
             check_box(self.old.tensor(name), box, kind)
@@ -81,19 +96,22 @@ class Plan:
         def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
             return self._through(n - 1, name, box, read, kind, dtype)
 
-        # Two steps of one plan must not draw the same numbers for a tensor.
-        seed = self.seed + n - 1
+        seed = draws(self.seed, step.old)
         parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
-        values = [
-            evaluate(r, kind, earlier, seed=seed, init_std=self.init_std, layers=step.new.layers, dtype=dtype)
-            for _, r in parts
-        ]
-        if len(values) == 1:
-            return values[0]
-        out = torch.empty(box.shape, dtype=dtype)
-        for (part, _), value in zip(parts, values, strict=True):
-            out[part.relative_to(box).slices()] = value
-        return out
+
+        def value(recipe: Recipe, place: torch.Tensor | None) -> torch.Tensor:
+            std, layers = self.init_std, step.new.layers
+            return evaluate(recipe, kind, earlier, seed=seed, init_std=std, layers=layers, dtype=dtype, out=place)
+
+        if len(parts) == 1:
+            return value(parts[0][1], out)
+        whole = torch.empty(box.shape, dtype=dtype) if out is None else out
+        for part, recipe in parts:
+            place = whole[part.relative_to(box).slices()]
+            found = value(recipe, place)
+            if found is not place:
+                place.copy_(found)
+        return whole
 
     def reads(self, name: str, box: Box, kind: str = "weight") -> Iterator[tuple[str, Box]]:
         """The (old_name, old_box) that `evaluate` would read, in order; without repeats for a plan of one step."""
@@ -167,6 +185,13 @@ class Plan:
 
 def _sizes(arch: Architecture | None) -> str:
     return "nothing" if arch is None else f"{arch.family} {dict(arch.sizes)} {dict(arch.scalars)}"
+
+
+def draws(seed: int, old: Architecture) -> int:
+    """The seed of what a step draws that starts from `old`: two events of one lineage, or two steps of one plan, must
+    not draw the same numbers for a tensor of one name."""
+    text = json.dumps([seed, old.family, dict(old.sizes)])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def merge(steps: tuple[Step, ...]) -> tuple[Step, ...]:

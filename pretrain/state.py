@@ -124,7 +124,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None) -> None:
                 view = box.view(fragment)
                 for part in pieces(box.box, PIECE):
                     here = part.relative_to(box.box).slices()
-                    view[here].copy_(plan.evaluate(box.tensor, part, read, kind))
+                    plan.evaluate(box.tensor, part, read, kind, out=view[here])
 
 
 def publish(engine: Engine, state: State) -> None:

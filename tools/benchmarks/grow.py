@@ -133,7 +133,7 @@ def _evaluate(plan: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor], 
 
     for name, destination in new.items():
         for box in pieces(Box.whole(destination.shape), PIECE):
-            destination[box.slices()].copy_(plan.evaluate(name, box, read, kind))
+            plan.evaluate(name, box, read, kind, out=destination[box.slices()])
 
 
 def _cpu(work: Callable[[], object]) -> float:

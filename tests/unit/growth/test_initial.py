@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growth import Architecture, Box, initial
-from tests.unit.growth.models import boxes, llama2
+from growth import Architecture, Box, between, initial
+from tests.unit.growth.models import SMALL, STD, boxes, llama2, reader, whole
 
 
 def test_llama2_7b_has_its_parameters() -> None:
@@ -48,3 +48,15 @@ def test_architectures_are_values() -> None:
     assert hash(Architecture.from_json(arch.to_json())) == hash(arch)
     assert arch.scalars == {"norm_eps": 1e-5, "softmax_scale": 0.5, "rope_theta": 10_000.0}
     assert arch != arch.replace(scalars={"norm_eps": 1e-6})
+
+
+def test_growth_does_not_draw_what_a_fresh_model_has() -> None:
+    """A random layer takes the place, the name and the shape of an old one, and the seed is that of the run."""
+    first = initial(SMALL, 5, STD)
+    policy = {"layers": {"operator": "insert", "at": [1], "init": "random"}}
+    plan = between(SMALL, SMALL.replace({"layers": 3}), policy, seed=5, init_std=STD)
+    name = "model.layers.1.mlp.up_proj.weight"
+    drawn, old = whole(plan, name, reader(first)), whole(first, name, pytest.fail)
+    assert (drawn != old).all()
+    again = between(plan.new, plan.new.replace({"layers": 4}), policy, seed=5, init_std=STD)
+    assert (whole(again, name, reader(plan, reader(first))) != drawn).all()

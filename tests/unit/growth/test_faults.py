@@ -1,4 +1,4 @@
-"""Planted faults: each way of growing wrongly is found, by the certificate or by comparing with the plan."""
+"""Planted faults: ways of growing wrongly that a certificate must find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from growth import Architecture, Box, between
 from growth.certificate import relative_error
-from growth.compare import differences
 from growth.evaluate import Read
 from growth.reference import logits
 from tests.unit.growth.models import STD, tokens, trained
@@ -23,7 +22,7 @@ Stored = dict[tuple[str, str], torch.Tensor]
 
 
 def stored(read: Read = READ) -> Stored:
-    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    kinds = ("weight",)
     return {
         (kind, name): PLAN.evaluate(name, Box.whole(t.shape), read, kind).clone()
         for name, t in PLAN.new.tensors().items()
@@ -36,9 +35,8 @@ def reading(model: Stored) -> Read:
 
 
 def shift_groups(model: Stored) -> None:
-    for kind in ("weight", "exp_avg"):
-        key = (kind, "model.layers.1.self_attn.k_proj.weight")
-        model[key] = model[key].roll(8, 0)
+    key = ("weight", "model.layers.1.self_attn.k_proj.weight")
+    model[key] = model[key].roll(8, 0)
 
 
 def swap_gate_and_up(model: Stored) -> None:
@@ -55,36 +53,6 @@ def pad_the_tail(model: Stored) -> None:
             moved = torch.zeros_like(heads)
             moved[:, :4] = heads[:, source]
             model["weight", name] = moved.flatten(0, 1)
-
-
-def invert_moments(model: Stored) -> None:
-    key = ("exp_avg", "model.norm.weight")
-    model[key] = model[key] * (6 / 9)  # times s twice: s instead of 1 / s
-
-
-def forget_one(model: Stored) -> None:
-    model["weight", "lm_head.weight"][8, 5] = 0.0
-
-
-@pytest.mark.parametrize(
-    ("fault", "where"),
-    [
-        (shift_groups, "k_proj"),
-        (swap_gate_and_up, "gate_proj|up_proj"),
-        (pad_the_tail, "q_proj|k_proj"),
-        (invert_moments, "model.norm"),
-        (forget_one, "lm_head"),
-    ],
-)
-def test_wrong_elements_are_found(fault: Callable[[Any], None], where: str) -> None:
-    model = stored()
-    assert differences(PLAN, READ, reading(model)) == []
-    fault(model)
-    found = differences(PLAN, READ, reading(model))
-    assert found
-    assert all(any(part in d.tensor for part in where.split("|")) for d in found)
-    assert all(d.error > 1e-3 for d in found)
-    assert all(len(d.index) == len(PLAN.new.tensor(d.tensor).shape) for d in found)
 
 
 @pytest.mark.parametrize("fault", [shift_groups, swap_gate_and_up, pad_the_tail, None])
