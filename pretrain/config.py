@@ -211,6 +211,9 @@ class Grow(_Section):
     """rotary where the family has rotary embeddings, else zero; both keep the function."""
     positions: Operator = "random"
     """random: new positions as in a fresh model; keeps the function of samples that are no longer than before."""
+    moments: Literal["default", "transform", "copy", "reset"] = "default"
+    """Adam's moments of what is old, and of what is made of it: transform (as their gradients), copy, or reset (zero,
+    and all parts count as new from then on); default: transform what is old, reset what is new."""
     schedule: Literal["continue", "rewind", "rewarm", "restart"] = "continue"
     """What the event does to the learning rate, for good. continue: old parts go on at the rate they have, what is new
     joins them. rewind: likewise, after the schedule is set back by `rewind`. rewarm: old parts go on, what is new has
@@ -228,8 +231,8 @@ class Grow(_Section):
 
     def policy(self) -> dict[str, Any]:
         """What growth.between takes."""
-        axes = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions")
-        return {axis: getattr(self, axis) for axis in axes if getattr(self, axis) != "default"}
+        keys = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions", "moments")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) != "default"}
 
 
 @dataclass(frozen=True)

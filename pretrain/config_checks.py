@@ -164,7 +164,13 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         )
     if shrunk or any(_shape(old)) or any(_shape(new)):
         return  # the shape is reported already
-    policy = new.grow.policy()
+    grow = new.grow
+    if grow.moments == "reset" and ((grow.old_lr, grow.new_lr) != (1, 1) or grow.schedule == "rewarm"):
+        yield (
+            "grow.moments: reset makes all parts new, so that grow.old_lr, grow.new_lr and a rewarm cannot tell them "
+            "apart; keep the moments, or change those"
+        )
+    policy = grow.policy()
     rows = [[0]] * (new.model.vocab - old.model.vocab)  # the real pieces do not matter here
     try:
         growth.between(

@@ -131,6 +131,9 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.grow": {"hidden": "wide"}}, ["stages[1].grow: hidden: there is no operator 'wide'", "zero"]),
         ({"stages.1.grow": {"width": "zero"}}, ["stages[1].grow.width: unknown key", "hidden"]),
         ({"stages.1.grow": {"ffn": {"operator": "zero", "to": 3}}}, ["stages[1].grow: ffn: zero has no option to"]),
+        ({"stages.1.grow": {"moments": "reset", "old_lr": 0.0}}, ["stages[1].grow.moments: reset makes all parts new"]),
+        ({"stages.1.grow": {"moments": "reset", "schedule": "rewarm"}}, ["stages[1].grow.moments: reset makes all"]),
+        ({"stages.1.grow": {"schedule": "cool"}}, ["stages[1].grow.schedule: should be 'continue', 'rewind'"]),
         ({"stages.0.patches": [{"at": 0.5, "index": 5}]}, ["stages[0].patches[0].index: 5", "choose 0 to 4"]),
         (
             {"stages.0.patches": [{"at": 0.5, "index": 4}, {"at": 0.4, "index": 5}]},
@@ -230,8 +233,8 @@ def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytes
 
 
 def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
-    rates = {"schedule", "rewind", "new_lr", "new_weight_decay", "old_lr", "condense"}  # what happens afterwards
-    keys = {field.name for field in dataclasses.fields(config.Grow)} - rates
+    optimizer = {"moments", "schedule", "rewind", "new_lr", "new_weight_decay", "old_lr", "condense"}
+    keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer
     assert keys == {key for key, operators in OPERATORS.items() if operators}
     assert all(name in OPERATORS[key] for key, name in config.Grow().policy().items())
 
