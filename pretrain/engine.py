@@ -300,7 +300,7 @@ class Engine:
         vars(self).clear()
         gc.collect()
 
-    def train_step(self, samples: Samples, lr: float) -> StepResult:
+    def train_step(self, samples: Samples, lr: float | Sequence[float]) -> StepResult:
         """One update from this data-parallel rank's part of the global batch."""
         terms = self.backward(samples)
         return StepResult(sum(terms.values()), self.step(lr), terms)

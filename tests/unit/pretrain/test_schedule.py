@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from growth import Generations
 from pretrain import config
 from pretrain.schedule import Curve, Pace, Shape, paced, rates, sharing, weight_decays
-from pretrain.state import Birth
+from pretrain.state import Birth, Progress, State
 
 SHAPES = st.sampled_from(["cosine", "linear", "wsd", "constant"])
 
@@ -79,7 +82,7 @@ def curriculum(tmp_path: Path, *grow: dict[str, Any], train: dict[str, Any] | No
     ]
     defaults = {"tokens": 1000, "seq_len": 10, "global_batch": 1, "lr": 1e-3, **(train or {})}
     path = tmp_path / "c.yaml"
-    path.write_text(config.yaml.safe_dump({"name": "x", "data": {"corpus": "c"}, "train": defaults, "stages": stages}))
+    path.write_text(yaml.safe_dump({"name": "x", "data": {"corpus": "c"}, "train": defaults, "stages": stages}))
     return config.load(path)
 
 
@@ -174,3 +177,19 @@ def test_growth_inside_a_stage_and_a_resume_leave_old_paces_alone(tmp_path: Path
     assert new == pytest.approx(old / 2)
     longer = rates(paced(births, stage, False, 1500, 4000), stage, 1600)
     assert longer[0] == pytest.approx(rate(600, warmup=100, end=3000, min_lr=0.0))
+
+
+def test_generations_survive_a_checkpoint(tmp_path: Path) -> None:
+    """What a manifest says of each: birth in tokens and steps, Adam's step, pace; exactly what was put in."""
+    c = curriculum(tmp_path, {"schedule": "rewarm", "new_lr": 0.7, "new_weight_decay": 0.05})
+    births = paced([Birth(0, "s0", 0)], c.stages[0], True, 0, 2000)
+    births = paced([*births, Birth(1000, "s1", 0, 100)], c.stages[1], True, 1000, 2000)
+    arch = c.stages[1].model.architecture()
+    fields = State(arch, Generations(Generations.first(arch).births, 2), births, Progress(tokens=1230), None).fields(
+        "s1", {}, [123, 23]
+    )
+    each = json.loads(json.dumps(fields.generations))["each"]
+    assert [(b["birth_tokens"], b["birth_step"], b["adam_step"]) for b in each] == [(0, 0, 123), (1000, 100, 23)]
+    stored = tuple(Birth.from_json(b) for b in each)
+    assert [b.pace for b in stored] == [b.pace for b in births]
+    assert rates(stored, c.stages[1], 1300) == rates(births, c.stages[1], 1300)
