@@ -11,7 +11,7 @@ from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
-from growth.operators.width import appended, balanced_map, copies, factor_of, noise_of, shares
+from growth.operators.width import appended, balanced_map, factor_of, noise_of, shares
 from growth.step import Step
 
 
@@ -80,10 +80,11 @@ def _copied(
     per, new_per = heads // groups, new_heads // new_groups
     group, within = np.divmod(np.arange(new_heads), new_per)
     query = group_source[group] * per + within % per
-    noise = noise_of("heads", snr_db)
+    noise, share = noise_of("heads", snr_db), shares("heads", query, split)
+    served = share.reshape(new_groups, new_per).sum(axis=1) / per  # of what the queries of a group did, in each copy
     maps = [
-        AxisMap.make("heads", heads, query, read=shares("heads", query, split), noise=noise),
-        AxisMap.make("kv_heads", groups, group_source, gradient={"write": 1.0 / copies(group_source)}),
+        AxisMap.make("heads", heads, query, read=share, noise=noise),
+        AxisMap.make("kv_heads", groups, group_source, gradient={"write": served}),
     ]
     return _step(arch, sizes, maps, ("heads: noise changes the gradients of copied heads",) if noise else ())
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from growth import Architecture, Box, Generations, GrowthError, Plan, between
 from growth.evaluate import Read
 from growth.reference import loss
+from tests.unit.growth.events import events
 from tests.unit.growth.models import SMALL, STD, trained, whole
 
 LR, EPS, DECAY, BETA1, BETA2 = 1e-2, 1e-8, 0.1, 0.9, 0.99
@@ -86,6 +88,33 @@ def test_copies_keep_the_trajectory(family: str) -> None:
     for name, w in after["weight"].items():
         scale = expected["weight"][name].abs().max()
         assert (w - expected["weight"][name]).abs().max() <= 1e-9 * scale, name
+
+
+def gradients(arch: Architecture, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
+    ids = torch.randint(5, (2, 8), generator=torch.Generator().manual_seed(1))
+    value = loss(lambda kind, name, box: leaves[name][box.slices()], arch, ids, torch.float64)
+    return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+
+
+@given(events())
+@settings(max_examples=50)
+def test_moments_are_transformed_like_gradients(plan: Plan) -> None:
+    """Where a plan does not say approximate, the gradients of the grown model are the grown gradients."""
+    assert plan.old is not None
+    if plan.approximate or plan.new.sizes["vocab"] > plan.old.sizes["vocab"]:
+        return  # new ids change the softmax
+    read = trained(plan.old)
+    before = gradients(plan.old, {n: read("weight", n, Box.whole(t.shape)) for n, t in plan.old.tensors().items()})
+    after = gradients(plan.new, {n: whole(plan, n, read) for n in plan.new.tensors()})
+    for name, tensor in plan.new.tensors().items():
+        born = plan.new_mask(name, Box.whole(tensor.shape))
+        scale = max(float(after[name].abs().max()), 1e-6)  # some have none: a bias of keys, an unused type
+        for kind, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            old = {n: g**power for n, g in before.items()}
+            grown = whole(plan, name, lambda kind, n, box, old=old: old[n][box.slices()], kind)
+            assert (grown[born] == 0).all()
+            assert ((grown - after[name] ** power).abs()[~born] <= 1e-8 * scale**power).all(), (name, kind)
 
 
 def event(moments: object, **policy: object) -> Plan:
