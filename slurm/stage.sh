@@ -57,7 +57,9 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=1 PYTHONFA
 export TMPDIR=${SLURM_TMPDIR:-/tmp}
 export CAMBIUM_EXIT=$TMPDIR/cambium-$SLURM_JOB_ID-$restarts.exit
 
-newest() { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+newest() { # checkpoint; nothing before the first one
+    [[ ! -d $folder/checkpoints ]] || find "$folder/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1
+}
 before=$(newest)
 
 # Without --kill-on-bad-exit one dead rank would hang the others for ever.
