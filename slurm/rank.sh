@@ -7,9 +7,8 @@ export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
 
 "$@" &
 pid=$!
-# A stop request goes to the rank; this shell stays to report how it ended.
-trap 'kill -USR1 $pid 2>/dev/null' USR1
-trap 'kill -TERM $pid 2>/dev/null' TERM
+# srun signals every process of the step, the rank included; this shell stays to report how it ended.
+trap : USR1 TERM
 while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done # a signal interrupts wait
 wait "$pid"
 code=$?
