@@ -112,8 +112,12 @@ def _copied(
         last_shift=share,
         noise=noise_of("hidden", snr_db),
     )
-    noisy = ("hidden: noise changes the gradients of what writes copied channels",) if snr_db is not None else ()
-    return Step(arch, arch.replace({"hidden": new}), (), exact, axes={"hidden": m}, approximate=noisy)
+    notes: tuple[str, ...] = (
+        ("hidden: noise changes the gradients of what writes copied channels",) if snr_db is not None else ()
+    )
+    if len(set(share)) > 1:
+        notes += ("hidden: norms mix the gradients of copies with unequal shares",)
+    return Step(arch, arch.replace({"hidden": new}), (), exact, axes={"hidden": m}, approximate=notes)
 
 
 @operator("hidden", "replicate")
