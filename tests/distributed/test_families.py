@@ -155,7 +155,8 @@ def transformers_logits(arch: Architecture, tensors: dict[str, torch.Tensor], sa
         for i in range(s["layers"]):
             of = f"transformer.h.{i}.attn."
             for part in ("weight", "bias"):
-                state[f"{of}c_attn.{part}"] = torch.cat([tensors[f"{of}{x}_proj.{part}"].T for x in "qkv"], dim=-1)
+                fused = torch.cat([tensors[f"{of}{x}_proj.{part}"] for x in "qkv"])
+                state[f"{of}c_attn.{part}"] = fused.T if fused.dim() == 2 else fused
         state["lm_head.weight"] = tensors["transformer.wte.weight"]
         inputs = {"input_ids": samples["inputs"]}
     else:
