@@ -14,7 +14,7 @@ from pretrain import cli, history, plot
 from pretrain.cli import Answer
 from pretrain.history import StageHistory
 from pretrain.plot import duration, short
-from pretrain.sample import Sampling, continuations
+from pretrain.continuation import Sampling, continuations
 
 BITS = "validation_bits_per_byte"
 

@@ -27,6 +27,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "dp3": {"dp": 3},
     "tp2-pp2": {"tp": 2, "pp": 2},
     "tp2-pp2-sp": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "tp2-pp2-dp2-even": {"tp": 2, "pp": 2, "dp": 2},
     "tp2-pp2-dp2": {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True, "pipeline": [1, 2]},
 }
 
