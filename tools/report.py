@@ -12,9 +12,9 @@ from typing import Any
 
 from pretrain import cli, history, plot
 from pretrain.cli import Answer
+from pretrain.continuation import Sampling, continuations
 from pretrain.history import StageHistory
 from pretrain.plot import duration, short
-from pretrain.continuation import Sampling, continuations
 
 BITS = "validation_bits_per_byte"
 
