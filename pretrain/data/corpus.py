@@ -1,6 +1,7 @@
 """A prepared corpus: a folder of tokens, a tokenizer and a description, as ``tools/prepare_data.py`` writes it."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,7 @@ T = TypeVar("T", bound=AnyTokenizer)
 
 
 @dataclass(frozen=True)
-class AnyCorpus(Generic[T]):
+class AnyCorpus(ABC, Generic[T]):
     """Documents encoded with the full vocabulary of ``tokenizer``."""
 
     path: Path
@@ -49,9 +50,9 @@ class AnyCorpus(Generic[T]):
     description: dict[str, Any]
 
     @classmethod
+    @abstractmethod
     def load_tokenizer(cls, folder: Path) -> T:
         """The tokenizer of the corpus's kind."""
-        raise NotImplementedError
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
