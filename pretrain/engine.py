@@ -25,12 +25,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from growth.architecture import Architecture
-from pretrain.gradients import FlatGradients
 from pretrain.layout import Layout, Parameter, fragment_boxes, parameters
 from pretrain.layout.zero import FragmentBox
 from pretrain.model import build
 from pretrain.model.build import Numerics
-from pretrain.optimizer import AdamW, Segment, segments
+from pretrain.optim.adamw import AdamW, Segment, segments
+from pretrain.optim.gradients import FlatGradients
 from pretrain.samples import Samples, size
 
 # It warns of every optimizer that is not its own.

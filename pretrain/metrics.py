@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage
-from pretrain.flops import peak_flops
+from pretrain.estimate.flops import peak_flops
 
 log = logging.getLogger(__name__)
 

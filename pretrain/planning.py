@@ -9,11 +9,11 @@ from typing import Any
 import growth
 from growth import Architecture, Plan
 from pretrain.checkpoint import Manifest, Reader, find, is_done
-from pretrain.condense import condensed
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import layout_of
 from pretrain.errors import UserError
 from pretrain.feed import Tokenizer, open_feed
+from pretrain.optim.condense import condensed
 from pretrain.state import Birth, State
 
 

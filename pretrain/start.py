@@ -19,9 +19,9 @@ from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
+from pretrain.estimate.flops import forward_flops_per_token, training_flops
 from pretrain.event import certify, judge, old_logits
 from pretrain.feed import Feed
-from pretrain.flops import forward_flops_per_token, training_flops
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
 from pretrain.planning import finished, grown, patch_plan, patched, plan_of

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from growth import Architecture, Box, Generations, Plan
 from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
-from pretrain.schedule import Pace
+from pretrain.optim.schedule import Pace
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine  # brings Megatron-core, which the command-line tools do without

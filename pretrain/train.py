@@ -14,10 +14,10 @@ from pretrain.checkpoint import Checkpointer, is_done, mark_done
 from pretrain.checkpoint.comm import Comm
 from pretrain.config import Curriculum, Stage, to_yaml
 from pretrain.distributed import agreed, layout_of, world_size
+from pretrain.estimate.flops import training_flops
 from pretrain.feed import open_feed
-from pretrain.flops import training_flops
 from pretrain.metrics import Metrics
-from pretrain.schedule import paced, rates, sharing, weight_decays
+from pretrain.optim.schedule import paced, rates, sharing, weight_decays
 from pretrain.start import finish_event, patch, start
 from pretrain.state import State, boxes
 from pretrain.validate import Validation

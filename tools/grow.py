@@ -23,7 +23,7 @@ import torch
 
 from growth import Box, Plan
 from growth.certificate import Certificate
-from pretrain import audit, cli
+from pretrain import cli
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
 from pretrain.checkpoint.find import step_of
 from pretrain.checkpoint.manifest import plain
@@ -31,6 +31,7 @@ from pretrain.config import Curriculum, Stage, load
 from pretrain.errors import UserError
 from pretrain.locate import locate
 from pretrain.planning import grown, plan_of
+from pretrain.verify import audit
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

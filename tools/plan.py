@@ -17,12 +17,13 @@ from typing import Any
 
 from growth import Architecture
 from growth.describe import table
-from pretrain import cli, config, cost
+from pretrain import cli, config
 from pretrain.cli import Answer
-from pretrain.cost import GPUS, HOST, STORAGE, STORED_BYTES, Cost, Gpu
 from pretrain.errors import UserError
-from pretrain.flops import PEAK_FLOPS
-from pretrain.plot import duration, short
+from pretrain.estimate import cost
+from pretrain.estimate.cost import GPUS, HOST, STORAGE, STORED_BYTES, Cost, Gpu
+from pretrain.estimate.flops import PEAK_FLOPS
+from pretrain.report.plot import duration, short
 
 PARTS = {"embed": "embedding", "attn": "attention", "mlp": "MLP", "norm": "norms", "lm_head": "head"}
 """Parts of a model by what the names of their tensors contain; the first that fits counts."""
@@ -132,7 +133,7 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
     peak = PEAK_FLOPS[gpu.name]["bf16"]
     mfu = "MFU as given"
     if options.mfu == "auto":
-        mfu = "MFU by the width of a rank's matrices (pretrain/cost.py; measure yours and give it with --mfu)"
+        mfu = "MFU by the width of a rank's matrices (pretrain/estimate/cost.py; measure yours and give it with --mfu)"
     return (
         f"Assumed: {gpu.name}, {peak / 1e12:.0f} dense bf16 TFLOP/s; {mfu}; "
         f"{STORAGE / 1e9:.0f} GB/s between a node and storage, {HOST / 1e9:.0f} GB/s between a GPU and its host.\n"

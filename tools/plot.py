@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain import cli, history, plot
+from pretrain import cli
 from pretrain.cli import Answer
+from pretrain.report import history, plot
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain import cli, history, plot
+from pretrain import cli
 from pretrain.cli import Answer
-from pretrain.continuation import Sampling, continuations
-from pretrain.history import StageHistory
-from pretrain.plot import duration, short
+from pretrain.report import history, plot
+from pretrain.report.continuation import Sampling, continuations
+from pretrain.report.history import StageHistory
+from pretrain.report.plot import duration, short
 
 BITS = "validation_bits_per_byte"
 

@@ -19,9 +19,10 @@ from typing import Any
 from growth import Architecture, Plan
 from growth.certificate import Certificate
 from growth.describe import table
-from pretrain import cli, summary
+from pretrain import cli
 from pretrain.checkpoint import Manifest
 from pretrain.locate import locate
+from pretrain.report import summary
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

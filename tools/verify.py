@@ -20,11 +20,12 @@ from typing import Any
 from growth import Architecture, Plan
 from growth.certificate import TOLERANCE, Certificate
 from growth.describe import table
-from pretrain import audit, cli
+from pretrain import cli
 from pretrain.checkpoint import CorruptCheckpoint, Reader, verify_all
-from pretrain.compare import differences
 from pretrain.errors import UserError
 from pretrain.locate import locate
+from pretrain.verify import audit
+from pretrain.verify.compare import differences
 
 SHOWN = 20  # findings of one check that are printed
 RULE = 1e-4  # of the largest gradient: fp32 weights make 1e-7 of it

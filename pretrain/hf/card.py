@@ -1,9 +1,9 @@
 """The model card of an export: README.md with the model's shape, how it grew and what it was trained on."""
 
 from growth import Architecture
-from pretrain import summary
 from pretrain.checkpoint import Manifest
 from pretrain.hf.family import HfFamily
+from pretrain.report import summary
 
 HEAD = """---
 library_name: transformers

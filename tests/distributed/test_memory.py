@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growth import Architecture
-from pretrain import memory
 from pretrain.config import Train
 from pretrain.engine import Adam, Engine
+from pretrain.estimate import memory
 from pretrain.layout import Layout
 from pretrain.model import build
 from pretrain.model.build import Numerics

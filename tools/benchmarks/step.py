@@ -24,7 +24,7 @@ import growth
 from benchmarks.report import Report, spread
 from growth import Architecture
 from pretrain.errors import UserError
-from pretrain.flops import training_flops
+from pretrain.estimate.flops import training_flops
 from pretrain.layout import Layout
 from pretrain.samples import causal
 

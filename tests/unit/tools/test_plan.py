@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from growth import Architecture
-from pretrain import config, cost
+from pretrain import config
+from pretrain.estimate import cost
 from tests.unit.small import TEXT, small_curriculum
 from tools import plan
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from pretrain import history
-from pretrain.plot import duration, short
+from pretrain.report import history
+from pretrain.report.plot import duration, short
 from tests.unit.tools.run_folder import make_run
 from tools import plot
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from growth import Architecture, Box, Plan
-from pretrain import audit
 from pretrain.checkpoint import KINDS, Reader
+from pretrain.verify import audit
 from tests.unit.tools.runs import Run, rewrite
 from tools.grow import main as grow
 from tools.verify import main

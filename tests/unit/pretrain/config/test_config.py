@@ -278,7 +278,7 @@ def test_a_resume_may_change_only_what_is_listed(tmp_path: Path) -> None:
 
 
 def test_the_shipped_configurations_load() -> None:
-    folder = Path(__file__).parents[3] / "configs"
+    folder = Path(__file__).parents[4] / "configs"
     paths = sorted(folder.glob("*.yaml"))
     assert folder / "demo.yaml" in paths
     for path in paths:

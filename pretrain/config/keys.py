@@ -1,23 +1,15 @@
-"""What a curriculum is: frozen dataclasses, read from YAML, overridden from the command line.
-
-A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data`, `model`, `parallel`, `train`, `grow`,
-`checkpoint` and `log` at its top are defaults, merged under every stage. See configs/demo.yaml.
-"""
+"""The keys of a curriculum: frozen dataclasses, one for each section, and the stage that holds them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from growth import Architecture
 from growth.family import family
-from pretrain import config_checks, config_yaml
-from pretrain.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -33,34 +25,16 @@ Operator = Annotated[
     ),
 ]
 
-SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "log")
-"""The sections that may stand at the top of a file as defaults of every stage."""
-
-RESUMABLE = (
-    "data.corpus",
-    "parallel",
-    "train.tokens",
-    "train.epochs",
-    "train.micro_batch",
-    "train.recompute",
-    "train.recompute_layers",
-    "train.eval_interval",
-    "train.eval_bytes",
-    "checkpoint",
-    "log",
-)
-"""What may differ when a stage is resumed (the cursor makes sure that a corpus elsewhere is the same one). Everything
-else is part of what the checkpoint is."""
 
 
-class _Section:
+class Section:
     """A key that no field has is an error, never ignored."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
-class Data(_Section):
+class Data(Section):
     """Where the text is and how it is drawn."""
 
     corpus: str
@@ -80,7 +54,7 @@ class Data(_Section):
 
 
 @dataclass(frozen=True)
-class Model(_Section):
+class Model(Section):
     """The target shape of a stage; what grows is inferred from its difference to the stage before."""
 
     vocab: Positive
@@ -127,7 +101,7 @@ class Model(_Section):
 
 
 @dataclass(frozen=True)
-class Parallel(_Section):
+class Parallel(Section):
     """How a stage is spread over ranks; the world is tp * pp * dp."""
 
     tp: Positive = 1
@@ -144,7 +118,7 @@ class Parallel(_Section):
 
 
 @dataclass(frozen=True)
-class Train(_Section):
+class Train(Section):
     """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
 
     seq_len: Positive
@@ -191,7 +165,7 @@ class Train(_Section):
 
 
 @dataclass(frozen=True)
-class Grow(_Section):
+class Grow(Section):
     """What the growth event at which this stage starts does to each axis that grows; unused by the first stage.
 
     An operator by name, or with options: {operator: NAME, OPTION: VALUE}. See growth/operators.
@@ -236,7 +210,7 @@ class Grow(_Section):
 
 
 @dataclass(frozen=True)
-class Patch(_Section):
+class Patch(Section):
     """One layer more, inside a stage."""
 
     at: Annotated[float, Field(gt=0, lt=1)]
@@ -248,7 +222,7 @@ class Patch(_Section):
 
 
 @dataclass(frozen=True)
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """When checkpoints are written."""
 
     interval: Positive = 1000
@@ -260,7 +234,7 @@ class Checkpoint(_Section):
 
 
 @dataclass(frozen=True)
-class Log(_Section):
+class Log(Section):
     """Where metrics go, besides metrics.jsonl in the stage's folder."""
 
     interval: Positive = 10
@@ -272,7 +246,7 @@ class Log(_Section):
 
 
 @dataclass(frozen=True)
-class Stage(_Section):
+class Stage(Section):
     """One stage, with every default filled in."""
 
     name: str
@@ -304,122 +278,6 @@ class Stage(_Section):
         """Plain dicts, lists, numbers and strings: what a checkpoint and config.yaml hold."""
         return _plain(dataclasses.asdict(self))
 
-
-@dataclass(frozen=True)
-class _Document(_Section):
-    """What a file holds, once the sections at its top are merged under its stages."""
-
-    name: str
-    """Name of the run's folder."""
-    stages: tuple[Stage, ...]
-    seed: int = 0
-    """Seed of everything random."""
-    output: str = "runs"
-    """Folder that holds the runs."""
-
-
-@dataclass(frozen=True)
-class Curriculum(_Document):
-    """All stages of a run, in order."""
-
-    path: Path = Path()
-    """The file that it was read from."""
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder: OUTPUT/NAME."""
-        return Path(self.output) / self.name
-
-    def stage(self, name: str) -> Stage:
-        """The stage of this name, or a UserError that lists those there are."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        names = [stage.name for stage in self.stages]
-        hint = config_yaml.did_you_mean(name, names)
-        raise UserError(f"{self.path}: no stage is named {name!r}{hint}; its stages are {', '.join(names)}")
-
-    def parent(self, stage: Stage) -> Stage | None:
-        """The stage whose checkpoint this one grows from; None for the first."""
-        index = self._index(stage)
-        return self.stages[index - 1] if index and not stage.from_scratch else None
-
-    def override(self, stage: Stage, arguments: Sequence[str]) -> Stage:
-        """The stage with command-line values (`--train.lr 3e-4`) in place of the file's, checked like the file.
-
-        Prints help and exits on `--help`. Raises UserError for values that do not fit the curriculum.
-        """
-        name = stage.name
-        parsed = tyro.cli(
-            Stage,
-            prog=f"python -m pretrain {self.path} --stage {name}",
-            description=f"Stage {name!r} of {self.path}: what may be overridden, and the values it has there.",
-            args=list(arguments),
-            default=stage,
-            use_underscores=True,
-        )
-        where = "command line"
-        parsed = _validate(Stage, parsed.to_dict(), where)
-        if (parsed.name, parsed.seed) != (stage.name, stage.seed):
-            raise UserError(f"{where}: --name and --seed belong to the whole curriculum; change them in {self.path}")
-        index = self._index(stage)
-        stages = (*self.stages[:index], parsed, *self.stages[index + 1 :])
-        config_checks.raise_for(config_checks.problems(stages, only=index), f"{self.path} with the {where}")
-        return parsed
-
-    def _index(self, stage: Stage) -> int:
-        return [other.name for other in self.stages].index(stage.name)
-
-
-T = TypeVar("T")
-
-
-def load(path: str | Path) -> Curriculum:
-    """Reads a curriculum.
-
-    Raises:
-        UserError: the file is missing or no YAML; a key is unknown, missing or of a wrong type (all of them at once);
-            or the stages do not fit together. Names the file, the key and what to do.
-    """
-    path = Path(path)
-    raw = config_yaml.read(path)
-    raw = config_yaml.expand_stacking(raw, str(path))
-    merged = config_yaml.merge_defaults(raw, SECTIONS)
-    document = _validate(_Document, merged, str(path), raw)
-    curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
-    config_checks.raise_for(config_checks.problems(curriculum.stages), str(path))
-    return curriculum
-
-
-def to_yaml(stage: Stage) -> str:
-    """The resolved configuration of a stage, as written to its folder."""
-    return yaml.safe_dump(stage.to_dict(), sort_keys=False)
-
-
-def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Checks that a stage may go on from a checkpoint whose resolved configuration was `old`.
-
-    Raises:
-        UserError: something outside RESUMABLE differs; names each key and both values.
-    """
-    before, now = config_yaml.flatten(old), config_yaml.flatten(new)
-    lines = []
-    for key in dict.fromkeys([*before, *now]):
-        resumable = any(key == name or key.startswith(f"{name}.") for name in RESUMABLE)
-        if before.get(key) != now.get(key) and not resumable:
-            lines.append(f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now")
-    if lines:
-        raise UserError(
-            f"stage {new.get('name')!r} cannot be resumed with another configuration:\n" + "\n".join(lines) + "\n"
-            f"Restore these values, or choose another run name. A resume may change {', '.join(RESUMABLE)}."
-        )
-
-
-def _validate(kind: type[T], value: Any, where: str, raw: Any = None) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise UserError(config_yaml.explain(error, kind, where, value if raw is None else raw, SECTIONS)) from None
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from growth import Generations
 from pretrain import config
-from pretrain.schedule import Curve, Pace, Shape, paced, rates, sharing, weight_decays
+from pretrain.optim.schedule import Curve, Pace, Shape, paced, rates, sharing, weight_decays
 from pretrain.state import Birth, Progress, State
 
 SHAPES = st.sampled_from(["cosine", "linear", "wsd", "constant"])

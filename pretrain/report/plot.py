@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator
 
-from pretrain.history import StageHistory
+from pretrain.report.history import StageHistory
 
 ROWS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
 COLUMNS = {"tokens": "tokens", "flops": "FLOPs, cumulative", "seconds": "training time"}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain import optimizer
-from pretrain.optimizer import AdamW, Segment, segments
+from pretrain.optim import adamw
+from pretrain.optim.adamw import AdamW, Segment, segments
 
 CPU = torch.device("cpu")
 HOW = dict(betas=(0.9, 0.95), eps=1e-8)
@@ -128,7 +128,7 @@ def test_segments_say_what_every_element_is(
 ) -> None:
     ids, parts = layout
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "BLOCK", block)
+        patch.setattr(adamw, "BLOCK", block)
         found, decays = described(ids, parts)
     assert [s.start for s in found] == [0, *(s.stop for s in found[:-1])]
     assert found[-1].stop == len(ids)
@@ -155,7 +155,7 @@ def test_generations_are_parameter_groups(
     factors = [1.0, 0.0, 0.3, 2.0]
     weight_decays = [0.1, 0.0, 0.5, 0.1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "BLOCK", block)
+        patch.setattr(adamw, "BLOCK", block)
         found, decays = described(ids, parts)
         ours, adam = flat(start)
         adam.describe(found, [0] * count, weight_decays)

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from growth import Architecture
-from pretrain import memory
 from pretrain.config import Curriculum, Stage
 from pretrain.errors import UserError
-from pretrain.flops import PEAK_FLOPS, training_flops
+from pretrain.estimate import memory
+from pretrain.estimate.flops import PEAK_FLOPS, training_flops
+from pretrain.estimate.memory import Memory
 from pretrain.layout import Layout
-from pretrain.memory import Memory
 
 STORED_BYTES = 12
 """Of a parameter in a checkpoint: weight and two moments in fp32."""

@@ -14,7 +14,7 @@ from transformers import (
 
 from growth import Architecture
 from growth.family import family as growth_family
-from pretrain import flops
+from pretrain.estimate import flops
 
 SEQ_LEN = 48
 

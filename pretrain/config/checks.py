@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import growth
 from growth import GrowthError
-from pretrain.config_yaml import join_problems
+from pretrain.config.reading import join_problems
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 
 if TYPE_CHECKING:
-    from pretrain.config import Stage
+    from pretrain.config.keys import Stage
 
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""

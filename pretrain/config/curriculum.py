@@ -1,0 +1,154 @@
+"""A curriculum: read from YAML, checked, overridden from the command line, compared with a checkpoint's.
+
+A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data`, `model`, `parallel`, `train`, `grow`,
+`checkpoint` and `log` at its top are defaults, merged under every stage. See configs/demo.yaml.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pretrain.config import checks, reading
+from pretrain.config.keys import Section, Stage
+from pretrain.errors import UserError
+
+SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "log")
+"""The sections that may stand at the top of a file as defaults of every stage."""
+
+RESUMABLE = (
+    "data.corpus",
+    "parallel",
+    "train.tokens",
+    "train.epochs",
+    "train.micro_batch",
+    "train.recompute",
+    "train.recompute_layers",
+    "train.eval_interval",
+    "train.eval_bytes",
+    "checkpoint",
+    "log",
+)
+"""What may differ when a stage is resumed (the cursor makes sure that a corpus elsewhere is the same one). Everything
+else is part of what the checkpoint is."""
+
+
+@dataclass(frozen=True)
+class _Document(Section):
+    """What a file holds, once the sections at its top are merged under its stages."""
+
+    name: str
+    """Name of the run's folder."""
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    """Seed of everything random."""
+    output: str = "runs"
+    """Folder that holds the runs."""
+
+
+@dataclass(frozen=True)
+class Curriculum(_Document):
+    """All stages of a run, in order."""
+
+    path: Path = Path()
+    """The file that it was read from."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: OUTPUT/NAME."""
+        return Path(self.output) / self.name
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name, or a UserError that lists those there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = [stage.name for stage in self.stages]
+        hint = reading.did_you_mean(name, names)
+        raise UserError(f"{self.path}: no stage is named {name!r}{hint}; its stages are {', '.join(names)}")
+
+    def parent(self, stage: Stage) -> Stage | None:
+        """The stage whose checkpoint this one grows from; None for the first."""
+        index = self._index(stage)
+        return self.stages[index - 1] if index and not stage.from_scratch else None
+
+    def override(self, stage: Stage, arguments: Sequence[str]) -> Stage:
+        """The stage with command-line values (`--train.lr 3e-4`) in place of the file's, checked like the file.
+
+        Prints help and exits on `--help`. Raises UserError for values that do not fit the curriculum.
+        """
+        name = stage.name
+        parsed = tyro.cli(
+            Stage,
+            prog=f"python -m pretrain {self.path} --stage {name}",
+            description=f"Stage {name!r} of {self.path}: what may be overridden, and the values it has there.",
+            args=list(arguments),
+            default=stage,
+            use_underscores=True,
+        )
+        where = "command line"
+        parsed = _validate(Stage, parsed.to_dict(), where)
+        if (parsed.name, parsed.seed) != (stage.name, stage.seed):
+            raise UserError(f"{where}: --name and --seed belong to the whole curriculum; change them in {self.path}")
+        index = self._index(stage)
+        stages = (*self.stages[:index], parsed, *self.stages[index + 1 :])
+        checks.raise_for(checks.problems(stages, only=index), f"{self.path} with the {where}")
+        return parsed
+
+    def _index(self, stage: Stage) -> int:
+        return [other.name for other in self.stages].index(stage.name)
+
+
+T = TypeVar("T")
+
+
+def load(path: str | Path) -> Curriculum:
+    """Reads a curriculum.
+
+    Raises:
+        UserError: the file is missing or no YAML; a key is unknown, missing or of a wrong type (all of them at once);
+            or the stages do not fit together. Names the file, the key and what to do.
+    """
+    path = Path(path)
+    raw = reading.read(path)
+    raw = reading.expand_stacking(raw, str(path))
+    merged = reading.merge_defaults(raw, SECTIONS)
+    document = _validate(_Document, merged, str(path), raw)
+    curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
+    checks.raise_for(checks.problems(curriculum.stages), str(path))
+    return curriculum
+
+
+def to_yaml(stage: Stage) -> str:
+    """The resolved configuration of a stage, as written to its folder."""
+    return yaml.safe_dump(stage.to_dict(), sort_keys=False)
+
+
+def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Checks that a stage may go on from a checkpoint whose resolved configuration was `old`.
+
+    Raises:
+        UserError: something outside RESUMABLE differs; names each key and both values.
+    """
+    before, now = reading.flatten(old), reading.flatten(new)
+    lines = []
+    for key in dict.fromkeys([*before, *now]):
+        resumable = any(key == name or key.startswith(f"{name}.") for name in RESUMABLE)
+        if before.get(key) != now.get(key) and not resumable:
+            lines.append(f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now")
+    if lines:
+        raise UserError(
+            f"stage {new.get('name')!r} cannot be resumed with another configuration:\n" + "\n".join(lines) + "\n"
+            f"Restore these values, or choose another run name. A resume may change {', '.join(RESUMABLE)}."
+        )
+
+
+def _validate(kind: type[T], value: Any, where: str, raw: Any = None) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(reading.explain(error, kind, where, value if raw is None else raw, SECTIONS)) from None

@@ -1,0 +1,1 @@
+"""What a stage will need, worked out from shapes: FLOPs, bytes, hours."""

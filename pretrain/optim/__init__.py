@@ -1,0 +1,1 @@
+"""The optimizer of generations, the gradients it takes and the schedules of its rates."""
