@@ -13,11 +13,12 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 
 BENCHMARKS = {
     "data": "samples a second against Megatron-core's data sets",
     "grow": "growth plans in memory against a plain copy, per operator",
-    "step": "a training step against bare Megatron-core and transformers, or with several generations",
+    "step": "a training step against bare Megatron-core and transformers, or of several generations",
     "store": "saves, loads and offline growth against cp + fsync, PyTorch DCP and DeepSpeed",
 }
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Before torch is imported: spinning threads would slow whatever else the machine does, and the steps with it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")  # of packages that nobody needs here
     from growth.errors import GrowthError
     from pretrain.errors import UserError
 

@@ -1,8 +1,9 @@
 """A training step of our engine against the same model in plain loops, single steps alternated in one process.
 
 The yardsticks are bare Megatron-core (the same GPTModel, spec and attention) and transformers' LlamaForCausalLM, both
-with torch.optim.AdamW. All see the same weights, batch and gradient clipping, and stay alive side by side: whole runs
-one after the other differ by 20-30 % on a machine that does anything else.
+with torch.optim.AdamW; for several generations, transformers' model with a parameter for each block of one generation
+(benchmarks.blocks). All see the same weights, batch and gradient clipping, and stay alive side by side: whole runs one
+after the other differ by 20-30 % on a machine that does anything else.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import growth
+from benchmarks import blocks
 from benchmarks.report import Report, spread
 from growth import Architecture
 from pretrain.errors import UserError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 CLIP = 1.0  # every contestant clips the norm of its gradients, as training does
 LR = 1e-4
 SAME = {"fp32": 1e-4, "bf16": 2e-2}  # first losses agree to this, relative: rounding of the precision
+
 
 @dataclass(frozen=True)
 class Times:
@@ -71,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--generations",
         type=_counts,
         metavar="1,2,...",
-        help="instead of the yardsticks: our step with so many generations in the same weights, each at its own rate",
+        help="our step with so many generations in the same weights, each at its own rate; "
+        "and transformers' model with a parameter and a matrix product for each of their blocks",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
 
@@ -161,10 +165,14 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
     from pretrain.model import build
     from pretrain.model.build import Numerics
 
-    if options.generations:
-        return {f"generations: {n}": _our_step(arch, options, n)[1] for n in options.generations}
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
     plan = growth.initial(arch, seed=0, init_std=0.02)
+    weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
+    if options.generations:
+        inside = {f"generations: {n}": _our_step(arch, options, n)[1] for n in options.generations}
+        models = {n: _transformers(arch, weights, numerics.dtype, options) for n in options.generations}
+        split = {f"blocks: {n}": _transformers_step(model, blocks.split(model, n)) for n, model in models.items()}
+        return inside | split
     engine, ours = _our_step(arch, options, 1)
 
     (bare,) = build.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
@@ -172,11 +180,11 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
         for mine, theirs in zip(bare.parameters(), engine.chunks[0].parameters(), strict=True):
             mine.copy_(theirs)
 
-    weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
+    model = _transformers(arch, weights, numerics.dtype, options)
     return {
         "cambium": ours,
         "bare megatron-core": _bare_step(bare, options.seq_len),
-        "transformers": _transformers_step(arch, weights, numerics.dtype, options),
+        "transformers": _transformers_step(model, [list(model.parameters())]),
     }
 
 
@@ -194,22 +202,28 @@ def _our_step(arch: Architecture, options: argparse.Namespace, count: int) -> tu
     generations = growth.Generations({**growth.Generations.first(arch).births, **grown}, count)
     births = tuple(Birth(0, "bench", 0) for _ in range(count))
     publish(engine, State(arch, generations, births, Progress(), None))
-    # Rates that differ: generations of one rate end up as one, and then cost nothing.
-    lrs = [LR * (1 + n / count) for n in range(count)]
+    lrs = _rates(count)
     return engine, lambda tokens: engine.train_step(causal(tokens), lrs).loss
+
+
+def _rates(count: int) -> list[float]:
+    # They differ: generations of one rate end up as one, and then cost nothing.
+    return [LR * (1 + n / count) for n in range(count)]
 
 
 def _no_read(kind: str, name: str, box: growth.Box) -> Tensor:
     raise AssertionError(f"a growth from nothing reads {kind} of {name} {box}")
 
 
-def _plain_update(model: torch.nn.Module) -> Callable[[Tensor], float]:
-    """What a plain training loop does with a loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+def _plain_update(groups: Sequence[Sequence[torch.nn.Parameter]]) -> Callable[[Tensor], float]:
+    """What a plain training loop does with a loss, with the parameters of each generation in a group."""
+    rated = [{"params": list(group), "lr": lr} for group, lr in zip(groups, _rates(len(groups)), strict=True)]
+    optimizer = torch.optim.AdamW(rated, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    parameters = [parameter for group in groups for parameter in group]
 
     def update(loss: Tensor) -> float:
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
@@ -219,7 +233,7 @@ def _plain_update(model: torch.nn.Module) -> Callable[[Tensor], float]:
 
 def _bare_step(model: torch.nn.Module, seq_len: int) -> Step:
     model.train()
-    update = _plain_update(model)
+    update = _plain_update([list(model.parameters())])
     position_S = torch.arange(seq_len, device=next(model.parameters()).device)
 
     def step(tokens: Tensor) -> float:
@@ -230,9 +244,9 @@ def _bare_step(model: torch.nn.Module, seq_len: int) -> Step:
     return step
 
 
-def _transformers_step(
+def _transformers(
     arch: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, options: argparse.Namespace
-) -> Step:
+) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     s = arch.sizes
@@ -252,8 +266,11 @@ def _transformers_step(
     )
     model = LlamaForCausalLM(config)
     model.load_state_dict(dict(weights))
-    model.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).train()
-    update = _plain_update(model)
+    return model.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).train()
+
+
+def _transformers_step(model: torch.nn.Module, groups: Sequence[Sequence[torch.nn.Parameter]]) -> Step:
+    update = _plain_update(groups)
 
     def step(tokens: Tensor) -> float:
         labels_BS = tokens[:, 1:].contiguous()

@@ -44,8 +44,12 @@ def test_step_compares_one_model_in_three_loops() -> None:
 
 def test_step_compares_numbers_of_generations() -> None:
     found = json.loads(step("--generations", "1,2,4", "--rounds", "1", "--warm-up", "1", "--json"))["rows"]
-    assert [row["contestant"] for row in found] == ["generations: 1", "generations: 2", "generations: 4"]
-    assert len({row["first_loss"] for row in found}) == 1
+    assert [row["contestant"] for row in found] == [
+        f"{way}: {n}" for way in ("generations", "blocks") for n in (1, 2, 4)
+    ]
+    losses = [row["first_loss"] for row in found]
+    assert len(set(losses[:3])) == 1  # the rates of generations are no part of the model
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-5)  # blocks are summed in another order
 
 
 def test_step_prints_a_table() -> None:
