@@ -19,7 +19,7 @@ from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
-from pretrain.estimate.flops import forward_flops_per_token, training_flops
+from pretrain.estimate.flops import event_flops
 from pretrain.event import certify, judge, old_logits
 from pretrain.feed import Feed
 from pretrain.layout import Layout
@@ -163,12 +163,7 @@ def _grow(
     certificate.require()
     state = states[0]
     event = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
-    # Two passes with gradients over the batch; the probe once forward through each model.
-    samples = t.micro_batch * layout.pp * t.seq_len
-    flops = samples * (
-        2 * layout.dp * training_flops(plan.new, t.seq_len)
-        + sum(sum(forward_flops_per_token(arch, t.seq_len).values()) for arch in (plan.old, plan.new))
-    )
+    flops = event_flops(plan.old, plan.new, t.seq_len, samples=t.micro_batch * layout.pp, dp=layout.dp)
     progress = replace(state.progress, flops=state.progress.flops + flops)
     return engine, replace(state, progress=progress, events=(*state.events, event))
 

@@ -1,49 +1,139 @@
-"""Training FLOPs, counted exactly, and how much of a machine they use."""
+"""FLOPs of training, counted exactly, and how much of a machine they use.
+
+A multiplication and an addition are two FLOPs: a product of [m, k] and [k, n] is 2 m k n. Every matrix product is
+counted and nothing else; norms, activations, RoPE and softmax are below 1 %. The embedding is a look-up, and has none.
+Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and
+torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers.
+
+*Model* FLOPs are what the mathematics needs: forward, and twice that backward. *Hardware* FLOPs are what is run: what
+is computed again as well, the padding of the vocabulary too. MFU is of the first, HFU of the second (Korthikanti et
+al. 2022, section 6.3).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from growth import Architecture
 
 MLP_MATRICES = {"llama2": 3, "gpt2": 2, "bert": 2}
 """Matrices of a layer's MLP: gate, up and down, or in and out."""
+Frozen = Collection[int | str]
+"""What trains nothing: numbers of layers, "embedding" (a tied head's matrix with it) and "head"."""
 
 
-def forward_flops_per_token(arch: Architecture, seq_len: int) -> dict[str, int]:
-    """FLOPs of a forward pass per token, by part; a multiplication and an addition are two FLOPs.
+@dataclass(frozen=True)
+class Forward:
+    """FLOPs of one sample on its way forward, by part."""
 
-    Counts every matrix product (a [m, k] x [k, n] product is 2 m k n) and nothing else: norms, activations, RoPE and
-    softmax are below 1 %, and so is BERT's pooler, which sees one token of a sample. Attention is counted in full,
-    seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and torch.utils.flop_counter
-    do, although a causal kernel may skip half of it: MFU then compares across papers. The embedding is a look-up, and
-    has none.
+    projections: int
+    """Of one layer: q, k, v and o."""
+    scores: int
+    """Of one layer: q k^T, and its product with v."""
+    mlp: int
+    """Of one layer."""
+    vocabulary: int
+    """The product with the rows of the vocabulary."""
+    head: int
+    """Before that: BERT's transform; and its pooler and order, of the first token alone."""
+    layers: int
 
-    Raises ValueError for a family whose FLOPs nobody has written down.
+    @property
+    def matrices(self) -> int:
+        """Of one layer, all that multiplies a weight."""
+        return self.projections + self.mlp
+
+    @property
+    def layer(self) -> int:
+        return self.matrices + self.scores
+
+    @property
+    def total(self) -> int:
+        return self.layers * self.layer + self.vocabulary + self.head
+
+
+def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
+    """FLOPs of a forward pass over one sample of seq_len tokens, over all ranks.
+
+    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. Raises ValueError for a family whose
+    FLOPs nobody has written down.
     """
     if arch.family not in MLP_MATRICES:
         raise ValueError(f"the FLOPs of {arch.family} are not known")
-    size = arch.sizes
+    size, hidden = arch.sizes, arch.sizes["hidden"]
     queries = size["heads"] * size["head_dim"]
     keys = size.get("kv_heads", size["heads"]) * size["head_dim"]
-    layer = {
-        "attention projections": 2 * size["hidden"] * (2 * queries + 2 * keys),  # q and o, k and v
-        "attention scores": 2 * 2 * queries * seq_len,  # q k^T and its product with v
-        "mlp": 2 * MLP_MATRICES[arch.family] * size["hidden"] * size["ffn"],
-    }
-    layers = {part: size["layers"] * flops for part, flops in layer.items()}
-    transform = 2 * size["hidden"] ** 2 if arch.family == "bert" else 0
-    return {**layers, "head": 2 * size["hidden"] * size["vocab"] + transform}
+    head = 0
+    if arch.family == "bert":
+        head = 2 * hidden * hidden * (seq_len + 1) + 2 * hidden * size["labels"]
+    return Forward(
+        projections=2 * hidden * (2 * queries + 2 * keys) * seq_len,
+        scores=2 * 2 * queries * seq_len * seq_len,
+        mlp=2 * MLP_MATRICES[arch.family] * hidden * size["ffn"] * seq_len,
+        vocabulary=2 * hidden * -(-size["vocab"] // tp) * tp * seq_len,
+        head=head,
+        layers=size["layers"],
+    )
 
 
-def training_flops(arch: Architecture, seq_len: int) -> int:
-    """FLOPs of a training step per token: forward, and twice that backward.
+def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = ()) -> float:
+    """Model FLOPs of a training step, per token: nothing that is computed again is counted.
 
-    Activations that are computed again are not counted: these are the FLOPs of the model, not of the hardware.
+    frozen: parts without gradients of their weights, and without any where nothing before them has some either.
     """
-    return 3 * sum(forward_flops_per_token(arch, seq_len).values())
+    found = forward(arch, seq_len)
+    return (found.total + _backward(arch, found, frozen)[0]) / seq_len
+
+
+def hardware_flops(
+    arch: Architecture, seq_len: int, *, recompute: str = "none", tp: int = 1, frozen: Frozen = ()
+) -> float:
+    """Hardware FLOPs of a training step, per token, over all ranks: all matrix products that are run.
+
+    recompute is train.recompute: "selective" computes the attention again, "full" whole layers, before each is
+    differentiated. Whatever it is, the backward pass of a fused attention (flash, memory-efficient) computes
+    q k^T again (Dao et al. 2022, algorithm 4).
+    """
+    found = forward(arch, seq_len, tp)
+    backward, layers = _backward(arch, found, frozen)
+    again = {"none": 0, "selective": found.scores, "full": found.layer}[recompute]
+    return (found.total + backward + layers * (again + found.scores // 2)) / seq_len
+
+
+def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: int, dp: int) -> float:
+    """Model FLOPs of a growth event: those of its certificate, since growing itself multiplies no matrices.
+
+    samples: of one data-parallel rank. They go once forward through the old model on one rank and through the new one
+    on every rank, and twice with gradients through the new one.
+    """
+    before, after = forward(old, seq_len).total, forward(new, seq_len).total
+    return samples * (before + dp * after + 2 * dp * training_flops(new, seq_len) * seq_len)
+
+
+def _backward(arch: Architecture, found: Forward, frozen: Frozen) -> tuple[int, int]:
+    """(FLOPs of the backward pass over a sample, layers that it goes through).
+
+    It ends at the first part that trains. A product with weights has two there, for the gradient of its input and for
+    that of the weights; the product of two activations has both anyway.
+    """
+    reached, layers, flops = "embedding" not in frozen, 0, 0
+    for layer in range(found.layers):
+        trains = layer not in frozen
+        reached = reached or trains
+        if reached:
+            layers += 1
+            flops += (1 + trains) * found.matrices + 2 * found.scores
+    tied = arch.family in ("gpt2", "bert")
+    trains = "head" not in frozen
+    if reached or trains:
+        flops += (1 + trains) * found.head + (1 + (("embedding" not in frozen) if tied else trains)) * found.vocabulary
+    return flops, layers
 
 
 def mfu(flops_per_token: float, tokens_per_second: float, gpus: int, peak_flops: float) -> float:
-    """Model FLOPs utilisation: flops_per_token * tokens_per_second / (gpus * peak_flops).
+    """Utilisation of GPUs: flops_per_token * tokens_per_second / (gpus * peak_flops).
 
-    (Chowdhery et al. 2022.) `peak_flops` is one GPU's dense peak, in FLOP/s, of the arithmetic trained in.
+    With the model FLOPs of `training_flops` it is MFU (Chowdhery et al. 2022), with the hardware FLOPs of
+    `hardware_flops` HFU. `peak_flops` is one GPU's dense peak, in FLOP/s, of the arithmetic trained in.
     """
     return flops_per_token * tokens_per_second / (gpus * peak_flops)
 
