@@ -8,6 +8,9 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from growth.errors import GrowthError
 from growth.family import LAYERS, Family, TensorSpec, family
 
@@ -29,7 +32,8 @@ class LogicalTensor:
 @dataclass(frozen=True)
 class Architecture:
     """Family, sizes (axis -> size, and "layers") and logical scalars (derived numbers that growth changes, such as
-    the epsilon of the norms). Scalars that are not given take the family's defaults.
+    the epsilon of the norms). Scalars that are not given take the family's defaults. `rope_frequencies` are those of
+    the head_dim / 2 rotary pairs, in radians a position, where they do not follow from rope_theta (empty: they do).
 
     Raises GrowthError for an unknown family, axis or scalar and for sizes that do not fit together.
     """
@@ -37,6 +41,7 @@ class Architecture:
     family: str
     sizes: Mapping[str, int]
     scalars: Mapping[str, float] = field(default_factory=dict)
+    rope_frequencies: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         table = family(self.family)
@@ -49,9 +54,21 @@ class Architecture:
         object.__setattr__(self, "sizes", {axis: int(self.sizes[axis]) for axis in order})
         scalars = {**table.default_scalars(self.sizes), **{k: float(v) for k, v in self.scalars.items()}}
         object.__setattr__(self, "scalars", scalars)
+        object.__setattr__(self, "rope_frequencies", tuple(map(float, self.rope_frequencies)))
+        if self.rope_frequencies:
+            self._check_frequencies()
+
+    def _check_frequencies(self) -> None:
+        if "rope_theta" not in self.scalars:
+            raise GrowthError(f"{self.family} has no rotary embedding, hence no frequencies")
+        if 2 * len(self.rope_frequencies) != self.sizes["head_dim"] or not min(self.rope_frequencies) > 0:
+            raise GrowthError(
+                f"{self.family}: head_dim = {self.sizes['head_dim']} needs positive rotary frequencies for half as "
+                f"many pairs, not {self.rope_frequencies}"
+            )
 
     def __hash__(self) -> int:
-        return hash((self.family, tuple(self.sizes.items()), tuple(self.scalars.items())))
+        return hash((self.family, tuple(self.sizes.items()), tuple(self.scalars.items()), self.rope_frequencies))
 
     @property
     def table(self) -> Family:
@@ -95,15 +112,31 @@ class Architecture:
         """The number of parameters."""
         return sum(t.numel for t in self._tensors.values())
 
+    def frequencies(self) -> NDArray[np.float64]:
+        """[head_dim / 2]: radians a position by which each rotary pair turns (Su et al., 2021, "RoFormer")."""
+        if self.rope_frequencies:
+            return np.array(self.rope_frequencies)
+        dim = self.sizes["head_dim"]
+        return np.asarray(self.scalars["rope_theta"] ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
+
     def replace(
-        self, sizes: Mapping[str, int] | None = None, scalars: Mapping[str, float] | None = None
+        self,
+        sizes: Mapping[str, int] | None = None,
+        scalars: Mapping[str, float] | None = None,
+        rope_frequencies: tuple[float, ...] | None = None,
     ) -> Architecture:
-        """The same family with some sizes and scalars changed; the other scalars stay as they are."""
-        return Architecture(self.family, {**self.sizes, **(sizes or {})}, {**self.scalars, **(scalars or {})})
+        """The same family with some sizes and scalars changed; the other scalars stay as they are, and a table of
+        rotary frequencies while head_dim does."""
+        grown = {**self.sizes, **(sizes or {})}
+        if rope_frequencies is None:
+            rope_frequencies = self.rope_frequencies if grown["head_dim"] == self.sizes["head_dim"] else ()
+        return Architecture(self.family, grown, {**self.scalars, **(scalars or {})}, rope_frequencies)
 
     def to_json(self) -> dict[str, Any]:
-        return {"family": self.family, "sizes": dict(self.sizes), "scalars": dict(self.scalars)}
+        data = {"family": self.family, "sizes": dict(self.sizes), "scalars": dict(self.scalars)}
+        return {**data, "rope_frequencies": list(self.rope_frequencies)} if self.rope_frequencies else data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Architecture:
-        return Architecture(data["family"], data["sizes"], data["scalars"])
+        frequencies = tuple(data.get("rope_frequencies", ()))
+        return Architecture(data["family"], data["sizes"], data["scalars"], frequencies)

@@ -39,6 +39,8 @@ def describe(plan: Plan) -> str:
             for name, value in step.new.scalars.items()
             if step.old.scalars[name] != value
         ]
+        if step.new.rope_frequencies != step.old.rope_frequencies:
+            lines.append(f"  rope_frequencies: a table of {len(step.new.rope_frequencies)}")
         if step.layers:
             lines.append(f"  layers: {_layers(step.layers)}")
         rows = [["  tensor", "from", "to", "how"]]

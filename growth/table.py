@@ -94,6 +94,7 @@ CASES = (
     Case("heads", "net2net", {"mapping": "random"}),
     Case("heads", "dense", {"write": _matrix(4, 2), "read": _matrix(4, 2)}, {}, ("bert", "gpt2")),
     Case("head_dim", "rotary", {}, {}, ("llama2",)),
+    Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("llama2",)),
     Case("head_dim", "zero", {}, {"head_dim": 8}, ("bert", "gpt2")),
     Case("ffn", "zero"),
     Case("ffn", "zero_gate_and_down"),

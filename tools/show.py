@@ -79,6 +79,7 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _head(data: dict[str, Any]) -> str:
     sizes, scalars = data["architecture"]["sizes"], data["architecture"]["scalars"]
+    frequencies = data["architecture"].get("rope_frequencies", [])
     progress, cursor = data["progress"], data["cursor"]
     moments = "with moments" if "exp_avg" in data["kinds"] else "without moments: training starts with fresh ones"
     seconds = timedelta(seconds=round(progress.get("seconds", 0)))
@@ -88,6 +89,7 @@ def _head(data: dict[str, Any]) -> str:
         ["model", f"{data['architecture']['family']}, {data['parameters']:,} parameters, {moments}"],
         ["sizes", ", ".join(f"{axis} {size:,}" for axis, size in sizes.items())],
         ["scalars", ", ".join(f"{name} {value:.10g}" for name, value in scalars.items())],
+        *([["rope_frequencies", ", ".join(f"{f:.6g}" for f in frequencies)]] if frequencies else []),
         ["stage", f"{data['stage']}, step {data['step']:,}, {progress.get('stage_tokens', 0):,} tokens of this stage"],
         ["run", f"{progress.get('tokens', 0):,} tokens, {progress.get('flops', 0):.4g} FLOPs, {seconds} of training"],
     ]

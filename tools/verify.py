@@ -142,6 +142,8 @@ def _plan_problems(plan: Plan, parent: Reader, child: Reader) -> list[str]:
             has = {**found.sizes, **found.scalars}[name]
             if has != value:
                 problems.append(f"the plan leads {what} {name} {value:.10g}, and {reader.path} has {has:.10g}")
+        if found.rope_frequencies != arch.rope_frequencies:
+            problems.append(f"the plan leads {what} other rotary frequencies than {reader.path} has")
     return problems
 
 

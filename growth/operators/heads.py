@@ -134,8 +134,13 @@ def rotary_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
         raise GrowthError(f"head_dim: {arch.family} has no rotary embedding; use the operator zero")
     if new % old:
         raise GrowthError(
-            f"head_dim: {old} to {new}: rotary embeddings allow whole factors only, because the speeds of the old "
-            f"pairs must be speeds of the new head; choose {new // old * old} or {(new // old + 1) * old}, or add heads"
+            f"head_dim: {old} to {new}: rotary embeddings allow whole factors only, because the frequencies of the old "
+            f"pairs must be frequencies of the new head; choose {new // old * old} or {(new // old + 1) * old}, or the "
+            "operator rotary_table, whose model carries its own frequencies, or add heads"
+        )
+    if arch.rope_frequencies:
+        raise GrowthError(
+            f"head_dim: {old} to {new}: this model carries a table of rotary frequencies; use the operator rotary_table"
         )
     r = new // old
     source = np.full(new, -1)
@@ -145,19 +150,38 @@ def rotary_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     return _wider(arch, source)
 
 
+@operator("head_dim", "rotary_table")
+def table_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
+    """Wider heads under rotary embeddings, exact for any factor: from here on the model carries a table of
+    frequencies. Old pairs keep theirs; those of new pairs are spread evenly, in the logarithm, between 1 and
+    1 / rope_theta. Slots, outputs and queries as in `rotary`."""
+    old, new = arch.sizes["head_dim"], sizes["head_dim"]
+    if "rope_theta" not in arch.scalars:
+        raise GrowthError(f"head_dim: {old} to {new}: {arch.family} has no rotary embedding; use the operator zero")
+    added = (new - old) // 2
+    spread = arch.scalars["rope_theta"] ** (-(np.arange(added) + 0.5) / added)
+    source = np.concatenate(
+        [np.where(np.arange(new // 2) < old // 2, np.arange(new // 2) + h, -1) for h in (0, old // 2)]
+    )
+    return _wider(arch, source, (*arch.frequencies().tolist(), *spread.tolist()))
+
+
 @operator("head_dim", "zero")
 def zero_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     """Wider heads where positions are not rotary: zero query slots and output columns at the tail, queries rescaled for
     the softmax scale. Gesmundo and Maile, 2023, section 3.4."""
     old, new = arch.sizes["head_dim"], sizes["head_dim"]
     if "rope_theta" in arch.scalars:
-        raise GrowthError("head_dim: padding the tail is not exact under rotary embeddings; use the operator rotary")
+        raise GrowthError(
+            f"head_dim: {old} to {new}: padding the tail is not exact under rotary embeddings; use the operator rotary "
+            "or rotary_table"
+        )
     return _wider(arch, appended(old, new))
 
 
-def _wider(arch: Architecture, source: np.ndarray) -> Step:
+def _wider(arch: Architecture, source: np.ndarray, rope_frequencies: tuple[float, ...] = ()) -> Step:
     old, new = arch.sizes["head_dim"], len(source)
     m = AxisMap.make("head_dim", old, source, query=sqrt(new / old), zero=("query", "read"))
     scale = arch.scalars["softmax_scale"] * sqrt(old / new)
-    grown = arch.replace({"head_dim": new}, {"softmax_scale": scale})
+    grown = arch.replace({"head_dim": new}, {"softmax_scale": scale}, rope_frequencies)
     return Step(arch, grown, (), True, axes={"head_dim": m})

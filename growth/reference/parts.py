@@ -33,8 +33,7 @@ class Weights:
 
 def rotary(arch: Architecture, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine [S, H] of the rotate-half rotary embedding; the angles are float64 whatever the precision."""
-    dim = arch.sizes["head_dim"]
-    frequency = arch.scalars["rope_theta"] ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    frequency = torch.from_numpy(arch.frequencies())
     angle = torch.arange(length, dtype=torch.float64)[:, None] * torch.cat((frequency, frequency))
     return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -131,6 +131,12 @@ class Train(Section):
     """Tokens trained on in this stage; 0 or absent: `epochs` says so."""
     epochs: Annotated[float, Field(ge=0)] = 0.0
     """Instead of `tokens`: as many as the corpus's training text has, this many times."""
+    ramp_from: Count = 0
+    """Samples in the first optimizer steps of the stage; 0 or absent: `global_batch`, from the beginning."""
+    ramp_by: Count = 0
+    """Samples by which a step grows, again and again, to `global_batch`; 0 or absent: `ramp_from`."""
+    ramp_tokens: Count = 0
+    """Tokens of the stage over which its steps grow; they are spread evenly over the sizes."""
     micro_batch: Positive = 1
     """Samples in one forward pass of one data-parallel rank."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
@@ -163,6 +169,24 @@ class Train(Section):
     eval_bytes: Positive = 1 << 20
     """Bytes of held-out text in a validation."""
 
+    def batch_at(self, tokens: int) -> int:
+        """Samples in the optimizer step that begins when the stage has trained on so many tokens.
+
+        A function of what was trained on alone, whatever the layout (as Megatron-LM's --rampup-batch-size).
+        """
+        if tokens >= self.ramp_tokens:
+            return self.global_batch
+        by = self.ramp_by or self.ramp_from
+        return self.ramp_from + by * (tokens * (self.global_batch - self.ramp_from) // by // self.ramp_tokens)
+
+    def steps(self) -> int:
+        """Optimizer steps in which a stage trains on `tokens`."""
+        done = steps = 0
+        while done < min(self.ramp_tokens, self.tokens):
+            done += self.batch_at(done) * self.seq_len
+            steps += 1
+        return steps + -(-max(0, self.tokens - done) // (self.global_batch * self.seq_len))
+
 
 @dataclass(frozen=True)
 class Grow(Section):
@@ -182,7 +206,8 @@ class Grow(Section):
     vocab: Operator = "pieces"
     """random, zero, mean (of all old rows), or pieces (the mean of the rows that wrote the new token before)."""
     head_dim: Operator = "default"
-    """rotary where the family has rotary embeddings, else zero; both keep the function."""
+    """rotary where the family has rotary embeddings (whole factors; rotary_table: any), else zero; all keep the
+    function."""
     positions: Operator = "random"
     """random: new positions as in a fresh model; keeps the function of samples that are no longer than before."""
     moments: Literal["default", "transform", "copy", "reset"] = "default"

@@ -98,7 +98,7 @@ def _config(
     seq_len = resolved.get("train", {}).get("seq_len", 0)
     kept = {key: imported[key] for key in family.kept if key in imported}
     longest = {"max_position_embeddings": max(seq_len, kept.get("max_position_embeddings", 0))}
-    return {
+    found = {
         "architectures": [family.model_class],
         "model_type": family.model_type,
         **family.config(arch),
@@ -111,6 +111,10 @@ def _config(
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,
     }
+    rope = found.get("rope_parameters", {})
+    if rope.get("rope_type") == "longrope":  # the same factors before and after this length
+        rope["original_max_position_embeddings"] = found["max_position_embeddings"]
+    return found
 
 
 def _generation(config: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ ROWS = (
     "model.norm.weight",
     "lm_head.weight",
 )
+LONGROPE, FACTORS = "longrope", ("short_factor", "long_factor")
 SIZES = {
     "vocab": "vocab_size",
     "hidden": "hidden_size",
@@ -40,7 +41,7 @@ def config(arch: Architecture) -> dict[str, Any]:
         "num_key_value_heads": arch.sizes["kv_heads"],
         "head_dim": arch.sizes["head_dim"],
         "rms_norm_eps": arch.scalars["norm_eps"],
-        "rope_parameters": {"rope_theta": arch.scalars["rope_theta"], "rope_type": "default"},
+        "rope_parameters": _rope(arch),
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -48,6 +49,23 @@ def config(arch: Architecture) -> dict[str, Any]:
         "pretraining_tp": 1,
         "tie_word_embeddings": False,
     }
+
+
+def _rope(arch: Architecture) -> dict[str, Any]:
+    """Plain rotary embeddings; a table of frequencies as LongRoPE with one list of factors for any length, which is
+    how transformers spells frequencies that do not follow from theta."""
+    theta = {"rope_theta": arch.scalars["rope_theta"]}
+    if not arch.rope_frequencies:
+        return {**theta, "rope_type": "default"}
+    factors = (arch.replace(rope_frequencies=()).frequencies() / arch.frequencies()).tolist()
+    same = dict.fromkeys(("factor", "attention_factor"), 1.0)
+    return {**theta, "rope_type": LONGROPE, **same, **dict.fromkeys(FACTORS, factors)}
+
+
+def _is_table(rope: Mapping[str, Any]) -> bool:
+    """Whether it is what `_rope` makes of a table of frequencies."""
+    factors = [rope.get(key) for key in FACTORS]
+    return isinstance(factors[0], list) and factors[0] == factors[1] and rope.get("attention_factor") == 1.0
 
 
 def architecture(found: Mapping[str, Any], where: str) -> Architecture:
@@ -60,15 +78,18 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         "hidden_act": found.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(found.get("attention_bias")),
         "mlp_bias": bool(found.get("mlp_bias")),
-        **{key: rope.get("rope_type", rope.get("type", "default")) != "default" for key, rope in ropes.items()},
+        **{
+            key: rope.get("rope_type", rope.get("type", "default")) not in ("default", *([LONGROPE] * _is_table(rope)))
+            for key, rope in ropes.items()
+        },
         "tie_word_embeddings": bool(found.get("tie_word_embeddings")),
         "quantization_config": bool(found.get("quantization_config")),
     }
     if any(other.values()):
         told = ", ".join(f"{key} = {found[key]!r}" for key, differs in other.items() if differs)
         raise UserError(
-            f"{where}: {told}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings, an output layer of its "
-            "own and weights that are not quantized, so this model cannot be imported"
+            f"{where}: {told}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings (or a table of "
+            "frequencies), an output layer of its own and weights that are not quantized, so it cannot be imported"
         )
     sizes = {axis: found[key] for axis, key in SIZES.items()}
     sizes["kv_heads"] = found.get("num_key_value_heads") or sizes["heads"]
@@ -76,7 +97,13 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     theta = ropes["rope_parameters"].get("rope_theta", found.get("rope_theta", 10_000.0))
     scalars = {"norm_eps": found.get("rms_norm_eps", 1e-6), "rope_theta": theta}
     try:
-        return Architecture("llama2", sizes, scalars)
+        arch = Architecture("llama2", sizes, scalars)
+        tables = [rope[FACTORS[0]] for rope in ropes.values() if _is_table(rope)]
+        if not tables:
+            return arch
+        if 2 * len(tables[0]) != sizes["head_dim"]:
+            raise UserError(f"{where}: {FACTORS[0]} has {len(tables[0])} factors and head_dim is {sizes['head_dim']}")
+        return arch.replace(rope_frequencies=tuple((arch.frequencies() / tables[0]).tolist()))
     except GrowthError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
@@ -38,7 +39,7 @@ def config_fields(arch: Architecture) -> dict[str, object]:
 
 def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, **where: Any) -> CausalLM:
     """One pipeline chunk; where: see build_gpt."""
-    return build_gpt(
+    model = build_gpt(
         arch,
         config,
         RMSNorm,
@@ -48,3 +49,7 @@ def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, 
         rotary_base=arch.scalars["rope_theta"],
         **where,
     )
+    if arch.rope_frequencies:
+        own = model.rotary_pos_emb.inv_freq
+        model.rotary_pos_emb.inv_freq = torch.tensor(arch.rope_frequencies, dtype=own.dtype, device=own.device)
+    return model

@@ -48,8 +48,7 @@ def grown(draw: st.DrawFn, old: Architecture, exact: bool = True) -> tuple[dict[
         new, policy["heads"] = draw(heads(old))
         sizes |= new
     if steps["head_dim"]:
-        factor = draw(st.integers(2, 3))
-        sizes["head_dim"] = s["head_dim"] * factor + (0 if old.family == "llama2" else draw(st.integers(0, 3)))
+        sizes["head_dim"], policy["head_dim"] = draw(head_dim(old))
     if steps["ffn"]:
         operator = draw(st.sampled_from(["zero", "zero_gate_and_down", "replicate", "net2net"]))
         new_ffn = s["ffn"] * draw(st.integers(2, 3)) if operator == "replicate" else s["ffn"] + draw(st.integers(1, 9))
@@ -60,6 +59,16 @@ def grown(draw: st.DrawFn, old: Architecture, exact: bool = True) -> tuple[dict[
     if steps["positions"] and "positions" in s:
         sizes["positions"] = s["positions"] + draw(st.integers(1, 4))
     return sizes, policy
+
+
+@st.composite
+def head_dim(draw: st.DrawFn, arch: Architecture) -> tuple[int, str]:
+    old = arch.sizes["head_dim"]
+    if "rope_theta" not in arch.scalars:
+        return old + draw(st.integers(1, 6)), "zero"
+    if arch.rope_frequencies or draw(st.booleans()):
+        return old + 2 * draw(st.integers(1, 3)), "rotary_table"
+    return old * draw(st.integers(2, 3)), "rotary"
 
 
 @st.composite

@@ -62,8 +62,9 @@ def test_policies_that_are_none(policy: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("sizes", "policy", "message"),
     [
-        ({"head_dim": 6}, {}, "head_dim: 4 to 6: rotary embeddings allow whole factors only"),
-        ({"head_dim": 8}, {"head_dim": "zero"}, "use the operator rotary"),
+        ({"head_dim": 6}, {}, "head_dim: 4 to 6: rotary embeddings allow whole factors only, because the frequencies"),
+        ({"head_dim": 6}, {}, "choose 4 or 8, or the operator rotary_table"),
+        ({"head_dim": 8}, {"head_dim": "zero"}, "head_dim: 4 to 8: padding the tail is not exact"),
         ({"hidden": 9}, {"hidden": "replicate"}, "hidden: 6 to 9 is not a whole multiple, which replicate needs"),
         ({"ffn": 12}, {"ffn": "replicate"}, "choose 8 or 16, or the operator net2net or zero"),
         ({"heads": 6, "kv_heads": 3}, {"heads": "replicate"}, "heads: 4 to 6 is not a whole multiple"),

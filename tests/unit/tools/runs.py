@@ -74,12 +74,15 @@ def rewrite(
     target: Path,
     change: dict[tuple[str, str], torch.Tensor],
     events: tuple[Mapping[str, Any], ...] | None = None,
+    rope_frequencies: tuple[float, ...] | None = None,
     **scalars: float,
 ) -> None:
-    """A copy of a checkpoint with some tensors, events and scalars changed: its files are as sound as any."""
+    """A copy of a checkpoint with some tensors, events, frequencies and scalars changed: its files are as sound as
+    any."""
     with Reader(source) as reader:
         state = State.from_reader(reader)
-        state = replace(state, arch=state.arch.replace(scalars=scalars), events=events or state.events)
+        arch = state.arch.replace(scalars=scalars, rope_frequencies=rope_frequencies)
+        state = replace(state, arch=arch, events=events or state.events)
         m = reader.manifest
         fields = state.fields(m.stage, m.config, [b.adam_step for b in state.births])
 

@@ -13,6 +13,7 @@ from growth import Architecture, reference
 from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
 from pretrain.hf import hf_family
+from pretrain.hf.llama2 import LLAMA
 from tests.unit.tools.runs import Run, rewrite
 from tools.export_hf import bytes_of, main
 
@@ -86,6 +87,27 @@ def test_again_and_elsewhere(run: Run, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "mine" / "notes").write_text("keep")
     assert main([str(run.parent), str(tmp_path / "mine")]) == 2
     assert "is no export" in capsys.readouterr().err
+
+
+def test_a_table_of_rotary_frequencies(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers turns the pairs as the table says, beyond the longest sample too; and imported again it is there."""
+    source, folder = tmp_path / "step-00000020", tmp_path / "out"
+    table = (1.0, 0.3, 0.02, 0.5)
+    rewrite(run.parent, source, {}, rope_frequencies=table)
+    assert main([str(source), str(folder)]) == 0
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with Reader(source) as reader, torch.no_grad():
+        arch = Architecture.from_json(reader.manifest.architecture)
+        assert arch.rope_frequencies == table
+        order = torch.from_numpy(run.corpus.tokenizer.stock_order(arch.sizes["vocab"]))
+        ids = torch.randint(arch.sizes["vocab"], (2, 70), generator=torch.Generator().manual_seed(0))
+        expected = reference.logits(reader.read, arch, ids)
+        plain = reference.logits(reader.read, arch.replace(rope_frequencies=()), ids)
+        found = model(order[ids]).logits[..., order]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (plain - expected).abs().max() > 1e-2 * expected.abs().max()
+    again = LLAMA.architecture(json.loads((folder / "config.json").read_text()), "config.json")
+    assert again.rope_frequencies == pytest.approx(table, rel=1e-12)
 
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
