@@ -15,6 +15,7 @@ from pretrain.cli import Answer
 from pretrain.report import history, plot
 from pretrain.report.continuation import Sampling, continuations
 from pretrain.report.history import StageHistory
+from pretrain.report.markdown import table
 from pretrain.report.plot import duration, short
 
 BITS = "validation_bits_per_byte"
@@ -48,14 +49,15 @@ def event_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
     return [
         {
             "stage": stage.name,
-            "parameters_before": stage.event.old.parameters(),
-            "parameters_after": stage.event.new.parameters(),
-            "seconds": stage.event.seconds,
-            "share_of_stage": stage.event.seconds / max(stage.used("seconds"), 1e-9),
-            **(stage.event.certificate.to_json() if stage.event.certificate else {}),
+            "step": event.step,
+            "parameters_before": event.old.parameters(),
+            "parameters_after": event.new.parameters(),
+            "seconds": event.seconds,
+            "share_of_stage": event.seconds / max(stage.used("seconds"), 1e-9),
+            **(event.certificate.to_json() if event.certificate else {}),
         }
         for stage in stages
-        if stage.event
+        for event in stage.events
     ]
 
 
@@ -111,7 +113,7 @@ def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
                 bits,
             ]
         )
-    return _table(header, cells)
+    return table(header, cells)
 
 
 def _event_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -122,9 +124,10 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['parameters_before']:,} to {row['parameters_after']:,}"
             f" (x{row['parameters_after'] / row['parameters_before']:.2f})"
         )
+        where = f"{row['stage']}, step {row['step']}" if row["step"] else row["stage"]
         took = f"{duration(row['seconds'])} ({row['share_of_stage']:.1%} of the stage's training)"
         if "preserved" not in row:
-            cells.append([row["stage"], "-", size, "not measured", "-", "-", "-", took])
+            cells.append([where, "-", size, "not measured", "-", "-", "-", took])
             continue
         counted = sum(count for _, count in row["dead"].values())
         bits = "-"
@@ -132,7 +135,7 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
             bits = f"{row['bits_per_byte_before']:.4f} to {row['bits_per_byte_after']:.4f}"
         cells.append(
             [
-                row["stage"],
+                where,
                 ", ".join(row["operators"]),
                 size,
                 "preserved" if row["preserved"] else "changed",
@@ -142,12 +145,7 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
                 took,
             ]
         )
-    return _table(header, cells)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(header, cells)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,12 @@ from pretrain.errors import UserError
 
 @dataclass(frozen=True)
 class Event:
-    """A growth event, as a stage keeps it in its events folder. `seconds`: from its start to its first step.
+    """A growth event, as a stage keeps it in its events folder. `seconds`: from its start to the next step.
 
     Without a certificate it was grown offline and not measured."""
 
+    step: int
+    """Of the stage, after which it happened: 0 where the stage grew from its parent, more for a patch."""
     old: Architecture
     new: Architecture
     certificate: Certificate | None
@@ -36,15 +38,15 @@ class StageHistory:
     """Resolved, as in config.yaml."""
     records: tuple[dict[str, Any], ...]
     """Of metrics.jsonl, in order; see pretrain.metrics."""
-    event: Event | None
-    """How it grew from its parent; None for a first stage."""
+    events: tuple[Event, ...]
+    """How it grew, in order: from its parent, then in patches; none for a first stage without patches."""
     done: bool
 
     @property
     def architecture(self) -> Architecture:
-        """The shape that it trains."""
-        if self.event:
-            return self.event.new
+        """The shape that it trains, after what has happened so far."""
+        if self.events:
+            return self.events[-1].new
         return Model(**self.config["model"]).architecture()
 
     @property
@@ -56,6 +58,10 @@ class StageHistory:
     def end(self) -> dict[str, Any]:
         """Tokens, FLOPs and seconds of the run after the last recorded step."""
         return self.records[-1]
+
+    def reached(self, step: int) -> dict[str, Any]:
+        """The first record from this step on: that of a patch which happened after it."""
+        return next((record for record in self.records if record["step"] >= step), self.end)
 
     def used(self, key: str) -> float:
         """How much of `tokens`, `flops` or `seconds` this stage used."""
@@ -72,27 +78,26 @@ def load(folder: Path) -> list[StageHistory]:
     Raises:
         UserError: the folder is not that of a run, or no stage has begun, or a file of it is damaged.
     """
-    found = []
-    for path in sorted(folder.glob("*/metrics.jsonl")):
-        stage = path.parent
-        records = tuple(metrics.read(path))
-        if not records:
-            continue
-        try:
-            config = yaml.safe_load((stage / "config.yaml").read_text())
-            event = _event(stage)
-        except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            raise UserError(f"{stage}: not the folder of a stage, or damaged: {error}") from error
-        found.append(StageHistory(stage.name, stage, config, records, event, (stage / "DONE").exists()))
-    if not found:
+    found = [load_stage(path.parent) for path in sorted(folder.glob("*/metrics.jsonl"))]
+    begun = [stage for stage in found if stage.records]
+    if not begun:
         raise UserError(f"{folder}: no stage of a run has written metrics here; give a run's folder, such as runs/demo")
-    return sorted(found, key=lambda stage: stage.start["tokens"])
+    return sorted(begun, key=lambda stage: stage.start["tokens"])
 
 
-def _event(stage: Path) -> Event | None:
-    for path in sorted((stage / "events").glob("*.json")):
-        data = json.loads(path.read_text())
-        old, new = (Architecture.from_json(data["plan"][key]) for key in ("old", "new"))
-        certificate = Certificate.from_json(data["certificate"]) if data["certificate"] else None
-        return Event(old, new, certificate, data["seconds"])
-    return None
+def load_stage(folder: Path) -> StageHistory:
+    """One stage, which may have no records yet; raises UserError when its folder is that of none, or damaged."""
+    try:
+        records = tuple(metrics.read(folder / "metrics.jsonl"))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        events = tuple(_event(path) for path in sorted((folder / "events").glob("*.json")))
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        raise UserError(f"{folder}: not the folder of a stage, or damaged: {error}") from error
+    return StageHistory(folder.name, folder, config, records, events, (folder / "DONE").exists())
+
+
+def _event(path: Path) -> Event:
+    data = json.loads(path.read_text())
+    old, new = (Architecture.from_json(data["plan"][key]) for key in ("old", "new"))
+    certificate = Certificate.from_json(data["certificate"]) if data["certificate"] else None
+    return Event(int(path.stem.removeprefix("step-")), old, new, certificate, data["seconds"])

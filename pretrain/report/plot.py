@@ -30,7 +30,8 @@ COLOURS = ("#2f6d8e", "#c8702a", "#3f8f4f", "#8a4f9e", "#b23a48", "#6b6b2d", "#3
 def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
     """Draws a run and writes it as an image (PNG, or what the suffix says).
 
-    Training loss as a thin line, validation loss as a thick one with dots; one colour for each stage.
+    Training loss as a thin line, validation loss as a thick one with dots; one colour for each stage; a dotted
+    line at a patch.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 7.5), layout="constrained")
@@ -45,7 +46,7 @@ def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
                     _names(axes, stages, x)
                 if row == len(ROWS) - 1:
                     axes.set_xlabel(x_label)
-                    axes.xaxis.set_major_formatter(_formatter(x))
+                    axes.xaxis.set_major_formatter(formatter(x))
                     axes.xaxis.set_major_locator(MaxNLocator(6))
         figure.suptitle(title, fontsize=13, fontweight="bold")
         figure.supxlabel(
@@ -62,8 +63,7 @@ def points(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
     """What is drawn, for machines: for each stage and curve the x and y values."""
     keys = [*COLUMNS, *ROWS, *(f"validation_{y}" for y in ROWS)]
     return [
-        {"stage": stage.name, "records": [{k: r[k] for k in keys if k in r} for r in stage.records]}
-        for stage in stages
+        {"stage": stage.name, "records": [{k: r[k] for k in keys if k in r} for r in stage.records]} for stage in stages
     ]
 
 
@@ -83,6 +83,9 @@ def _curves(axes: Axes, stages: Sequence[StageHistory], x: str, y: str) -> None:
         axes.axvspan(stage.start[x], stage.end[x], color=colour, alpha=0.05, linewidth=0)
         if index:
             axes.axvline(stage.start[x], color="#999999", linewidth=0.8, linestyle=(0, (3, 3)))
+        for event in stage.events:
+            if event.step:  # a patch
+                axes.axvline(stage.reached(event.step)[x], color=colour, linewidth=0.6, linestyle=(0, (1, 3)))
     axes.set_xlim(stages[0].start[x], max(stages[-1].end[x], stages[0].start[x] + 1))
 
 
@@ -105,7 +108,8 @@ def _names(axes: Axes, stages: Sequence[StageHistory], x: str) -> None:
         )
 
 
-def _formatter(x: str) -> Formatter:
+def formatter(x: str) -> Formatter:
+    """Of the ticks of an axis: times as people say them, other numbers with a letter."""
     if x == "seconds":
         return FuncFormatter(lambda seconds, _: duration(seconds))
     return EngFormatter(sep="")

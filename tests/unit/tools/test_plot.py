@@ -41,9 +41,10 @@ def test_stages_are_in_the_order_in_which_they_ran(tmp_path: Path) -> None:
     stages = history.load(run)
     assert [(stage.name, stage.done) for stage in stages] == [("zzz", True), ("wide", False)]
     assert [stage.used("tokens") for stage in stages] == [6000, 6000]
-    assert stages[0].event is None
-    assert stages[1].event is not None
-    assert stages[1].architecture == stages[1].event.new
+    assert not stages[0].events
+    (event,) = stages[1].events
+    assert event.step == 0
+    assert stages[1].architecture == event.new
 
 
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

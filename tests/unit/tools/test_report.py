@@ -65,3 +65,14 @@ def test_an_event_that_was_not_measured(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "certificate": None}))
     assert report.main([str(run)]) == 0
     assert "656,000 to 2,622,720 (x4.00) | not measured | - | - | - | 3 s" in (run / "report.md").read_text()
+
+
+def test_a_patch_inside_a_stage(tmp_path: Path) -> None:
+    """Has a row of its own, with its step, and the picture its line."""
+    run = make_run(tmp_path)
+    (path,) = run.glob("*/events/*.json")
+    path.with_name("step-00000004.json").write_text(path.read_text())
+    assert report.main([str(run)]) == 0
+    text = (run / "report.md").read_text()
+    assert "\n| wide, step 4 | hidden: zero" in text
+    assert "\n| wide | hidden: zero" in text

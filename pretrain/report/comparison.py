@@ -1,0 +1,200 @@
+"""Several runs on the same text: their losses over a common axis, and what each needed to reach the same loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import UserError
+from pretrain.report import history
+from pretrain.report.history import StageHistory
+
+AXES = ("iterations", "tokens", "flops", "seconds")
+"""What a run has used: optimizer steps, tokens, model FLOPs and seconds of training, growth events included in the last
+two."""
+METRICS = ("validation_bits_per_byte", "validation_loss", "bits_per_byte", "loss")
+"""What runs are compared by: the first of these that all of them have."""
+SMOOTHED = 20  # a training loss, which is that of one batch, is averaged over 1/20 of a line's records
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A growth event: the index, among the records of its line, of the first one after it."""
+
+    record: int
+    patch: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """Stages that grew out of each other, one after the other, as one line.
+
+    records: those of the stages, in order, with AXES counted from the beginning of the first stage of the run.
+    """
+
+    name: str
+    stages: tuple[StageHistory, ...]
+    records: tuple[Record, ...]
+    marks: tuple[Mark, ...]
+
+    @property
+    def done(self) -> bool:
+        return all(stage.done for stage in self.stages)
+
+    def curve(self, metric: str) -> list[Record]:
+        """AXES and `value` where the metric was measured; a training metric is averaged over the records before."""
+        found = [record for record in self.records if metric in record]
+        width = 1 if metric.startswith("validation_") else max(1, len(found) // SMOOTHED)
+        points = []
+        for index, record in enumerate(found):
+            window = [r[metric] for r in found[max(0, index + 1 - width) : index + 1]]
+            points.append({**{x: record[x] for x in AXES}, "value": sum(window) / len(window)})
+        return points
+
+    def reach(self, metric: str, target: float) -> Record | None:
+        """What the line had used when the metric first was `target` or less, between two records by a straight line;
+        None if it never was."""
+        before = None
+        for point in self.curve(metric):
+            if point["value"] <= target:
+                if before is None:
+                    return {x: point[x] for x in AXES}
+                share = (before["value"] - target) / (before["value"] - point["value"])
+                return {x: before[x] + share * (point[x] - before[x]) for x in AXES}
+            before = point
+        return None
+
+
+def lines(folders: Sequence[Path]) -> list[Line]:
+    """The lines of run folders (one for each stage there that began from nothing) and of single stages' folders.
+
+    Raises:
+        UserError: a folder is not that of a run or a stage, or is given twice, or a stage in it goes on from one that
+            is not there.
+    """
+    found: list[tuple[Path, str, list[StageHistory]]] = []
+    for folder in folders:
+        if (folder / "metrics.jsonl").is_file():
+            stage = history.load_stage(folder)
+            if not stage.records:
+                raise UserError(f"{folder}: the stage has not written metrics yet")
+            found.append((folder, stage.name, [stage]))
+            continue
+        chains = _chains(folder, history.load(folder))
+        for chain in chains:
+            found.append((folder, chain[-1].name if len(chains) > 1 else folder.resolve().name, chain))
+    short = [name for _, name, _ in found]
+    names = [
+        name if short.count(name) == 1 else "/".join(chain[-1].folder.resolve().parts[-2:]) for _, name, chain in found
+    ]
+    for name, (folder, _, _) in zip(names, found, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f"{folder}: {name} is there twice; give every run once, in a folder of its own name")
+    return [_line(name, chain) for name, (_, _, chain) in zip(names, found, strict=True)]
+
+
+def _chains(folder: Path, stages: Sequence[StageHistory]) -> list[list[StageHistory]]:
+    """The stages of a run by descent: a stage begins where its parent ended, to the same second."""
+    chains: list[list[StageHistory]] = []
+    for stage in stages:
+        if not stage.start["tokens"]:
+            chains.append([stage])
+            continue
+        place = [stage.start[x] for x in ("tokens", "seconds")]
+        parents = [chain for chain in chains if [chain[-1].end[x] for x in ("tokens", "seconds")] == place]
+        if not parents:
+            raise UserError(
+                f"{folder}: stage {stage.name!r} began after {place[0]:,} tokens, and no other stage here ends there: "
+                "this is a run folder of another schedule, or of several; give the folder of the stage itself"
+            )
+        parents[0].append(stage)
+    return chains
+
+
+def _line(name: str, chain: Sequence[StageHistory]) -> Line:
+    records: list[Record] = []
+    marks: list[Mark] = []
+    steps, growing = 0, 0.0
+    for stage in chain:
+        events = list(stage.events)
+        for index, record in enumerate(stage.records):
+            following = stage.records[index + 1]["step"] if index + 1 < len(stage.records) else float("inf")
+            # The last record of an event's step is the validation after it.
+            while events and (events[0].step < record["step"] or events[0].step == record["step"] < following):
+                event = events.pop(0)
+                growing += event.seconds
+                marks.append(Mark(len(records), bool(event.step), event.seconds))
+            records.append({**record, "iterations": steps + record["step"], "seconds": record["seconds"] + growing})
+        steps += stage.end["step"]
+    return Line(name, tuple(chain), tuple(records), tuple(marks))
+
+
+def common_metric(compared: Sequence[Line]) -> str:
+    """The first of METRICS that every line has, at two places at least; a loss per token only of one kind of token.
+
+    Raises UserError when there is none.
+    """
+    kinds = {_kind(stage) for line in compared for stage in line.stages}
+    for metric in METRICS:
+        if all(len(line.curve(metric)) > 1 for line in compared) and (metric.endswith("byte") or len(kinds) == 1):
+            return metric
+    lines = [
+        f"  {line.name}: {', '.join(m for m in METRICS if len(line.curve(m)) > 1) or 'nothing yet'}; "
+        + " and ".join(sorted({_kind(stage) for stage in line.stages}))
+        for line in compared
+    ]
+    raise UserError(
+        "the runs have no common metric (a loss per token compares only over one vocabulary and objective):\n"
+        + "\n".join(lines)
+    )
+
+
+def _kind(stage: StageHistory) -> str:
+    """What a loss per token of this stage is about."""
+    model, data = stage.config["model"], stage.config["data"]
+    kind = f"{model['vocab']} pieces"
+    if model["family"] != "bert":
+        return kind
+    masked = f"{data['mask_rate']:g}" + (f" to {data['mask_rate_end']:g}" if data["mask_rate_end"] else "")
+    return f"{kind}, {masked} of {'words' if data['whole_words'] else 'pieces'} masked, {data['pairs']}"
+
+
+def rows(compared: Sequence[Line], metric: str) -> list[dict[str, Any]]:
+    """Per line: its name, whether it is done, parameters at the end, what it used (AXES), seconds of them for growth,
+    final held-out and training loss (None where there is none), `reach`, what it used until it reached the final value
+    of the last line (None: never), and `ratio`, that against the last line's (None where either is nothing).
+    """
+    target = compared[-1].curve(metric)[-1]["value"]
+    yardstick = compared[-1].reach(metric, target)
+    assert yardstick
+    found = []
+    for line in compared:
+        reach = line.reach(metric, target)
+        held_out, training = (_final(line, name) for name in _pair(metric))
+        found.append(
+            {
+                "run": line.name,
+                "done": line.done,
+                "parameters": line.stages[-1].architecture.parameters(),
+                **{x: line.records[-1][x] for x in AXES},
+                "growth_seconds": sum(mark.seconds for mark in line.marks),
+                "held_out": held_out,
+                "training": training,
+                "reach": reach,
+                "ratio": {x: reach[x] / yardstick[x] for x in AXES} if reach and all(yardstick.values()) else None,
+            }
+        )
+    return found
+
+
+def _pair(metric: str) -> tuple[str, str]:
+    name = metric.removeprefix("validation_")
+    return f"validation_{name}", name
+
+
+def _final(line: Line, metric: str) -> float | None:
+    points = line.curve(metric)
+    return points[-1]["value"] if points else None
