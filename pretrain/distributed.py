@@ -47,14 +47,15 @@ def layout_of(stage: Stage, world: int) -> Layout:
         pipeline=p.pipeline,
         sequence_parallel=p.sequence_parallel,
     )
-    batch, micro = stage.train.global_batch, stage.train.micro_batch
+    micro = stage.train.micro_batch
     unit = micro * dp * (p.pp if layout.virtual > 1 else 1)
-    if batch % unit:
-        raise UserError(
-            f"stage {stage.name!r}: train.global_batch {batch} is not a multiple of {unit} "
-            f"(train.micro_batch {micro} x {dp} data-parallel ranks{' x pp' if unit > micro * dp else ''}): "
-            f"use {batch // unit * unit or unit} or {(batch // unit + 1) * unit}"
-        )
+    for key in ("global_batch", "ramp_from", "ramp_by"):
+        if (batch := getattr(stage.train, key)) % unit:
+            raise UserError(
+                f"stage {stage.name!r}: train.{key} {batch} is not a multiple of {unit} "
+                f"(train.micro_batch {micro} x {dp} data-parallel ranks{' x pp' if unit > micro * dp else ''}): "
+                f"use {batch // unit * unit or unit} or {(batch // unit + 1) * unit}"
+            )
     return layout
 
 

@@ -62,8 +62,8 @@ class Feed(ABC):
         """Go on at a parent's or an earlier run's cursor; None: at the beginning."""
 
     @abstractmethod
-    def take(self, progress: float, rank: int, ranks: int) -> Taken:
-        """The next global batch, a data-parallel rank's part of it; progress is the share of the stage that is done."""
+    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
+        """The next n samples, a data-parallel rank's part of them; progress is the share of the stage that is done."""
 
     @abstractmethod
     def held_out(self, unit: int) -> HeldOut:
@@ -117,10 +117,10 @@ class CausalFeed(Feed):
             window=data.window,
         )
 
-    def take(self, progress: float, rank: int, ranks: int) -> Taken:
-        batch = self.stream.take(self.stage.train.global_batch)
-        n = len(batch.tokens) // ranks
-        return Taken(causal(torch.from_numpy(batch.tokens[rank * n : (rank + 1) * n])), int(batch.bytes.sum()))
+    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
+        batch, share = self.stream.take(n), n // ranks
+        mine = batch.tokens[rank * share : (rank + 1) * share]
+        return Taken(causal(torch.from_numpy(mine)), int(batch.bytes.sum()))
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train
@@ -168,13 +168,12 @@ class BertFeed(Feed):
     def seek(self, cursor: Mapping[str, Any] | None) -> None:
         self.stream: BertStream = self._stream(self.stage.model.vocab, self.stage.train.seq_len, False, cursor)
 
-    def take(self, progress: float, rank: int, ranks: int) -> Taken:
-        data, batch = self.stage.data, self.stage.train.global_batch
+    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
+        data, share = self.stage.data, n // ranks
         if data.mask_rate_end:
             rate = data.mask_rate + progress * (data.mask_rate_end - data.mask_rate)
             self.stream.masking = replace(self.stream.masking, rate=rate)
-        n = batch // ranks
-        return Taken(_samples(self.stream.take(batch, slice(rank * n, (rank + 1) * n))), None)
+        return Taken(_samples(self.stream.take(n, slice(rank * share, (rank + 1) * share))), None)
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train

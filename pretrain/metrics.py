@@ -171,8 +171,7 @@ class Console(Sink):
     """A progress bar on a terminal, plain lines otherwise."""
 
     def __init__(self, stage: Stage, progress: Progress) -> None:
-        batch = stage.train.global_batch * stage.train.seq_len
-        self._stage, self._steps = stage, -(-stage.train.tokens // batch)
+        self._stage, self._steps = stage, stage.train.steps()
         self._bar = (
             tqdm(
                 desc=stage.name,

@@ -20,6 +20,7 @@ from pretrain.metrics import Metrics
 from pretrain.optim.schedule import paced, rates, sharing, weight_decays
 from pretrain.start import finish_event, patch, start
 from pretrain.state import State, boxes
+from pretrain.switches import Asked, Switches
 from pretrain.validate import Validation
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], bool]) -> bool:
     """Train a stage until its tokens are spent, or until a stop is requested; True when it is finished.
 
-    Collective over the ranks of the stage. Whatever happened before is found in the run folder: a stage that is
-    done is left alone, one that was stopped goes on, one that never began grows from its parent.
+    Collective over the ranks of the stage. A stop is requested by `stop_requested` on any rank, or by a file: see
+    Switches. Whatever happened before is found in the run folder: a stage that is done is left alone, one that was
+    stopped goes on, one that never began grows from its parent.
     Raises what pretrain.planning.check would have raised before, and UserError for a checkpoint that cannot be read
     or written; nothing is overwritten then.
     """
@@ -37,6 +39,7 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     if agreed(lambda: is_done(folder)):
         log.info("%s is finished already", folder)
         return True
+    switches = Switches(folder, stop_requested)
     layout = layout_of(stage, world_size())
     feed = open_feed(stage)
     resolved = feed.resolved()
@@ -46,7 +49,6 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     engine, state = start(curriculum, stage, layout, feed)
     validation = Validation(engine, feed)
     feed.seek(state.cursor)
-    batch_tokens = t.global_batch * t.seq_len
     stage_from = state.progress.tokens - state.progress.stage_tokens
     curve_ends = stage_from + t.tokens + sum(_tokens(other) for other in sharing(curriculum, stage))
 
@@ -90,7 +92,10 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 state = finish_event(folder, state, record.get("validation_bits_per_byte"), time.monotonic() - began)
                 metrics.log(state.progress, **record)
             clock = time.monotonic()
-            batch = feed.take(state.progress.stage_tokens / t.tokens, engine.dp_rank, layout.dp)
+            done = state.progress.stage_tokens
+            n = t.batch_at(done)
+            batch_tokens = n * t.seq_len
+            batch = feed.take(n, done / t.tokens, engine.dp_rank, layout.dp)
             lrs = rates(state.births, resolved, state.progress.tokens + batch_tokens)
             result = engine.train_step(batch.samples, lrs)
             flops = training_flops(state.arch, t.seq_len) * batch_tokens
@@ -107,19 +112,21 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 values |= result.terms
             metrics.step(state.progress, **values)
             finished = state.progress.stage_tokens >= t.tokens
-            stop = not comm.all_true(not stop_requested())
+            asked = switches.asked()
             if finished or state.progress.step % t.eval_interval == 0:
                 record = validation()
                 metrics.log(state.progress, **record)
             due = _patch_is_due(resolved, state)
-            if finished or stop or due or state.progress.step % stage.checkpoint.interval == 0:
+            if finished or asked or due or state.progress.step % stage.checkpoint.interval == 0:
                 save()
-            saved = checkpointer.wait() if finished or stop or due else checkpointer.poll()
+            saved = checkpointer.wait() if finished or asked or due else checkpointer.poll()
             if saved:
                 metrics.log(
                     state.progress, checkpoint_stall_seconds=saved.stall_seconds, checkpoint_seconds=saved.write_seconds
                 )
-            if stop and not finished:
+            if finished or asked:
+                switches.honoured(leaving=finished or asked == Asked.STOP)
+            if asked == Asked.STOP and not finished:
                 log.info("stopped at step %d as requested; start the stage again to go on", state.progress.step)
                 return False
 

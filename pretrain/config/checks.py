@@ -12,7 +12,7 @@ from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 
 if TYPE_CHECKING:
-    from pretrain.config.keys import Stage
+    from pretrain.config.keys import Stage, Train
 
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
@@ -102,12 +102,14 @@ def _layout(stage: Stage) -> Iterator[str]:
 
 def _budget(stage: Stage) -> Iterator[str]:
     train, dp = stage.train, stage.parallel.dp or 1
-    if train.global_batch % (train.micro_batch * dp):
-        product = f"{train.micro_batch}" if dp == 1 else f"{train.micro_batch} x parallel.dp {dp}"
-        yield (
-            f"train.global_batch: {train.global_batch} samples are no multiple of train.micro_batch {product}; a step "
-            "is a whole number of micro-batches on every data-parallel rank"
-        )
+    for key in ("global_batch", "ramp_from", "ramp_by"):
+        if (samples := getattr(train, key)) % (train.micro_batch * dp):
+            product = f"{train.micro_batch}" if dp == 1 else f"{train.micro_batch} x parallel.dp {dp}"
+            yield (
+                f"train.{key}: {samples} samples are no multiple of train.micro_batch {product}; a step is a whole "
+                "number of micro-batches on every data-parallel rank"
+            )
+    yield from _ramp(train)
     if bool(train.tokens) == bool(train.epochs):
         yield (
             "train.tokens: missing; give it, or train.epochs"
@@ -125,6 +127,22 @@ def _budget(stage: Stage) -> Iterator[str]:
         yield f"train.warmup_tokens: {train.warmup_tokens} is more than train.tokens {train.tokens}; lower it"
     if train.min_lr > train.lr:
         yield f"train.min_lr: {train.min_lr:g} is more than the peak train.lr {train.lr:g}; lower it"
+
+
+def _ramp(train: Train) -> Iterator[str]:
+    start, end, tokens = train.ramp_from, train.global_batch, train.ramp_tokens
+    by = train.ramp_by or start
+    if not start and (train.ramp_by or tokens):
+        yield "train.ramp_from: missing; give the samples of the first steps, or no train.ramp_by and train.ramp_tokens"
+    elif start and not tokens:
+        yield "train.ramp_tokens: missing; give the tokens over which the steps grow, or no train.ramp_from"
+    elif start >= end or (start and (end - start) % by):
+        yield (
+            f"train.ramp_from: {start} samples do not grow to train.global_batch {end} by {by} at a time; choose a "
+            "smaller number that does, or another train.ramp_by"
+        )
+    elif train.tokens and tokens > train.tokens:
+        yield f"train.ramp_tokens: {tokens} is more than train.tokens {train.tokens}; lower it"
 
 
 def _patches(stage: Stage) -> Iterator[str]:

@@ -26,7 +26,6 @@ Operator = Annotated[
 ]
 
 
-
 class Section:
     """A key that no field has is an error, never ignored."""
 
@@ -302,7 +301,6 @@ class Stage(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings: what a checkpoint and config.yaml hold."""
         return _plain(dataclasses.asdict(self))
-
 
 
 def _plain(value: Any) -> Any:

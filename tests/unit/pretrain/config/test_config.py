@@ -143,6 +143,12 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"model.positions": 64}, ["model.positions: 64, but llama2 has rotary embeddings"]),
         ({"model.family": "gpt2", "model.positions": 32}, ["train.seq_len: 64 is more than model.positions 32"]),
         ({"train.epochs": 1.0}, ["train.epochs: 1, but train.tokens is 10000; give one of them"]),
+        ({"train.ramp_tokens": 9}, ["stages[0].train.ramp_from: missing"]),
+        ({"train.ramp_from": 4}, ["stages[0].train.ramp_tokens: missing"]),
+        ({"train.ramp_from": 3, "train.ramp_tokens": 900}, ["train.ramp_from: 3 samples do not grow to", "8 by 3"]),
+        ({"train.ramp_from": 8, "train.ramp_tokens": 900}, ["train.ramp_from: 8 samples do not grow to"]),
+        ({"train.ramp_from": 4, "train.ramp_tokens": 10_001}, ["train.ramp_tokens: 10001 is more than train.tokens"]),
+        ({"train.ramp_from": 4, "train.ramp_tokens": 900, "parallel.dp": 8}, ["train.ramp_from: 4 samples are no mul"]),
         ({"train.tokens": None}, ["train.tokens: missing; give it, or train.epochs"]),
         ({"train.warmup": 0.1, "train.warmup_tokens": 9}, ["train.warmup: 0.1, but train.warmup_tokens is 9"]),
         ({"stacking": {"layers": [3, 6], "epochs": [1, 1]}}, ["stacking: it stands for stages"]),
@@ -283,3 +289,19 @@ def test_the_shipped_configurations_load() -> None:
     assert folder / "demo.yaml" in paths
     for path in paths:
         config.load(path)
+
+
+def test_the_batch_is_a_function_of_the_tokens_trained_on() -> None:
+    ramp = config.Train(seq_len=10, global_batch=12, lr=1e-3, tokens=1200, ramp_from=4, ramp_by=2, ramp_tokens=400)
+    assert [ramp.batch_at(tokens) for tokens in (0, 99, 100, 199, 200, 300, 399, 400, 9999)] == [
+        *(4, 4, 6, 6, 8, 10, 10, 12, 12)
+    ]
+    done = steps = 0
+    while done < ramp.tokens:
+        done += ramp.batch_at(done) * ramp.seq_len
+        steps += 1
+    assert ramp.steps() == steps
+    doubled = dataclasses.replace(ramp, ramp_by=0)
+    assert [doubled.batch_at(tokens) for tokens in (0, 199, 200, 400)] == [4, 4, 8, 12]
+    plain = dataclasses.replace(ramp, ramp_from=0, ramp_by=0, ramp_tokens=0)
+    assert (plain.batch_at(0), plain.steps()) == (12, 10)
