@@ -52,13 +52,17 @@ class Comm:
         return result
 
     def all_true(self, flag: bool) -> bool:
-        """Whether the flag is set on every rank; the cheapest of these."""
+        """Whether the flag is set on every rank; with `largest` the cheapest of these."""
+        return not self.largest(int(not flag))
+
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' values."""
         if self.world == 1:
-            return flag
+            return value
         device = torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
-        least = torch.tensor([int(flag)], device=device)
-        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self.group)
-        return bool(least.item())
+        found = torch.tensor([value], device=device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
+        return int(found.item())
 
 
 def in_words(error: Exception, where: Path | str = "checkpoint") -> str:

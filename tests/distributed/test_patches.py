@@ -18,8 +18,9 @@ from pretrain.data.encoders import SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.feed import open_feed
+from tests.distributed.conftest import SYLLABLES
 from tests.distributed.harness import run
-from tests.distributed.test_stage import SYLLABLES, losses, stage, state
+from tests.distributed.test_stage import losses, stage, state
 
 INDICES = [1, 1, 2, 2, 2, 3, 3, 3, 4]
 ORDER = "acfijhgedb"  # of the layers by age after the nine patches

@@ -7,35 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch.distributed as dist
 import yaml
 
 from growth import Box, GrowthError
 from pretrain import config, planning
 from pretrain.checkpoint import KINDS, Reader, find, is_done
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
 from pretrain.errors import UserError
 from pretrain.train import train
 from tests.distributed.harness import run
-
-SYLLABLES = [first + second for first in "bcdfghjklmn" for second in "aeiou"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small corpus of drawn words with its own tokenizer of 400 pieces."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = np.random.default_rng(0)
-    words = ["".join(draw.choice(SYLLABLES, size=draw.integers(1, 4))) for _ in range(300)]
-    text = folder / "text.jsonl"
-    with text.open("w") as out:
-        for _ in range(400):
-            print(json.dumps({"text": " ".join(draw.choice(words, size=60))}), file=out)
-    prepare(Source((text,)), folder / "prepared", SentencePieceEncoder(vocab_size=400))
-    return folder / "prepared"
 
 
 def curriculum(corpus: Path, output: Path, **changes: Any) -> Path:
