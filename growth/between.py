@@ -28,7 +28,8 @@ def between(
     `policy` names for each axis an operator, or a mapping {"operator": name, option: value, ...}; axes that do not
     grow ignore theirs. Its key "moments" is "transform", "copy" or "reset", or a mapping of "old" and "new" to these.
     The scalars of `new` are not used: they follow from those of `old` and the operators, and the plan's `new` holds
-    them. `pieces` are the old ids that spell each new token, for the vocabulary.
+    them. `pieces` are, for each new token, the old ids that spell it: the vocabulary needs them unless its policy is
+    another than the default.
     Raises GrowthError for another family, an unknown policy, an axis that shrinks without an operator that was named
     for it, and what an operator cannot do.
     """

@@ -75,4 +75,4 @@ def default(table: Family, key: str) -> str:
     """The operator of a policy key for which a family's user has named none."""
     if key == "head_dim":
         return "rotary" if "rope_theta" in table.scalars else "zero"
-    return {"layers": "identity", "vocab": "random", "positions": "random"}.get(key, "zero")
+    return {"layers": "identity", "vocab": "pieces", "positions": "random"}.get(key, "zero")

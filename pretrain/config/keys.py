@@ -203,7 +203,8 @@ class Grow(Section):
     ffn: Operator = "zero"
     """zero: new neurons whose output is not used yet; keeps the function."""
     vocab: Operator = "pieces"
-    """random, zero, mean (of all old rows), or pieces (the mean of the rows that wrote the new token before)."""
+    """pieces (the mean of the rows that wrote the new token before: best of these in bits per byte), mean (of all old
+    rows), zero or random."""
     head_dim: Operator = "default"
     """rotary where the family has rotary embeddings (whole factors; rotary_table: any), else zero; all keep the
     function."""

@@ -85,7 +85,7 @@ def test_growth_on_load(
     generator = torch.Generator().manual_seed(1)
     save(parent, 7, lambda kind, name, box: torch.rand(box.shape, generator=generator), fields(OLD, "small"))
     before = contents(step_folder(parent, 7))
-    plan = between(OLD, NEW, seed=3, init_std=0.02)
+    plan = between(OLD, NEW, {"vocab": "random"}, seed=3, init_std=0.02)
     _, lines = run(grow(parent, tmp_path / "dry", plan), NEVER)
     want = contents(step_folder(tmp_path / "dry", 0))
     killed = 0

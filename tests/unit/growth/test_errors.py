@@ -51,7 +51,7 @@ def test_shrinking_names_the_axis_and_both_sizes(axis: str) -> None:
         ({"hidden": "wide"}, "hidden: there is no operator 'wide': choose one of "),
         ({"widht": "zero"}, "a growth policy has no key 'widht': its keys are layers, hidden"),
         ({"hidden": {"operator": "zero", "noise": 1}}, "hidden: zero has no option noise"),
-        ({"vocab": "pieces"}, "vocab: pieces needs the old pieces of every new token"),
+        ({}, "vocab: 9 to 11: pieces (the default) needs the old pieces of every new token; give them, or choose mean"),
     ],
 )
 def test_policies_that_are_none(policy: dict[str, Any], message: str) -> None:
