@@ -164,7 +164,7 @@ def _grow(
     state = states[0]
     event = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
     flops = event_flops(plan.old, plan.new, t.seq_len, samples=t.micro_batch * layout.pp, dp=layout.dp)
-    progress = replace(state.progress, flops=state.progress.flops + flops)
+    progress = replace(state.progress, flops=state.progress.flops + flops, held_out=())
     return engine, replace(state, progress=progress, events=(*state.events, event))
 
 

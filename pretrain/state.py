@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,8 @@ PIECE = 16 << 20  # bytes evaluated at a time
 class Progress:
     """How far a run is. step and stage_tokens count from the start of the stage, the others from that of the run.
 
-    flops are model FLOPs of training, growth events included; seconds are of training, without starts.
+    flops are model FLOPs of training, growth events included; seconds are of training, without starts. held_out are
+    the losses of the validations since the model has its shape in this stage, oldest first.
     """
 
     step: int = 0
@@ -31,6 +33,7 @@ class Progress:
     tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    held_out: tuple[float, ...] = ()
 
     def after(self, *, tokens: int, flops: float, seconds: float) -> Progress:
         """One optimizer step later."""
@@ -40,11 +43,16 @@ class Progress:
             self.tokens + tokens,
             self.flops + flops,
             self.seconds + seconds,
+            self.held_out,
         )
+
+    def validated(self, loss: float) -> Progress:
+        """After a validation; a loss that is no number says nothing."""
+        return replace(self, held_out=(*self.held_out, loss)) if isfinite(loss) else self
 
     def next_stage(self) -> Progress:
         """The same moment, as the start of a stage."""
-        return replace(self, step=0, stage_tokens=0)
+        return replace(self, step=0, stage_tokens=0, held_out=())
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class State:
             Architecture.from_json(m.architecture),
             Generations.from_json(m.generations),
             tuple(Birth.from_json(b) for b in m.generations["each"]),
-            Progress(**m.progress),
+            Progress(**{**m.progress, "held_out": tuple(m.progress.get("held_out", ()))}),
             m.cursor,
             tuple(m.events),
             m.parent,

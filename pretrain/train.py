@@ -17,17 +17,19 @@ from pretrain.distributed import agreed, layout_of, world_size
 from pretrain.estimate.flops import training_flops
 from pretrain.feed import open_feed
 from pretrain.metrics import Metrics
-from pretrain.optim.schedule import paced, rates, sharing, weight_decays
+from pretrain.optim.schedule import rates
+from pretrain.pacing import Pacing
 from pretrain.start import finish_event, patch, start
 from pretrain.state import State, boxes
 from pretrain.switches import Asked, Switches
+from pretrain.timing import Ending, keep_decision
 from pretrain.validate import Validation
 
 log = logging.getLogger(__name__)
 
 
 def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], bool]) -> bool:
-    """Train a stage until its tokens are spent, or until a stop is requested; True when it is finished.
+    """Train a stage until it ends (see Ending), or until a stop is requested; True when it is finished.
 
     Collective over the ranks of the stage. A stop is requested by `stop_requested` on any rank, or by a file: see
     Switches. Whatever happened before is found in the run folder: a stage that is done is left alone, one that was
@@ -49,16 +51,9 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     engine, state = start(curriculum, stage, layout, feed)
     validation = Validation(engine, feed)
     feed.seek(state.cursor)
-    stage_from = state.progress.tokens - state.progress.stage_tokens
-    curve_ends = stage_from + t.tokens + sum(_tokens(other) for other in sharing(curriculum, stage))
-
-    def set_pace() -> State:
-        begins = not state.progress.step
-        births = paced(state.births, resolved, begins, state.progress.tokens, curve_ends)
-        engine.adam.weight_decays = weight_decays(births, resolved)
-        return replace(state, births=births)
-
-    state = set_pace()
+    pacing = Pacing.of(curriculum, resolved, state.progress)
+    state = pacing.set(engine, state)
+    ending = Ending.of(curriculum, resolved, state.progress.tokens - state.progress.stage_tokens)
 
     keep = stage.checkpoint
     checkpointer = Checkpointer(folder / "checkpoints", None, keep.keep, keep.keep_every, asynchronous=True)
@@ -79,13 +74,13 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 seconds = time.monotonic() - began
                 state = finish_event(folder, state, record.get("validation_bits_per_byte"), seconds)
             metrics.log(state.progress, **record)
-        while state.progress.stage_tokens < t.tokens:
+        while not ending.decision(state.progress):
             if _patch_is_due(resolved, state):
                 began = time.monotonic()
                 before = record.get("validation_bits_per_byte")
                 engine.free()
                 engine, state = patch(curriculum, stage, layout, feed, state, before)
-                state = set_pace()
+                state = pacing.set(engine, state)
                 validation = Validation(engine, feed)
                 feed.seek(state.cursor)
                 record = validation()
@@ -111,11 +106,12 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
             if len(result.terms) > 1:
                 values |= result.terms
             metrics.step(state.progress, **values)
-            finished = state.progress.stage_tokens >= t.tokens
             asked = switches.asked()
-            if finished or state.progress.step % t.eval_interval == 0:
+            if ending.spent(state.progress) or state.progress.step % t.eval_interval == 0:
                 record = validation()
                 metrics.log(state.progress, **record)
+                state = replace(state, progress=state.progress.validated(record["validation_loss"]))
+            finished = ending.decision(state.progress) is not None
             due = _patch_is_due(resolved, state)
             if finished or asked or due or state.progress.step % stage.checkpoint.interval == 0:
                 save()
@@ -131,13 +127,10 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
                 return False
 
     if comm.rank == 0:
+        keep_decision(folder, "end", ending.decision(state.progress))
         mark_done(folder, {**vars(state.progress), **record})
     dist.barrier()
     return True
-
-
-def _tokens(stage: Stage) -> int:
-    return stage.train.tokens or open_feed(stage).resolved().train.tokens
 
 
 def _patch_is_due(stage: Stage, state: State) -> bool:

@@ -1,7 +1,7 @@
 """What a curriculum is. Its keys are in keys.py; curriculum.py reads a file, checks.py says what does not fit."""
 
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, to_yaml
-from pretrain.config.keys import Checkpoint, Data, Grow, Log, Model, Parallel, Patch, Stage, Train
+from pretrain.config.keys import Checkpoint, Data, Grow, Log, Model, Parallel, Patch, Plateau, Stage, Train
 
 __all__ = [
     "RESUMABLE",
@@ -13,6 +13,7 @@ __all__ = [
     "Model",
     "Parallel",
     "Patch",
+    "Plateau",
     "Stage",
     "Train",
     "compare_for_resume",

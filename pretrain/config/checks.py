@@ -25,6 +25,8 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
         if only in (None, index):
             checks = (_names(stages, index), _shape(stage), _layout(stage), _budget(stage), _patches(stage))
             found += [f"stages[{index}].{problem}" for check in checks for problem in check]
+            if stage.train.until == "gstack" and (index + 1 == len(stages) or stages[index + 1].from_scratch):
+                found.append(f"stages[{index}].train.until: gstack, but no stage grows from this one; use tokens")
         if index and only in (None, index, index - 1):
             found += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
     return found

@@ -117,6 +117,18 @@ class Parallel(Section):
 
 
 @dataclass(frozen=True)
+class Plateau(Section):
+    """When the held-out loss counts as one that has stopped falling."""
+
+    window: Positive = 4
+    """Validations whose mean loss is compared with that of as many before them."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.002
+    """Share of the loss by which a window is to be below the one before it."""
+    patience: Positive = 3
+    """Validations in a row at which it is not."""
+
+
+@dataclass(frozen=True)
 class Train(Section):
     """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
 
@@ -130,6 +142,12 @@ class Train(Section):
     """Tokens trained on in this stage; 0 or absent: `epochs` says so."""
     epochs: Annotated[float, Field(ge=0)] = 0.0
     """Instead of `tokens`: as many as the corpus's training text has, this many times."""
+    until: Literal["tokens", "plateau", "gstack"] = "tokens"
+    """What ends the stage; `tokens` or `epochs` are the most, and what the schedule reckons with. plateau: the held-out
+    loss stops falling. gstack: the formula for the time to grow into the next stage (Du et al. 2024). After an early
+    end the next stage goes on at the rate that this one had, and runs the rest of the curve over the tokens left."""
+    plateau: Plateau = Plateau()
+    """What `until: plateau` calls one; see train.eval_interval."""
     ramp_from: Count = 0
     """Samples in the first optimizer steps of the stage; 0 or absent: `global_batch`, from the beginning."""
     ramp_by: Count = 0
@@ -259,6 +277,15 @@ class Checkpoint(Section):
 
 
 @dataclass(frozen=True)
+class Guard(Section):
+    """What a stage does when something goes wrong. A resume may change all of it."""
+
+    hang: Annotated[float, Field(ge=0, le=5400)] = 1800.0
+    """Seconds without a step after which every rank writes the stacks of its threads to the stage's folder and ends, as
+    if it had crashed; four times as many in anything else (a start, a growth event, a checkpoint). 0: never."""
+
+
+@dataclass(frozen=True)
 class Log(Section):
     """Where metrics go, besides metrics.jsonl in the stage's folder."""
 
@@ -284,6 +311,7 @@ class Stage(Section):
     train: Train
     grow: Grow
     checkpoint: Checkpoint
+    guard: Guard
     log: Log
     from_scratch: bool = False
     """Start from nothing and not from the stage before, to compare with."""

@@ -1,0 +1,34 @@
+"""What the optimizer is told at the beginning of a stage, after each growth event in it, and when it is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pretrain.config import Curriculum, Stage
+from pretrain.engine import Engine
+from pretrain.feed import budget
+from pretrain.optim.schedule import paced, sharing, weight_decays
+from pretrain.state import Progress, State
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """Of a stage with its budget in tokens. curve_ends: tokens of the run at which the learning rate's curve ends, if
+    this stage and those that share the curve use all of their budgets."""
+
+    stage: Stage
+    curve_ends: int
+
+    @staticmethod
+    def of(curriculum: Curriculum, stage: Stage, progress: Progress) -> Pacing:
+        """progress: now, anywhere in the stage."""
+        begins = progress.tokens - progress.stage_tokens
+        later = sum(budget(other) for other in sharing(curriculum, stage))
+        return Pacing(stage, begins + stage.train.tokens + later)
+
+    def set(self, engine: Engine, state: State) -> State:
+        """The state with a pace for every generation, which the engine's optimizer then knows."""
+        begins = not state.progress.step
+        births = paced(state.births, self.stage, begins, state.progress.tokens, self.curve_ends)
+        engine.adam.weight_decays = weight_decays(births, self.stage)
+        return replace(state, births=births)
