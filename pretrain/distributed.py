@@ -9,13 +9,17 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from pretrain.checkpoint.comm import Comm
 from pretrain.config import Stage
 from pretrain.errors import UserError
 from pretrain.layout import Layout
+from pretrain.watchdog import COLLECTIVE_TIMEOUT
 
 T = TypeVar("T")
+
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 
 
 def world_size() -> int:
@@ -63,15 +67,15 @@ def join() -> None:
     """Initialise torch.distributed from the launcher's environment: nccl with CUDA, gloo without."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    timeout = timedelta(minutes=30)
+    backend = "gloo"
     if torch.cuda.is_available():
+        backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl", timeout=timeout)
-    elif world_size() > 1:
-        dist.init_process_group("gloo", timeout=timeout)
+    if world_size() > 1:
+        store, rank, world = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     else:
-        alone = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=alone, rank=0, world_size=1, timeout=timeout)
+        store, rank, world = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
 
 
 def agreed(work: Callable[[], T]) -> T:

@@ -1,7 +1,7 @@
 """A curriculum: read from YAML, checked, overridden from the command line, compared with a checkpoint's.
 
 A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data`, `model`, `parallel`, `train`, `grow`,
-`checkpoint` and `log` at its top are defaults, merged under every stage. See configs/demo.yaml.
+`checkpoint`, `guard` and `log` at its top are defaults, merged under every stage. See configs/demo.yaml.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pretrain.config import checks, reading
 from pretrain.config.keys import Section, Stage
 from pretrain.errors import UserError
 
-SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "log")
+SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard", "log")
 """The sections that may stand at the top of a file as defaults of every stage."""
 
 RESUMABLE = (
@@ -31,6 +31,7 @@ RESUMABLE = (
     "train.eval_interval",
     "train.eval_bytes",
     "checkpoint",
+    "guard",
     "log",
 )
 """What may differ when a stage is resumed (the cursor makes sure that a corpus elsewhere is the same one). Everything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import zip_longest
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from growth.architecture import Architecture
 from pretrain.layout import Layout, parameters
 from pretrain.model import bert, cpu, gpt2, llama2
+from pretrain.watchdog import COLLECTIVE_TIMEOUT
 
 FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
 
@@ -56,6 +58,7 @@ def join(layout: Layout) -> None:
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=COLLECTIVE_TIMEOUT // timedelta(minutes=1),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
 
