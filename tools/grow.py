@@ -1,14 +1,15 @@
-"""Grows a checkpoint into the first one of the next stage, offline, in one process.
+"""Grows a checkpoint into the first one of the next stage, offline, in one process or several.
 
 A stage grows by itself when it starts, straight from its parent's checkpoint; this is for looking at the result first,
 for other tools, and for machines that cannot read the parent. The result is what the stage would start with, bit for
-bit. DST is by default the step 0 of the stage's folder: the stage then starts from it as it resumes from any of its
-checkpoints. Each file is an ordinary safetensors file of whole tensors. It can be stopped, and goes on when it is
-started again. With --no-certificate the memory it needs does not depend on the size of the model.
+bit, whatever the number of processes. DST is by default the step 0 of the stage's folder: the stage then starts from
+it as it resumes from any of its checkpoints. Each file is an ordinary safetensors file of whole tensors. It can be
+stopped, and goes on when it is started again. With --no-certificate the memory that each process needs does not depend
+on the size of the model.
 
 examples:
   python tools/grow.py runs/demo/seed --config configs/demo.yaml --stage wide
-  python tools/grow.py runs/demo/seed /scratch/wide --config configs/demo.yaml --stage wide --no-certificate
+  python tools/grow.py runs/demo/seed /scratch/wide --config configs/demo.yaml --stage wide --processes 8
 """
 
 import argparse
@@ -44,11 +45,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-certificate", action="store_true", help="do not measure whether the function is kept: constant memory"
     )
+    parser.add_argument("--processes", type=int, default=1, help="that write at once (default: %(default)s)")
 
 
 def work(options: argparse.Namespace) -> cli.Answer:
     """Raises UserError and GrowthError: nothing is written for a plan that is impossible or breaks its claim."""
     began = time.monotonic()
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: it takes at least one")
     curriculum = load(options.config)
     stage = curriculum.stage(options.stage)
     source = locate(options.source, finished=True)
@@ -67,7 +71,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
                 certificate = audit.certificate(plan, reader.read, found, stage.train.lr)
                 certificate = replace(certificate, bits_per_byte_before=_bits_per_byte(source))
                 certificate.require()
-            manifest = grow(reader, target, plan, stage, certificate, began)
+            manifest = grow(reader, target, plan, stage, certificate, began, options.processes)
         text = f"{source} -> {target}{' (is there already)' if existed else ''}\n{plan.describe()}"
     event = manifest.events[-1]
     if event["certificate"]:
@@ -86,7 +90,13 @@ def work(options: argparse.Namespace) -> cli.Answer:
 
 
 def grow(
-    reader: Reader, target: Path, plan: Plan, stage: Stage, certificate: Certificate | None, began: float
+    reader: Reader,
+    target: Path,
+    plan: Plan,
+    stage: Stage,
+    certificate: Certificate | None,
+    began: float,
+    processes: int,
 ) -> Manifest:
     """Write the grown checkpoint: weights, and moments if the parent has them."""
     state = grown(reader, plan, stage)
@@ -106,6 +116,7 @@ def grow(
         read,
         state.fields(stage.name, stage.to_dict(), [birth.adam_step for birth in state.births]),
         {"source": reader.manifest.hash, "plan": plan.to_json(), "stage": stage.to_dict()},
+        processes=processes,
         progress=sys.stderr.isatty(),
     )
 

@@ -76,6 +76,12 @@ class Lock:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
     def _take(self) -> None:
         deadline = time.monotonic() + LEASE
         while True:

@@ -1,5 +1,6 @@
 """Files as a sequence of 1 MiB blocks: each is hashed on its way out and verified on its way in."""
 
+import ctypes
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +12,15 @@ import xxhash
 from pretrain.checkpoint.manifest import CorruptCheckpoint, StoredFile
 
 BLOCK = 1 << 20
+AHEAD = 8 << 20  # bytes that the disk is given to do at a time, ahead of when they are waited for
+
+_sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
+
+
+def _start_writing(fd: int, offset: int, size: int) -> None:
+    """Asks the kernel to begin to write a range to the disk, as fsync will: a hint, so that it may fail."""
+    start = 2  # SYNC_FILE_RANGE_WRITE
+    _sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), ctypes.c_uint(start))
 
 
 class BlockWriter:
@@ -23,6 +33,7 @@ class BlockWriter:
         self._bytes = self._buffer.numpy().data
         self._used = 0
         self._size = 0
+        self._begun = 0
         self._hashes: list[str] = []
 
     def write(self, data: memoryview) -> None:
@@ -69,6 +80,9 @@ class BlockWriter:
         self._size += len(block)
         while len(block):
             block = block[os.write(self._fd, block) :]
+        if self._size - self._begun >= AHEAD:
+            _start_writing(self._fd, self._begun, self._size - self._begun)
+            self._begun = self._size
 
 
 class BlockReader:

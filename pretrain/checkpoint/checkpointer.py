@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from pretrain.checkpoint.atomic import Lock, make_folder
 from pretrain.checkpoint.background import Snapshot, Tensors, Write
 from pretrain.checkpoint.comm import Comm, in_words
-from pretrain.checkpoint.commit import begin, commit, move_aside, retain
+from pretrain.checkpoint.commit import LOCK, begin, commit, move_aside, retain
 from pretrain.checkpoint.find import check, step_folder, steps, verify_all
 from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State, plain
 from pretrain.errors import UserError
@@ -168,7 +168,7 @@ class Checkpointer:
     def _open(self) -> None:
         try:
             make_folder(self.root)
-            self._lock = Lock(self.root / ".lock")
+            self._lock = Lock(self.root / LOCK)
         except OSError as error:
             raise UserError(f"{self.root}: checkpoints cannot be written here ({error.strerror})") from error
 

@@ -12,16 +12,25 @@ from pretrain.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"  # of a folder of checkpoints: who holds it, in training or offline, is the only one to write there
+
 
 def partial_of(path: Path) -> Path:
     """Where the files of the checkpoint `path` are until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
+def progress_of(path: Path) -> Path:
+    """What is known about an unfinished checkpoint that is written outside of training: whose it is, which files are
+    finished."""
+    return path.with_name(f".{path.name}.progress")
+
+
 def begin(path: Path) -> Path:
-    """Removes what killed saves and removals left beside `path`, and makes the folder to write into."""
-    for left in [*path.parent.glob(".step-*.partial"), *path.parent.glob(".step-*.removed")]:
-        shutil.rmtree(left)
+    """Removes what killed saves, removals and offline writes left beside `path`, and makes the folder to write into."""
+    for kind in ("partial", "removed", "progress"):
+        for left in path.parent.glob(f".step-*.{kind}"):
+            shutil.rmtree(left)
     partial = partial_of(path)
     partial.mkdir()
     return partial

@@ -3,24 +3,27 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from growth.box import Box
 from pretrain.checkpoint.atomic import Lock, make_folder, write_file
-from pretrain.checkpoint.comm import Comm, in_words
-from pretrain.checkpoint.commit import commit, partial_of
+from pretrain.checkpoint.blocks import BLOCK, BlockReader
+from pretrain.checkpoint.comm import in_words
+from pretrain.checkpoint.commit import LOCK, commit, partial_of, progress_of
 from pretrain.checkpoint.find import check, step_of
-from pretrain.checkpoint.manifest import FileRecord, Manifest, ManifestFields, StoredFile, canonical
-from pretrain.checkpoint.writer import Writer, file_name
+from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, StoredFile, canonical
+from pretrain.checkpoint.spread import spread
+from pretrain.checkpoint.writer import Writer, file_name, header_of
 from pretrain.errors import UserError
 
-SHARD = 4 << 30  # bytes
+SHARD = 256 << 20  # bytes: enough files to share out among processes, and little to do again after a stop
 IDENTITY = "identity.json"
 
 Read = Callable[[str, str, Box], torch.Tensor]
@@ -34,143 +37,181 @@ def write_checkpoint(
     read: Read,
     fields: ManifestFields,
     identity: Mapping[str, Any],
-    group: ProcessGroup | None = None,
+    processes: int = 1,
     shard_bytes: int = SHARD,
     progress: bool = False,
 ) -> Manifest:
-    """Writes the checkpoint `path` with whole tensors (collective: each process writes a share of the files).
+    """Writes the checkpoint `path` with whole tensors; the files are the same, whatever the number of processes.
 
     `read` is asked for every tensor of `fields.shapes` in row-major pieces of at most 4 MiB, in order, so the memory
     needed does not depend on the model. A file holds up to about `shard_bytes`. Stopped and called again with the same
     `identity` (JSON that says what `read` reads: its source's hash and the plan, say), it goes on after the files that
-    were finished. `progress` shows a bar with bytes/s and the time left.
+    were finished. With several processes (forked) each writes whole files. `progress` shows a bar with bytes/s and the
+    time left.
 
-    Raises UserError on every process when `path` exists, somebody else writes it, or any process fails.
+    Raises UserError when `path` exists, somebody else writes it or in its folder of checkpoints, or anything fails.
     """
-    comm = Comm(group)
     if step_of(path) not in (None, step):
         raise ValueError(f"{path.name} is no name for step {step}")
-    shards = _shards(kinds, fields.shapes, shard_bytes)
-    identity = {"identity": identity, "shapes": fields.shapes, "kinds": kinds, "shard_bytes": shard_bytes}
-    work, partial = _work_of(path), partial_of(path)
-    lock: Lock | None = None
-
-    def prepare() -> Manifest | None:
-        nonlocal lock
-        fields.frozen()
-        mark = work / IDENTITY
-        same = mark.exists() and mark.read_bytes() == canonical(identity)
-        if path.exists():
-            _tidy(work)
-            if not same:
-                raise UserError(f"{path} is there already: remove it, or choose another name")
-            return check(path)  # was stopped in its tidying
-        make_folder(work)
-        lock = Lock(work / "lock")
-        if not same:
-            _begin(work, partial, canonical(identity))
-        partial.mkdir(exist_ok=True)
-        return None
-
-    try:
-        finished = comm.on_first(prepare)
-        if finished:
-            return finished
-        records, failure, cause = [], "", None
-        mine = shards[comm.rank :: comm.world]
-        total = sum(4 * prod(fields.shapes[name]) for _, _, names in mine for name in names)
-        quiet = not progress or comm.rank > 0
+    fields.frozen()
+    about = canonical({"identity": identity, "shapes": fields.shapes, "kinds": kinds, "shard_bytes": shard_bytes})
+    files = _files(kinds, fields.shapes, shard_bytes)
+    if path.exists():
+        return _finished(path, about)
+    with _alone(path):
+        if path.exists():  # by now
+            return _finished(path, about)
         try:
-            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=quiet) as bar:
-                for kind, index, names in mine:
-                    records.append(_shard(work, partial, kind, index, names, read, fields, bar.update))
-        except Exception as error:  # told to the other processes, then raised
-            failure, cause = in_words(error, partial), error
-        told = comm.to_first((records, failure))
-        try:
-            return comm.on_first(lambda: _finish(path, step, fields, told))
-        except UserError as error:
-            raise error from error.__cause__ or cause
-    finally:
-        if lock:
-            lock.release()
+            _begin(path, about)
+            return _write(path, step, files, read, fields, processes, progress)
+        except Exception as error:
+            words = in_words(error, partial_of(path))
+            raise UserError(f"{path} is not complete. {words}. Run it again to go on where it stopped.") from error
 
 
-def _finish(path: Path, step: int, fields: ManifestFields, told: list[tuple[list[FileRecord], str]]) -> Manifest:
-    failures = [f"process {rank}: {problem}" for rank, (_, problem) in enumerate(told) if problem]
-    if failures:
-        raise UserError(f"{path} is not complete. {'; '.join(failures)}. Run it again to go on where it stopped.")
-    manifest = Manifest.build(step, fields, [record for records, _ in told for record in records])
-    commit(manifest, partial_of(path), path)
-    _tidy(_work_of(path))
+@dataclass(frozen=True)
+class _File:
+    """A file to write: its tensors, whole and in order."""
+
+    kind: str
+    index: int
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @property
+    def name(self) -> str:
+        return file_name(self.kind, self.index)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(4 * prod(shape) for shape in self.tensors.values())
+
+
+def _files(kinds: list[str], shapes: Mapping[str, Any], shard_bytes: int) -> list[_File]:
+    """Tensors in order, a new file where the next one would not fit."""
+    groups: list[dict[str, tuple[int, ...]]] = []
+    room = 0
+    for name, shape in shapes.items():
+        size = 4 * prod(shape)
+        if not groups or size > room:
+            groups.append({})
+            room = shard_bytes
+        groups[-1][name] = tuple(shape)
+        room -= size
+    return [_File(kind, index, tensors) for kind in kinds for index, tensors in enumerate(groups)]
+
+
+def _write(
+    path: Path,
+    step: int,
+    files: list[_File],
+    read: Read,
+    fields: ManifestFields,
+    processes: int,
+    progress: bool,
+) -> Manifest:
+    work, partial = progress_of(path), partial_of(path)
+    records: dict[str, FileRecord] = {}
+    with tqdm(total=sum(f.size for f in files), unit="B", unit_scale=True, desc=path.name, disable=not progress) as bar:
+        missing = []
+        for file in files:
+            record = _taken_over(work, partial, file)
+            if record:
+                records[file.name] = record
+                bar.update(file.size)
+            else:
+                (partial / file.name).unlink(missing_ok=True)
+                missing.append(file)
+
+        def write(number: int, told: Callable[[int], Any]) -> FileRecord:
+            file = missing[number]
+
+            def source(name: str) -> Callable[[Box], torch.Tensor]:
+                return lambda box: read(file.kind, name, box)
+
+            entries = [(name, Box.whole(shape), source(name)) for name, shape in file.tensors.items()]
+            try:
+                return Writer(partial, file.index).write(file.kind, entries, file.tensors, told)
+            except OSError as error:
+                raise UserError(in_words(error, partial / file.name)) from error
+
+        def finished(number: int, record: FileRecord) -> None:
+            write_file(work / f"{record.name}.json", canonical({"blocks": record.file.blocks}))
+            records[record.name] = record
+
+        if processes > 1 and len(missing) > 1:
+            spread(write, len(missing), processes, finished, bar.update)
+        else:
+            for number in range(len(missing)):
+                finished(number, write(number, bar.update))
+    manifest = Manifest.build(step, fields, [records[file.name] for file in files])
+    commit(manifest, partial, path)
+    _tidy(work)
     return manifest
 
 
-def _work_of(path: Path) -> Path:
-    """What is known about an unfinished checkpoint: identity, lock, and a record for each finished file."""
-    return path.with_name(f".{path.name}.progress")
+def _alone(path: Path) -> Lock:
+    """The lock of the folder of checkpoints that `path` is in; elsewhere one for this name alone."""
+    folder, name = (path.parent, LOCK) if step_of(path) is not None else (progress_of(path), "lock")
+    try:
+        make_folder(folder)
+        return Lock(folder / name)
+    except OSError as error:
+        raise UserError(f"{path}: a checkpoint cannot be written here ({error.strerror})") from error
+
+
+def _begin(path: Path, about: bytes) -> None:
+    """The folders to write into, emptied of other work that was left unfinished under this name."""
+    work, partial = progress_of(path), partial_of(path)
+    make_folder(work)
+    if not _is_of(work, about):
+        shutil.rmtree(partial, ignore_errors=True)
+        for record in work.glob("*.safetensors.json"):
+            record.unlink()
+        write_file(work / IDENTITY, about)
+    partial.mkdir(exist_ok=True)
+
+
+def _is_of(work: Path, about: bytes) -> bool:
+    mark = work / IDENTITY
+    return mark.exists() and mark.read_bytes() == about
+
+
+def _finished(path: Path, about: bytes) -> Manifest:
+    """Of a checkpoint that is there already: complete, but for tidying, when it is this very work that was stopped."""
+    work = progress_of(path)
+    same = _is_of(work, about)
+    _tidy(work)
+    if not same:
+        raise UserError(f"{path} is there already: remove it, or choose another name")
+    return check(path)
 
 
 def _tidy(work: Path) -> None:
     """Removes what was known about a checkpoint that is complete; the identity last, so that it can go on with that."""
     for file in work.glob("*"):
         if file.name != IDENTITY:
-            file.unlink()
+            file.unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _shards(kinds: list[str], shapes: Mapping[str, Any], shard_bytes: int) -> list[tuple[str, int, list[str]]]:
-    """(kind, index, tensors) of every file: tensors in order, a new file where the next one would not fit."""
-    shards = []
-    for kind in kinds:
-        files: list[list[str]] = []
-        room = 0
-        for name, shape in shapes.items():
-            size = 4 * prod(shape)
-            if not files or size > room:
-                files.append([])
-                room = shard_bytes
-            files[-1].append(name)
-            room -= size
-        shards += [(kind, index, names) for index, names in enumerate(files)]
-    return shards
-
-
-def _begin(work: Path, partial: Path, identity: bytes) -> None:
-    """Forgets what other work left unfinished under this name."""
-    shutil.rmtree(partial, ignore_errors=True)
-    for record in work.glob("*.safetensors.json"):
-        record.unlink()
-    write_file(work / IDENTITY, identity)
-
-
-def _shard(
-    work: Path,
-    partial: Path,
-    kind: str,
-    index: int,
-    names: list[str],
-    read: Read,
-    fields: ManifestFields,
-    told: Callable[[int], Any],
-) -> FileRecord:
-    """Writes one file, or takes it as finished when its record says so."""
-    file = partial / file_name(kind, index)
-    record = work / f"{file.name}.json"
-    if record.exists() and file.exists():
-        found = json.loads(record.read_bytes())
-        if file.stat().st_size == found["size"]:
-            told(sum(4 * prod(fields.shapes[name]) for name in names))
-            boxes = tuple((name, Box(tuple(a), tuple(b)), offset) for name, a, b, offset in found["boxes"])
-            return FileRecord(kind, file.name, StoredFile(found["size"], tuple(found["blocks"])), boxes)
-    file.unlink(missing_ok=True)
-
-    def source(name: str) -> Callable[[Box], torch.Tensor]:
-        return lambda box: read(kind, name, box)
-
-    entries = [(name, Box.whole(fields.shapes[name]), source(name)) for name in names]
-    written = Writer(partial, index).write(kind, entries, fields.shapes, told)
-    boxes_json = [[name, box.start, box.stop, offset] for name, box, offset in written.boxes]
-    body = {"size": written.file.size, "blocks": written.file.blocks, "boxes": boxes_json}
-    write_file(record, canonical(body))
-    return written
+def _taken_over(work: Path, partial: Path, file: _File) -> FileRecord | None:
+    """A file that was finished before a stop: its record is there, and every block is as the record says."""
+    boxes = [(name, Box.whole(shape)) for name, shape in file.tensors.items()]
+    try:
+        blocks = tuple(json.loads((work / f"{file.name}.json").read_bytes())["blocks"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    _, offsets, size = header_of(boxes, file.tensors)
+    if len(blocks) != -(-size // BLOCK):
+        return None
+    stored, memory, reader = StoredFile(size, blocks), np.empty(BLOCK, dtype=np.uint8), BlockReader(partial)
+    try:
+        for index in range(len(blocks)):
+            reader.read(file.name, stored, index, memory[: min(BLOCK, size - index * BLOCK)])
+    except CorruptCheckpoint:
+        return None
+    finally:
+        reader.close()
+    placed = tuple((name, box, offset) for (name, box), offset in zip(boxes, offsets, strict=True))
+    return FileRecord(file.kind, file.name, stored, placed)

@@ -1,8 +1,11 @@
 """Writes boxes of fp32 tensors into safetensors files, one file per rank and kind."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +29,7 @@ def entry_name(name: str, box: Box, shape: Sequence[int]) -> str:
 
 
 class Writer:
-    """The files of one rank in a folder that exists. Memory: a block, and a piece of a source that is a function."""
+    """The files of one rank in a folder that exists. Memory: a block, and a few pieces of a function."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder = folder
@@ -52,8 +55,9 @@ class Writer:
         out = BlockWriter(self.folder / name)
         try:
             out.write(memoryview(header))
-            for entry in entries:
-                _write_box(out, *entry, progress or (lambda n: None))
+            with _Behind() as behind:
+                for entry in entries:
+                    _write_box(out, behind, *entry, progress or (lambda n: None))
             file = out.finish()
         finally:
             out.close()
@@ -85,12 +89,48 @@ def header_of(
     return len(text).to_bytes(8, "little") + text, tuple(start + offset for offset in offsets), start + end
 
 
-def _write_box(out: BlockWriter, name: str, box: Box, source: Source, progress: Callable[[int], None]) -> None:
+class _Behind:
+    """Does work in order in a thread, so that a piece is hashed and written while the next one is worked out."""
+
+    WAITING = 4
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Behind":
+        return self
+
+    def do(self, work: Callable[..., None], *given: Any) -> None:
+        """Waits until there is room; raises what earlier work raised."""
+        self._thread = self._thread or ThreadPoolExecutor(1, "write")
+        while len(self._waiting) >= self.WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(work, *given))
+
+    def wait(self) -> None:
+        """Until all of it is done; raises what it raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            if self._thread:
+                self._thread.shutdown(cancel_futures=True)
+
+
+def _write_box(
+    out: BlockWriter, behind: _Behind, name: str, box: Box, source: Source, progress: Callable[[int], None]
+) -> None:
     if isinstance(source, torch.Tensor):
+        behind.wait()
         _write_tensor(out, name, box, source, progress)
         return
     for part in pieces(box, PIECE):
-        _write_tensor(out, name, part, source(part), progress)
+        behind.do(_write_tensor, out, name, part, source(part), progress)
 
 
 def _write_tensor(out: BlockWriter, name: str, box: Box, tensor: torch.Tensor, progress: Callable[[int], None]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import Checkpointer, Lock, restore, step_folder, write_checkpoint
+from growth.box import Box
+from pretrain.checkpoint import Checkpointer, restore, step_folder, verify_all, write_checkpoint
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, state
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
@@ -45,12 +46,50 @@ def _offline(rank: int, path: Path) -> str:
     return ""
 
 
+def _both(tmp_path: Path, path: Path) -> list[str]:
+    """What two processes that write `path` offline at this moment are told."""
+    return run_ranks(2, _offline, tmp_path / f"store-{len(list(tmp_path.iterdir()))}", path)
+
+
 def test_a_second_offline_write(tmp_path: Path) -> None:
-    work = tmp_path / ".new.progress"
-    work.mkdir()
-    lock = Lock(work / "lock")
-    messages = run_ranks(2, _offline, tmp_path / "store", tmp_path / "new")
-    assert messages[0] == messages[1]
-    assert "Two runs must not write one folder" in messages[0]
-    lock.release()
-    assert run_ranks(1, _offline, tmp_path / "after", tmp_path / "new") == [""]
+    """Outside of a folder of checkpoints every name has its own lock."""
+    messages: list[str] = []
+
+    def read(kind: str, name: str, box: Box) -> torch.Tensor:
+        if not messages:
+            messages.extend(_both(tmp_path, tmp_path / "new"))
+            assert run_ranks(1, _offline, tmp_path / "other", tmp_path / "beside") == [""]
+        return torch.zeros(box.shape)
+
+    write_checkpoint(tmp_path / "new", 0, ["weight"], read, fields_of(SHAPES), {})
+    assert all("Two runs must not write one folder" in message for message in messages)
+    assert verify_all(tmp_path / "new") == []
+
+
+def test_a_run_while_its_stage_is_grown_offline(tmp_path: Path) -> None:
+    """The stage's folder of checkpoints has one lock, whoever writes."""
+    root = tmp_path / "c"
+    messages: list[str] = []
+
+    def read(kind: str, name: str, box: Box) -> torch.Tensor:
+        if not messages:
+            messages.extend(run_ranks(2, _checkpointer, tmp_path / "store", root))
+            messages.extend(_both(tmp_path, step_folder(root, 0)))
+        return torch.zeros(box.shape)
+
+    write_checkpoint(step_folder(root, 0), 0, ["weight"], read, fields_of(SHAPES), {})
+    assert all("Two runs must not write one folder" in text and str(root) in text for text in messages)
+    assert verify_all(step_folder(root, 0)) == []
+    assert run_ranks(1, _checkpointer, tmp_path / "after", root) == [""]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stage_is_grown_offline_while_it_runs(tmp_path: Path, asynchronous: bool) -> None:
+    root = tmp_path / "c"
+    with Checkpointer(root, asynchronous=asynchronous) as checkpointer:
+        checkpointer.save(1, entries(state(SHAPES, 1)), fields_of(SHAPES, 1))
+        messages = _both(tmp_path, step_folder(root, 0))
+        assert all("Two runs must not write one folder" in message for message in messages)
+        checkpointer.wait()
+    assert sorted(p.name for p in root.iterdir()) == [".lock", "step-00000001"]
+    assert verify_all(step_folder(root, 1)) == []

@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +10,7 @@ import torch
 from growth.box import Box
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, verify_all, write_checkpoint
 from pretrain.errors import UserError
-from tests.unit.pretrain.checkpoint.boxes import fields_of, state
-from tests.unit.pretrain.checkpoint.ranks import run_ranks
+from tests.unit.pretrain.checkpoint.boxes import fields_of, flip, state
 
 SHAPES = {"a": (300, 40), "b": (5,), "c": (200, 50), "d": (2500, 1000)}
 FILES = sorted(f"{kind}-{i:05}.safetensors" for kind in KINDS for i in range(3))  # a and b; c; d
@@ -26,9 +28,9 @@ def reading(asked: list[tuple[str, str, Box]], stop_at: int = -1) -> Callable[[s
     return read
 
 
-def write(path: Path, read: Callable[[str, str, Box], torch.Tensor], **changed: object) -> Manifest:
+def write(path: Path, read: Callable[[str, str, Box], torch.Tensor], processes: int = 1, **changed: object) -> Manifest:
     identity = {"source": "0123", **changed}
-    return write_checkpoint(path, 7, list(KINDS), read, fields_of(SHAPES), identity, shard_bytes=50_000)
+    return write_checkpoint(path, 7, list(KINDS), read, fields_of(SHAPES), identity, processes, shard_bytes=50_000)
 
 
 def assert_holds(path: Path) -> None:
@@ -85,20 +87,52 @@ def test_a_failure_says_how_to_go_on(tmp_path: Path) -> None:
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"new is not complete\. process 0: .*No space left.* Run it again"):
+    with pytest.raises(UserError, match=r"new is not complete\. .*No space left.* Run it again"):
         write(tmp_path / "new", read)
     write(tmp_path / "new", reading([]))
     assert_holds(tmp_path / "new")
 
 
-def _two_processes(rank: int, folder: Path) -> list[str]:
+def test_processes_share_the_files(tmp_path: Path) -> None:
+    write(tmp_path / "one", reading([]))
     asked: list[tuple[str, str, Box]] = []
-    write(folder / "new", reading(asked))
-    return sorted({f"{kind} {name}" for kind, name, _ in asked})
+    write(tmp_path / "three", reading(asked), processes=3)
+    assert asked == []  # not by this process
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "three"]
 
 
-def test_two_processes_share_the_files(tmp_path: Path) -> None:
-    first, second = run_ranks(2, _two_processes, tmp_path / "store", tmp_path)
-    assert len(first) + len(second) == len(SHAPES) * len(KINDS)
-    assert set(first).isdisjoint(second)
+@pytest.mark.parametrize("how", ["fails", "killed"])
+def test_processes_stopped_and_run_again(tmp_path: Path, how: str) -> None:
+    """Nobody goes on behind the error, and the next run takes over what is finished."""
+    content = state(SHAPES)
+
+    def read(kind: str, name: str, box: Box) -> torch.Tensor:
+        if (kind, name) == ("exp_avg_sq", "d"):
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(28, "No space left on device")
+        return content[kind][name][box.slices()]
+
+    told = {"fails": "No space left on device", "killed": "one of the processes ended with code -9"}[how]
+    with pytest.raises(UserError, match=rf"new is not complete\. .*{told}\. Run it again"):
+        write(tmp_path / "new", read, processes=2)
+    assert multiprocessing.active_children() == []
+    asked: list[tuple[str, str, Box]] = []
+    write(tmp_path / "new", reading(asked))
+    assert ("weight", "a") not in [a[:2] for a in asked]
+    assert_holds(tmp_path / "new")
+
+
+@pytest.mark.parametrize("damaged", ["weight-00000.safetensors", "weight-00000.safetensors.json", "identity.json"])
+def test_damage_between_two_runs_is_found(tmp_path: Path, damaged: str) -> None:
+    """A flipped bit in what a stopped run has left: that file is written again, or all of them."""
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "new", reading([], stop_at=11))
+    (found,) = tmp_path.rglob(damaged)
+    flip(found, found.stat().st_size // 2)
+    asked: list[tuple[str, str, Box]] = []
+    write(tmp_path / "new", reading(asked))
+    assert ("weight", "a") in [a[:2] for a in asked]
     assert_holds(tmp_path / "new")
