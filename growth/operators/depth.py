@@ -1,9 +1,11 @@
 """Deeper: operators on the layers. Each chooses for every new layer the old one that it is made of, and an `init`:
 
-copy    as it is (noise: the standard deviation of a relative noise)
+copy    as it is
 zero    a copy whose residual branches (o_proj, down_proj and their biases) are zero, hence the identity in a pre-norm
         model: exact
 random  a fresh layer
+
+and a `noise`: the standard deviation of the relative noise on the matrices of new layers that are made of old ones.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ def _step(
     if unknown := sorted(set(inits) - set(INITS)):
         raise GrowthError(f"layers: there is no init {', '.join(unknown)}: choose one of {', '.join(INITS)}")
     src = np.asarray(source, dtype=np.int64).reshape(len(born), -1)
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
+        raise GrowthError(f"layers: noise is {noise!r}: give a relative standard deviation of at least 0")
     random = born & np.array([i == "random" for i in inits], dtype=bool)
     zero = born & np.array([i == "zero" for i in inits], dtype=bool)
     m = LayerMap.make(
@@ -64,13 +68,13 @@ def _needs_layers(arch: Architecture, name: str) -> None:
 
 
 @operator("layers", "identity")
-def identity_layers(arch: Architecture, sizes: Mapping[str, int], init: str = "zero") -> Step:
+def identity_layers(arch: Architecture, sizes: Mapping[str, int], init: str = "zero", noise: float = 0.0) -> Step:
     """New layers spread evenly between the old ones, each made of the layer before it: by default a copy with a zero
     branch. Wu et al., 2024, "LLaMA Pro", section 3.2."""
     old, new = arch.layers, sizes["layers"]
     place = np.arange(old) * new // max(old, 1)  # of each old layer among the new ones
     born = ~np.isin(np.arange(new), place)
-    return _step(arch, np.cumsum(~born) - 1, born, [init] * new)
+    return _step(arch, np.cumsum(~born) - 1, born, [init] * new, noise=noise)
 
 
 @operator("layers", "stack")
@@ -108,8 +112,9 @@ def middle(arch: Architecture, sizes: Mapping[str, int], init: str = "copy", noi
 
 
 @operator("layers", "average")
-def average(arch: Architecture, sizes: Mapping[str, int]) -> Step:
+def average(arch: Architecture, sizes: Mapping[str, int], init: str = "copy", noise: float = 0.0) -> Step:
     """New layers spread evenly, each the mean of the old layers on both sides (at the end, a copy of the last).
+    `init` is of that mean.
     Dong et al., 2020, "Towards adaptive residual network training"; Yano et al., 2025 (STEP)."""
     _needs_layers(arch, "average")
     old, new = arch.layers, sizes["layers"]
@@ -117,12 +122,16 @@ def average(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     before = np.cumsum(~born) - 1
     after = np.where(born & (before + 1 < old), before + 1, -1)
     coefficient = np.where(after >= 0, 0.5, 1.0)[:, None].repeat(2, axis=1)
-    return _step(arch, np.stack((before, after), axis=1), born, ["copy"] * new, coefficient=coefficient)
+    return _step(arch, np.stack((before, after), axis=1), born, [init] * new, noise=noise, coefficient=coefficient)
 
 
 @operator("layers", "insert")
 def insert(
-    arch: Architecture, sizes: Mapping[str, int], at: Sequence[int | Mapping[str, Any]], init: str = "zero"
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    at: Sequence[int | Mapping[str, Any]],
+    init: str = "zero",
+    noise: float = 0.0,
 ) -> Step:
     """Single layers at chosen places: `at` holds, in order, positions or mappings {index, source, init}.
 
@@ -156,7 +165,7 @@ def insert(
             f"layers: {arch.layers} to {sizes['layers']} needs {sizes['layers'] - arch.layers} patches, not {len(at)}"
         )
     born = np.array([how is not None for _, how in layers], dtype=bool)
-    return _step(arch, [s for s, _ in layers], born, [how or "copy" for _, how in layers])
+    return _step(arch, [s for s, _ in layers], born, [how or "copy" for _, how in layers], noise=noise)
 
 
 @operator("layers", "untie")

@@ -64,8 +64,8 @@ def piece_rows(arch: Architecture, sizes: Mapping[str, int], pieces: Sequence[Se
     old, new = arch.sizes["vocab"], sizes["vocab"]
     if pieces is None:
         raise GrowthError(
-            f"vocab: {old} to {new}: pieces (the default) needs the old pieces of every new token; give them, or choose "
-            "mean, zero or random"
+            f"vocab: {old} to {new}: pieces (the default) needs the old pieces of every new token; give them, or "
+            "choose mean, zero or random"
         )
     if len(pieces) != new - old:
         raise GrowthError(f"vocab: {old} to {new} needs the pieces of {new - old} new tokens, not of {len(pieces)}")

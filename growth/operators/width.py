@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
@@ -82,16 +83,16 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
     d, new = arch.sizes["hidden"], sizes["hidden"]
     s = sqrt(d / new)
     source = appended(d, new)
+    roles: dict[str, Any] = {"gain": s, "zero": ("write",)}
+    if keep_eps:  # the scale of the stream is that of the embedding too: before a tied head the last norm undoes it
+        roles |= {"write": 1 / s, "last_gain": s * s, "last_shift": s}
+        roles["gradient"] = {"write": s, "read": 1.0, "gain": 1 / s, "shift": 1.0}
+        roles["gradient"] |= {"last_gain": 1 / s**2, "last_shift": 1 / s}
     if arch.table.norm == "layer":
-        if keep_eps:
-            raise GrowthError("hidden: keep_eps is for RMSNorm; a LayerNorm's padding changes its epsilon")
-        mean, mix = {"write": np.full((1, d), 1.0 / d)}, np.where(source < 0, 0, -1)
-        m = AxisMap.make("hidden", d, source, gain=s, gradient={"shift": 1.0}, mixes=mean, mix=mix)
-    elif keep_eps:
-        gradient = {"write": s, "read": 1.0, "gain": 1 / s}
-        m = AxisMap.make("hidden", d, source, write=1 / s, gain=s, gradient=gradient, zero=("write",))
-    else:
-        m = AxisMap.make("hidden", d, source, gain=s, zero=("write",))
+        mean = {"write": np.full((1, d), 1.0 / d)}
+        roles |= {"zero": (), "mixes": mean, "mix": np.where(source < 0, 0, -1)}
+        roles.setdefault("gradient", {"shift": 1.0})
+    m = AxisMap.make("hidden", d, source, **roles)
     scalars = {} if keep_eps else {"norm_eps": arch.scalars["norm_eps"] * d / new}
     padded = ("hidden: gradients of old rows change with the mean that pads",) if arch.table.norm == "layer" else ()
     grown = arch.replace({"hidden": new}, scalars)

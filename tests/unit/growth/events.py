@@ -86,20 +86,15 @@ def copying(draw: st.DrawFn, operator: str) -> dict[str, Any]:
 
 @st.composite
 def depth(draw: st.DrawFn, old: int, exact: bool) -> tuple[int, dict[str, Any]]:
-    operators = ["identity", "stack", "interleave", "middle", "insert"]
-    operator = draw(st.sampled_from(operators if exact else [*operators, "average"]))
+    operator = draw(st.sampled_from(["identity", "stack", "interleave", "middle", "insert", "average"]))
     new = draw(st.integers(old + 1, 2 * old if operator == "middle" else 2 * old + 2))
-    if operator == "average":
-        return new, {"operator": operator}
     init = "zero" if exact else draw(st.sampled_from(["zero", "copy", "random"]))
-    policy = {"operator": operator, "init": init}
+    policy: dict[str, Any] = {"operator": operator, "init": init, "noise": draw(st.sampled_from([0.0, 0.1]))}
     if operator == "insert":
         policy["at"] = [
             {"index": draw(st.integers(0, n)), "source": draw(st.sampled_from(["clone", 0, old - 1]))}
             for n in range(old, new)
         ]
-    elif not exact and operator != "identity":
-        policy["noise"] = draw(st.sampled_from([0.0, 0.1]))
     return new, policy
 
 
@@ -109,8 +104,7 @@ def hidden(draw: st.DrawFn, arch: Architecture, exact: bool) -> tuple[int, dict[
     operators = ["zero", "replicate"] if arch.table.pads else ["replicate"]
     operator = draw(st.sampled_from(operators if exact else ["zero", "replicate", "net2net", "aki"]))
     if operator == "zero":
-        options = {"keep_eps": draw(st.booleans())} if arch.table.norm == "rms" else {}
-        return old + draw(st.integers(1, 9)), {"operator": operator, **options}
+        return old + draw(st.integers(1, 9)), {"operator": operator, "keep_eps": draw(st.booleans())}
     new = old * draw(st.integers(2, 3)) if operator == "replicate" else old + draw(st.integers(1, 9))
     return new, {"operator": operator, **draw(copying(operator))}
 
