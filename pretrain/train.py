@@ -19,10 +19,11 @@ from pretrain.feed import open_feed
 from pretrain.metrics import Metrics
 from pretrain.optim.schedule import rates
 from pretrain.pacing import Pacing
-from pretrain.start import finish_event, patch, start
+from pretrain.start import finish_event, patch
 from pretrain.state import State, boxes
 from pretrain.switches import Asked, Switches
 from pretrain.timing import Ending, keep_decision
+from pretrain.trial import start_with_the_best
 from pretrain.validate import Validation
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,10 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     t = resolved.train
 
     began = time.monotonic()
-    engine, state = start(curriculum, stage, layout, feed)
+    started = start_with_the_best(curriculum, stage, layout, feed, switches)
+    if started is None:
+        return False
+    engine, state = started
     validation = Validation(engine, feed)
     feed.seek(state.cursor)
     pacing = Pacing.of(curriculum, resolved, state.progress)

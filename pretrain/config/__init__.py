@@ -1,7 +1,7 @@
 """What a curriculum is. Its keys are in keys.py; curriculum.py reads a file, checks.py says what does not fit."""
 
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, to_yaml
-from pretrain.config.keys import Checkpoint, Data, Grow, Log, Model, Parallel, Patch, Plateau, Stage, Train
+from pretrain.config.keys import Checkpoint, Data, Grow, Guard, Log, Model, Parallel, Patch, Plateau, Stage, Train, Trial
 
 __all__ = [
     "RESUMABLE",
@@ -9,6 +9,7 @@ __all__ = [
     "Curriculum",
     "Data",
     "Grow",
+    "Guard",
     "Log",
     "Model",
     "Parallel",
@@ -16,6 +17,7 @@ __all__ = [
     "Plateau",
     "Stage",
     "Train",
+    "Trial",
     "compare_for_resume",
     "load",
     "to_yaml",

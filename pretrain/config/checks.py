@@ -190,16 +190,24 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             "grow.moments: reset makes all parts new, so that grow.old_lr, grow.new_lr and a rewarm cannot tell them "
             "apart; keep the moments, or change those"
         )
-    policy = grow.policy()
     rows = [[0]] * (new.model.vocab - old.model.vocab)  # the real pieces do not matter here
-    try:
-        growth.between(
-            before.architecture(),
-            new.model.architecture(),
-            policy,
-            seed=new.seed,
-            init_std=new.model.init_std,
-            pieces=rows,
-        )
-    except GrowthError as error:
-        yield f"grow: {error}"
+    ways = {"grow": grow}
+    for number, candidate in enumerate(grow.trial.candidates):
+        where = f"grow.trial.candidates[{number}]"
+        if unknown := sorted(set(candidate) - set(grow.OPERATORS)):
+            known = ", ".join(grow.OPERATORS)
+            yield f"{where}: {', '.join(unknown)} cannot be tried; a candidate chooses among {known}"
+        else:
+            ways[where] = grow.tried(candidate)
+    for where, way in ways.items():
+        try:
+            growth.between(
+                before.architecture(),
+                new.model.architecture(),
+                way.policy(),
+                seed=new.seed,
+                init_std=new.model.init_std,
+                pieces=rows,
+            )
+        except GrowthError as error:
+            yield f"{where}: {error}"

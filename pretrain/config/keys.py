@@ -1,8 +1,9 @@
 """The keys of a curriculum: frozen dataclasses, one for each section, and the stage that holds them."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 import yaml
@@ -205,12 +206,38 @@ class Train(Section):
         return steps + -(-max(0, self.tokens - done) // (self.global_batch * self.seq_len))
 
 
+Candidates = Annotated[
+    tuple[dict[str, Any], ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="[{KEY: VALUE}, ...]",
+        instance_from_str=lambda words: tuple(yaml.safe_load(words[0])),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [yaml.safe_dump(list(value), default_flow_style=True).strip()],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Trial(Section):
+    """Ways to grow of which each is tried, and the one taken whose held-out loss is the smallest some steps later (LAG,
+    Karp et al. 2024). All start from the same checkpoint and see the same data."""
+
+    candidates: Candidates = ()
+    """What each has instead of the operators and moments of `grow`: [{layers: stack}, {layers: identity}], say; empty:
+    nothing is tried."""
+    steps: Positive = 100
+    """Optimizer steps of each."""
+
+
 @dataclass(frozen=True)
 class Grow(Section):
     """What the growth event at which this stage starts does to each axis that grows; unused by the first stage.
 
     An operator by name, or with options: {operator: NAME, OPTION: VALUE}. See growth/operators.
     """
+
+    OPERATORS: ClassVar = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions", "moments")
 
     layers: Operator = "identity"
     """identity: new layers whose output projections are zero, spread between the old ones; keeps the function."""
@@ -243,13 +270,18 @@ class Grow(Section):
     """Weight decay of what is new, now and in later stages; absent: train.weight_decay."""
     old_lr: Annotated[float, Field(ge=0)] = 1.0
     """Multiple of the learning rate that everything older than this stage has during it; 0 freezes it."""
+    trial: Trial = Trial()
+    """Choose the operators by trial."""
     condense: bool = False
     """Let all generations but the newest two learn as one from here on, at their mean rate by tokens."""
 
     def policy(self) -> dict[str, Any]:
         """What growth.between takes."""
-        keys = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions", "moments")
-        return {key: getattr(self, key) for key in keys if getattr(self, key) != "default"}
+        return {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != "default"}
+
+    def tried(self, candidate: Mapping[str, Any]) -> "Grow":
+        """With the operators of one candidate of the trial."""
+        return dataclasses.replace(self, **candidate)
 
 
 @dataclass(frozen=True)
@@ -283,6 +315,18 @@ class Guard(Section):
     hang: Annotated[float, Field(ge=0, le=5400)] = 1800.0
     """Seconds without a step after which every rank writes the stacks of its threads to the stage's folder and ends, as
     if it had crashed; four times as many in anything else (a start, a growth event, a checkpoint). 0: never."""
+    loss_spike: Annotated[float, Field(gt=1)] | None = None
+    """A step whose loss is more than this many times the median of the last `window` is skipped: no update is made.
+    Absent: only one whose loss or gradient is not finite."""
+    grad_spike: Annotated[float, Field(gt=1)] | None = None
+    """The same for the norm of the gradient, before clipping."""
+    window: Positive = 64
+    """Steps whose median is taken; before there are so many, no spike is one."""
+    patience: Positive = 5
+    """Skipped steps in a row after which the stage goes back to its last good checkpoint, and leaves out the text since.
+    """
+    rollbacks: Count = 3
+    """How often a stage goes back, before it ends as with an error of the user: it would diverge again."""
 
 
 @dataclass(frozen=True)

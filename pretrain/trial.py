@@ -1,0 +1,115 @@
+"""LAG: growth operators tried for some steps before one of them is chosen (Karp et al. 2024, "Landscape-aware
+growing: the power of a little LAG"): how good a way to grow is shows soon after the growth, but not at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pretrain.checkpoint import find
+from pretrain.config import Curriculum, Stage, compare_for_resume
+from pretrain.distributed import agreed
+from pretrain.engine import Engine
+from pretrain.errors import UserError
+from pretrain.estimate.flops import training_flops
+from pretrain.feed import Feed
+from pretrain.layout import Layout
+from pretrain.optim.schedule import rates
+from pretrain.pacing import Pacing
+from pretrain.planning import finished
+from pretrain.start import start
+from pretrain.state import State
+from pretrain.switches import Asked, Switches
+from pretrain.timing import DECISIONS, keep_decision
+from pretrain.validate import Validation
+
+log = logging.getLogger(__name__)
+
+
+def start_with_the_best(
+    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches
+) -> tuple[Engine, State] | None:
+    """`start`, where a stage begins with `grow.trial` by the best of its candidates; None when a stop was asked for
+    before that was known (collective).
+
+    Every candidate is grown from the parent's checkpoint, in these processes, and trained on the same data for the same
+    steps. What each has reached is kept in decisions/trial.json: a start after a kill goes on with those that are
+    missing, and decides as this one would have.
+    """
+    trial, parent = stage.grow.trial, curriculum.parent(stage)
+    folder = curriculum.folder / stage.name
+    if not trial.candidates or parent is None or agreed(lambda: find(folder / "checkpoints").manifest is not None):
+        return start(curriculum, stage, layout, feed)
+    manifest = agreed(lambda: finished(curriculum, parent))
+    record = {"decision": "grow", "by": "trial", "steps": trial.steps, "parent": manifest.hash}
+    record |= {"config": stage.to_dict()}
+    tried = agreed(lambda: _kept(folder / DECISIONS / "trial.json", record))
+    for candidate in trial.candidates[len(tried) :]:
+        result = _try(curriculum, replace(stage, grow=stage.grow.tried(candidate)), layout, feed, switches)
+        if result is None:
+            return None
+        result["flops"] -= manifest.progress["flops"]
+        tried = [*tried, {"candidate": dict(candidate), **result}]
+        if dist.get_rank() == 0:
+            log.info("trial of %s: held-out loss %s after %d steps", candidate, result["loss"], trial.steps)
+            keep_decision(folder, "trial", {**record, "tried": tried, "chosen": None})
+    losses = [inf if each["loss"] is None else each["loss"] for each in tried]
+    chosen = losses.index(min(losses))
+    if losses[chosen] == inf:
+        raise UserError(f"stage {stage.name!r}: the loss of every candidate of grow.trial is infinite or no number")
+    if dist.get_rank() == 0:
+        log.info("chosen: %s", trial.candidates[chosen])
+        keep_decision(folder, "trial", {**record, "tried": tried, "chosen": dict(trial.candidates[chosen])})
+    best = replace(stage, grow=stage.grow.tried(trial.candidates[chosen]))
+    engine, state = start(curriculum, best, layout, feed)
+    flops = state.progress.flops + sum(each["flops"] for each in tried)
+    return engine, replace(state, progress=replace(state.progress, flops=flops))
+
+
+def _kept(path: Path, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What an earlier start of this very trial has found."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    try:
+        compare_for_resume(found["config"], record["config"])
+    except UserError:
+        return []
+    return found["tried"] if found["parent"] == record["parent"] else []
+
+
+def _try(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches) -> dict[str, Any] | None:
+    """The held-out loss after the steps of a trial, its time and the run's FLOPs by then; None when a stop is asked
+    for."""
+    began = time.monotonic()
+    resolved = feed.resolved()
+    t = resolved.train
+    engine, state = start(curriculum, stage, layout, feed)
+    state = Pacing.of(curriculum, resolved, state.progress).set(engine, state)
+    feed.seek(state.cursor)
+    validation = Validation(engine, feed)
+    at_once = validation()["validation_loss"]
+    tokens = before = state.progress.tokens
+    for _ in range(stage.grow.trial.steps):
+        if switches.asked() == Asked.STOP:
+            return None
+        n = t.batch_at(tokens - before)
+        batch = feed.take(n, (tokens - before) / t.tokens, engine.dp_rank, layout.dp)
+        tokens += n * t.seq_len
+        engine.train_step(batch.samples, rates(state.births, resolved, tokens))
+    loss = validation()["validation_loss"]
+    engine.free()
+    found = {"loss_at_once": at_once, "loss": loss}
+    return {
+        **{name: value if isfinite(value) else None for name, value in found.items()},
+        "flops": state.progress.flops + training_flops(state.arch, t.seq_len) * (tokens - before),
+        "seconds": time.monotonic() - began,
+    }
