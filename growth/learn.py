@@ -15,9 +15,9 @@ from growth.box import Box
 from growth.errors import GrowthError
 from growth.evaluate import Read
 from growth.family import GENERAL
-from growth.reference import loss
 
 AXES = ("hidden", "ffn", "heads", "kv_heads")
+ROLES = {"layers": ("layers",), "kv_heads": ("write",)}
 Factors = dict[tuple[str, str], torch.Tensor]  # (axis, "write" | "read" | "layers") -> [new, old]
 
 
@@ -25,25 +25,29 @@ def learn_dense(
     read: Read,
     old: Architecture,
     new: Architecture,
-    batch: Callable[[int], torch.Tensor],
+    objective: Callable[[Read, int], torch.Tensor],
     *,
     steps: int = 100,
     lr: float = 1e-3,
     progress: Callable[[int, float], None] = lambda step, nats: None,
 ) -> dict[str, Any]:
-    """The policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, learned with Adam on `batch(step)`,
-    token ids [B, S], from a start at copies (stacked layers, tiled channels); `progress` gets each step and its loss.
+    """The policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, learned with Adam on `objective(model,
+    step)`, a loss of the grown model that `model` reads, differentiable (float32). It starts at copies: stacked layers,
+    tiled channels whose readers share. `progress` gets each step and its loss.
 
     Raises GrowthError for axes other than layers, hidden, heads, kv_heads and ffn.
     """
     grown = [axis for axis in new.sizes if new.sizes[axis] != old.sizes[axis]]
     if other := sorted(set(grown) - {*AXES, "layers"}):
         raise GrowthError(f"{', '.join(other)}: dense growth is learned for layers, {', '.join(AXES)} only")
+    if {"heads", "kv_heads"} & set(grown):  # one operator, hence factors of both
+        both = [axis for axis in ("heads", "kv_heads") if axis in new.sizes]
+        grown = [*(axis for axis in grown if axis not in both), *both]
     weights = {name: read("weight", name, Box.whole(t.shape)).float() for name, t in old.tensors().items()}
     factors = {
         (axis, role): _tiled(old.sizes[axis], new.sizes[axis], role)
         for axis in grown
-        for role in (("layers",) if axis == "layers" else ("write", "read"))
+        for role in ROLES.get(axis, ("write", "read"))
     }
     optimizer = torch.optim.Adam(list(factors.values()), lr=lr)
     for step in range(steps):
@@ -52,7 +56,7 @@ def learn_dense(
             return _grown(new.tensor(name), old, weights, factors)[box.slices()]
 
         optimizer.zero_grad()
-        value = loss(grow, new, batch(step))
+        value = objective(grow, step)
         value.backward()
         optimizer.step()
         progress(step, value.item())
@@ -82,8 +86,6 @@ def _grown(
         axis = dim.axes[0]
         if (axis, side) not in factors:
             continue
-        if axis == "kv_heads":
-            side = "write"
         split = value.unflatten(d, (old.sizes[axis], -1)).movedim(d, 0)
         value = torch.tensordot(factors[axis, side], split, dims=1).movedim(0, d).flatten(d, d + 1)
     return value
@@ -94,8 +96,7 @@ def _policy(factors: Factors) -> dict[str, Any]:
     policy: dict[str, Any] = {}
     for (axis, role), matrix in found.items():
         if axis == "kv_heads":
-            if role == "write":
-                policy.setdefault("heads", {"operator": "dense"})["kv_write"] = matrix
+            policy.setdefault("heads", {"operator": "dense"})["kv_write"] = matrix
         else:
             option = "weights" if axis == "layers" else role
             policy.setdefault(axis, {"operator": "dense"})[option] = matrix

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from growth.errors import GrowthError
 from growth.family import GENERAL
-from growth.runs import decode_floats, decode_ints, encode_floats, encode_ints
+from growth.runs import decode_floats, decode_ints, decode_matrix, encode_floats, encode_ints, encode_matrix
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -155,11 +155,19 @@ class AxisMap:
             "gradient": {role: encode_floats(g) for role, g in sorted(self.gradient.items())},
             "born": encode_floats(self.born[:, None]),
             "zero": sorted(self.zero),
-            "mixes": {role: encode_floats(rows.T) for role, rows in sorted(self.mixes.items())},
+            "mixes": self._mixes_to_json(),
             "mix": encode_ints(self.mix[:, None]),
             "noise": self.noise,
             "ahead": encode_floats(self.ahead[:, None]),
         }
+
+    def _mixes_to_json(self) -> dict[str, Any]:
+        """Each matrix once: a role with the same as another one names it."""
+        data: dict[str, Any] = {}
+        for role, rows in sorted(self.mixes.items(), reverse=True):
+            same = next((r for r in data if not isinstance(data[r], str) and np.array_equal(self.mixes[r], rows)), None)
+            data[role] = same or encode_matrix(rows)
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> AxisMap:
@@ -171,11 +179,16 @@ class AxisMap:
             {role: decode_floats(g) for role, g in data["gradient"].items()},
             decode_floats(data["born"])[:, 0].astype(bool),
             frozenset(data["zero"]),
-            {role: decode_floats(rows).T for role, rows in data["mixes"].items()},
+            _mixes_from_json(data["mixes"]),
             decode_ints(data["mix"])[:, 0],
             data["noise"],
             decode_floats(data["ahead"])[:, 0].astype(bool),
         )
+
+
+def _mixes_from_json(data: Mapping[str, Any]) -> dict[str, Floats]:
+    found = {role: decode_matrix(rows) for role, rows in data.items() if not isinstance(rows, str)}
+    return {role: found[rows] if isinstance(rows, str) else found[role] for role, rows in data.items()}
 
 
 @dataclass(frozen=True, eq=False)

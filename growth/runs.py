@@ -1,8 +1,9 @@
-"""Run-length encoding of index and coefficient columns, for compact plans and manifests."""
+"""Indices, coefficients and matrices in JSON, for compact plans and manifests: by runs, or packed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,3 +55,21 @@ def decode_floats(columns: Iterable[Iterable[Sequence[float]]]) -> NDArray[np.fl
     """The inverse of encode_floats."""
     decoded = [np.repeat([r[0] for r in runs], [int(r[1]) for r in runs]) for runs in map(list, columns)]
     return np.stack(decoded, axis=1).astype(np.float64) if decoded else np.zeros((0, 0))
+
+
+def encode_matrix(matrix: NDArray[np.float64]) -> list[list[list[float]]] | dict[str, Any]:
+    """[n, m] -> the runs of each row, or, where these are longer, its bytes (little endian, base64) as float32 if that
+    holds every value, else as float64."""
+    runs = encode_floats(matrix.T)
+    if 4 * sum(map(len, runs)) < matrix.size:
+        return runs
+    packed = matrix.astype("<f4")
+    values = packed if (packed == matrix).all() else matrix.astype("<f8")
+    return {"shape": list(matrix.shape), "dtype": values.dtype.str, "base64": b64encode(values.tobytes()).decode()}
+
+
+def decode_matrix(data: Sequence[Any] | Mapping[str, Any]) -> NDArray[np.float64]:
+    """The inverse of encode_matrix."""
+    if not isinstance(data, Mapping):
+        return decode_floats(data).T
+    return np.frombuffer(b64decode(data["base64"]), data["dtype"]).reshape(data["shape"]).astype(np.float64)

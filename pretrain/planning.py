@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import growth
 from growth import Architecture, Plan
+from pretrain import factors
 from pretrain.checkpoint import Manifest, Reader, find, is_done
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import layout_of
 from pretrain.errors import UserError
 from pretrain.feed import Tokenizer, open_feed
+from pretrain.guard import Health
 from pretrain.optim.condense import condensed
 from pretrain.state import Birth, State
 
 
-def check(curriculum: Curriculum, stage: Stage, world: int) -> None:
+def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[str] = ()) -> None:
     """Raise, before anything slow starts, what is known to be wrong with a stage on `world` ranks; writes nothing.
 
+    ahead: names of stages that will have finished by then; a parent among them is taken as the file declares it.
     Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a vocabulary that cannot be cut
     and a resume that would change the run; GrowthError for a growth that is impossible.
     """
@@ -30,8 +33,13 @@ def check(curriculum: Curriculum, stage: Stage, world: int) -> None:
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
         compare_for_resume(own.config, stage.to_dict())
+        return
+    parent = curriculum.parent(stage)
+    if parent and parent.name in ahead and not is_done(curriculum.folder / parent.name):
+        declared = parent.model.architecture()
+        old = declared.replace({"layers": declared.layers + len(parent.patches)})
+        _between(curriculum, stage, old, tokenizer)
     else:
-        parent = curriculum.parent(stage)
         plan_of(curriculum, stage, finished(curriculum, parent) if parent else None, tokenizer)
 
 
@@ -58,18 +66,23 @@ def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, token
     tokenizer: of the stage's corpus; without one (offline) the vocabulary cannot grow. Raises GrowthError for a plan
     that is impossible, UserError when the rows of the parent's vocabulary are not in the order of the tokenizer.
     """
-    new, seed = stage.model.architecture(), _seed(curriculum, stage)
     if parent is None:
-        return growth.initial(new, seed, stage.model.init_std)
+        return growth.initial(stage.model.architecture(), _seed(curriculum, stage), stage.model.init_std)
     old = Architecture.from_json(parent.architecture)
+    _check_vocabulary(parent.events, tokenizer, stage.model.vocab > old.sizes["vocab"])
+    return _between(curriculum, stage, old, tokenizer)
+
+
+def _between(curriculum: Curriculum, stage: Stage, old: Architecture, tokenizer: Tokenizer | None) -> Plan:
+    new, seed = stage.model.architecture(), _seed(curriculum, stage)
     rows, wanted = old.sizes["vocab"], new.sizes["vocab"]
-    _check_vocabulary(parent.events, tokenizer, wanted > rows)
     pieces = None
     if wanted > rows:
         if tokenizer is None:
             raise UserError(f"the vocabulary grows from {rows} to {wanted}, which needs the tokenizer of the corpus")
         pieces = tokenizer.new_pieces(rows, wanted)
-    return growth.between(old, new, stage.grow.policy(), seed=seed, init_std=stage.model.init_std, pieces=pieces)
+    policy = factors.filled(stage.grow.policy())
+    return growth.between(old, new, policy, seed=seed, init_std=stage.model.init_std, pieces=pieces)
 
 
 def patch_plan(curriculum: Curriculum, stage: Stage, number: int, old: Architecture) -> Plan:
@@ -112,7 +125,7 @@ def grown(reader: Reader, plan: Plan, stage: Stage) -> State:
     state = patched(reader, plan, stage)
     if stage.grow.condense:
         state = condensed(state, stage.train.betas[1])
-    return replace(state, progress=state.progress.next_stage(), parent=parent)
+    return replace(state, progress=state.progress.next_stage(), parent=parent, health=Health())
 
 
 def patched(reader: Reader, plan: Plan, stage: Stage) -> State:
@@ -122,4 +135,4 @@ def patched(reader: Reader, plan: Plan, stage: Stage) -> State:
     births = old.births
     if generations.count > old.generations.count:
         births = (*births, Birth(old.progress.tokens, stage.name, 0, births[0].adam_step))
-    return replace(old, arch=plan.new, generations=generations, births=births)
+    return replace(old, arch=plan.new, generations=generations, births=births, health=old.health.grown())

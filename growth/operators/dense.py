@@ -56,10 +56,12 @@ def dense_heads(
     arch: Architecture, sizes: Mapping[str, int], write: ArrayLike, read: ArrayLike, kv_write: ArrayLike | None = None
 ) -> Step:
     """Heads mixed by `write` [new, old] and `read` [new, old]; `kv_write` for key-value heads, where they are fewer
-    (by default `write`). LiGO."""
+    (by default `write`; the old ones where their number stays). LiGO."""
     maps = {"heads": _map("heads", arch.sizes["heads"], sizes["heads"], write, read)}
     if "kv_heads" in sizes:
-        kv = write if kv_write is None else kv_write
+        groups = arch.sizes["kv_heads"]
+        own = np.eye(groups) if groups == sizes["kv_heads"] else write
+        kv = own if kv_write is None else kv_write
         maps["kv_heads"] = _map("kv_heads", arch.sizes["kv_heads"], sizes["kv_heads"], kv, kv)
     return Step(arch, arch.replace(sizes), (), False, axes=maps)
 

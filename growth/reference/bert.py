@@ -21,8 +21,9 @@ def heads(
     ids_BS: torch.Tensor,
     types_BS: torch.Tensor,
     dtype: torch.dtype = torch.float32,
+    valid_BS: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The masked-language logits [B, S, V] and the sentence-order logits [B, 2]."""
+    """The masked-language logits [B, S, V] and the sentence-order logits [B, 2]; `valid_BS` (bool): not padding."""
     weight = Weights(read, arch, dtype)
     embedding_VD = weight("bert.embeddings.word_embeddings.weight")
     x_BSD = embedding_VD[ids_BS]
@@ -32,7 +33,8 @@ def heads(
         layer = f"bert.encoder.layer.{i}."
         h_BSD = weight.layer_norm(x_BSD, layer + "attention.ln")
         q, k, v = (weight.linear(h_BSD, f"{layer}attention.self.{p}") for p in ("query", "key", "value"))
-        x_BSD = x_BSD + weight.linear(attention(arch, q, k, v, causal=False), layer + "attention.output.dense")
+        mixed = attention(arch, q, k, v, causal=False, valid_BS=valid_BS)
+        x_BSD = x_BSD + weight.linear(mixed, layer + "attention.output.dense")
         h_BSD = weight.layer_norm(x_BSD, layer + "ln")
         h = F.gelu(weight.linear(h_BSD, layer + "intermediate.dense"))
         x_BSD = x_BSD + weight.linear(h, layer + "output.dense")

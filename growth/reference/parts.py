@@ -51,8 +51,10 @@ def attention(
     *,
     causal: bool,
     turn: tuple[torch.Tensor, torch.Tensor] | None = None,
+    valid_BS: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] -> [B, S, N*H]; `turn` are rotary cosine and sine."""
+    """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] -> [B, S, N*H]; `turn` are rotary cosine and sine,
+    `valid_BS` (bool) the positions that may be looked at."""
     batch, length = q.shape[:2]
     heads, dim = arch.sizes["heads"], arch.sizes["head_dim"]
     groups = arch.sizes.get("kv_heads", heads)
@@ -64,5 +66,7 @@ def attention(
     score = (q @ k.unsqueeze(2).transpose(-1, -2)) * arch.scalars["softmax_scale"]  # [B, G, Q, S, S]
     if causal:
         score = score.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("-inf"))
+    if valid_BS is not None:
+        score = score.masked_fill(~valid_BS[:, None, None, None, :], float("-inf"))
     out = score.softmax(-1) @ v.unsqueeze(2)
     return out.reshape(batch, heads, length, dim).transpose(1, 2).reshape(batch, length, heads * dim)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import growth
 from growth import GrowthError
+from pretrain import factors
 from pretrain.config.reading import join_problems
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
@@ -199,12 +200,13 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             yield f"{where}: {', '.join(unknown)} cannot be tried; a candidate chooses among {known}"
         else:
             ways[where] = grow.tried(candidate)
+    arch, target = before.architecture(), new.model.architecture()
     for where, way in ways.items():
         try:
             growth.between(
-                before.architecture(),
-                new.model.architecture(),
-                way.policy(),
+                arch,
+                target,
+                factors.stood_in(way.policy(), arch, target),
                 seed=new.seed,
                 init_std=new.model.init_std,
                 pieces=rows,

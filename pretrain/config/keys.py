@@ -234,7 +234,8 @@ class Trial(Section):
 class Grow(Section):
     """What the growth event at which this stage starts does to each axis that grows; unused by the first stage.
 
-    An operator by name, or with options: {operator: NAME, OPTION: VALUE}. See growth/operators.
+    An operator by name, or with options: {operator: NAME, OPTION: VALUE}. See growth/operators. Of dense, the option
+    `factors` names a file of tools/learn_growth.py.
     """
 
     OPERATORS: ClassVar = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions", "moments")
@@ -323,8 +324,7 @@ class Guard(Section):
     window: Positive = 64
     """Steps whose median is taken; before there are so many, no spike is one."""
     patience: Positive = 5
-    """Skipped steps in a row after which the stage goes back to its last good checkpoint, and leaves out the text since.
-    """
+    """Skipped steps in a row after which the stage goes back to its last good checkpoint, and on with later text."""
     rollbacks: Count = 3
     """How often a stage goes back, before it ends as with an error of the user: it would diverge again."""
 

@@ -85,9 +85,18 @@ def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
 
 def fits(plan: Plan) -> bool:
     """Whether all of the new model and its gradients fit into the memory that this machine has free."""
+    return needed(plan.new) < free_memory()
+
+
+def needed(arch: Architecture) -> int:
+    """About the bytes that a model of this shape and its gradients take, with what autograd keeps."""
+    return COPIES * 8 * arch.parameters()
+
+
+def free_memory() -> int:
+    """Bytes that this machine can still give to a process."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    return COPIES * 8 * plan.new.parameters() < free
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
 def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, ids: torch.Tensor) -> dict[str, float]:

@@ -64,12 +64,14 @@ def test_factors_are_learned() -> None:
     new = SMALL.replace({"hidden": 9, "layers": 3, "heads": 4, "kv_heads": 2, "ffn": 11})
     ids = tokens(9, 4, 12)
     seen: list[float] = []
-    policy = learn_dense(read, SMALL, new, lambda step: ids, steps=8, lr=3e-3, progress=lambda _, x: seen.append(x))
+    policy = learn_dense(
+        read, SMALL, new, lambda model, _: loss(model, new, ids), steps=8, lr=3e-3, progress=lambda _, x: seen.append(x)
+    )
     assert seen[-1] < seen[0]
     plan = between(SMALL, new, policy, seed=0, init_std=STD)
     assert loss(reader(plan, read, torch.float32), plan.new, ids).item() < seen[-1]
     with pytest.raises(GrowthError, match="vocab: dense growth is learned for"):
-        learn_dense(read, SMALL, SMALL.replace({"vocab": 12}), lambda step: ids)
+        learn_dense(read, SMALL, SMALL.replace({"vocab": 12}), lambda model, _: loss(model, new, ids))
 
 
 def test_shared_layers_get_their_own_weights() -> None:

@@ -77,11 +77,13 @@ def test_bert() -> None:
     fill(state, arch, read)
     ids = tokens(29, 2, 17)
     types = (torch.arange(17) > 8).long().expand(2, 17)
-    with torch.no_grad():
-        theirs = model(ids, token_type_ids=types)
-        words, order = bert.heads(read, arch, ids, types)
-    assert relative_error(words, theirs.prediction_logits) < 1e-5
-    assert relative_error(order, theirs.seq_relationship_logits) < 1e-5
+    for length in (17, 11):
+        valid = (torch.arange(17) < length).expand(2, 17)
+        with torch.no_grad():
+            theirs = model(ids, token_type_ids=types, attention_mask=valid.long())
+            words, order = bert.heads(read, arch, ids, types, valid_BS=valid)
+        assert relative_error(words[valid], theirs.prediction_logits[valid]) < 1e-5
+        assert relative_error(order, theirs.seq_relationship_logits) < 1e-5
 
 
 def test_gpt2() -> None:

@@ -128,7 +128,7 @@ def test_sizes() -> None:
             bytes_of(wrong)
 
 
-@pytest.mark.parametrize("tool", ["show", "verify", "grow", "export_hf", "import_hf"])
+@pytest.mark.parametrize("tool", ["show", "verify", "grow", "learn_growth", "export_hf", "import_hf"])
 def test_starts_without_megatron(tool: str) -> None:
     """None of the tools on checkpoints needs the training stack; each has help with an example."""
     code = (

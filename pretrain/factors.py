@@ -1,0 +1,93 @@
+"""Learned growth: factors in a file that a stage's `grow` names, as tools/learn_growth.py makes it.
+
+    grow: {hidden: {operator: dense, factors: factors/wide.safetensors}, ffn: {operator: dense, factors: ...}}
+
+The file holds one float32 matrix [new, old] for each option of `dense`, such as `hidden.write`. The plan of the event
+carries the matrices themselves, and so does every checkpoint after it: once a stage has begun, the file may go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from growth import Architecture, reference
+from growth.evaluate import Read
+from pretrain.checkpoint.atomic import make_folder, write_file
+from pretrain.errors import UserError
+from pretrain.samples import Samples
+
+OPTION = "factors"
+
+
+def write(path: Path, policy: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> None:
+    """Store the matrices of a policy that growth.learn has found; `about` is for people."""
+    tensors = {
+        f"{key}.{option}": torch.from_numpy(np.asarray(matrix)).float().contiguous()
+        for key, options in policy.items()
+        for option, matrix in options.items()
+        if option != "operator"
+    }
+    make_folder(path.absolute().parent)
+    write_file(path, save(tensors, dict(about)))
+
+
+def filled(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """A `grow` policy with the matrices of its files in place of their names. Raises UserError for a file that is not
+    there, is no safetensors file, or holds nothing for a key."""
+    return {key: _read(key, value) if _names_a_file(value) else value for key, value in policy.items()}
+
+
+def stood_in(policy: Mapping[str, Any], old: Architecture, new: Architecture) -> dict[str, Any]:
+    """A policy with zeros in place of its files, which may not be there yet: enough to check everything else."""
+    return {key: _zeros(key, value, old, new) if _names_a_file(value) else value for key, value in policy.items()}
+
+
+def _names_a_file(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("operator") == "dense" and OPTION in value
+
+
+def _read(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    path = Path(str(value[OPTION]))
+    if not path.is_file():
+        raise UserError(
+            f"grow.{key}.{OPTION}: {path} is not there: learn the factors first, when the stage before has finished, "
+            "with python tools/learn_growth.py (see its --help)"
+        )
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"grow.{key}.{OPTION}: {path} is no safetensors file that can be read ({error})") from error
+    mine = {name.split(".")[1]: matrix.numpy() for name, matrix in found.items() if name.split(".")[0] == key}
+    if not mine:
+        keys = ", ".join(sorted({name.split(".")[0] for name in found}))
+        raise UserError(f"grow.{key}.{OPTION}: {path} has factors of {keys or 'nothing'}, none of {key}")
+    return {**{k: v for k, v in value.items() if k != OPTION}, **mine}
+
+
+def _zeros(key: str, value: Mapping[str, Any], old: Architecture, new: Architecture) -> dict[str, Any]:
+    axes = {"weights": "layers"} if key == "layers" else {"write": key, "read": key}
+    if key == "heads" and "kv_heads" in new.sizes:
+        axes["kv_write"] = "kv_heads"
+    rest = {k: v for k, v in value.items() if k != OPTION}
+    return {**rest, **{o: np.zeros((new.sizes[axis], old.sizes[axis])) for o, axis in axes.items()}}
+
+
+def objective(model: Read, arch: Architecture, samples: Samples) -> torch.Tensor:
+    """The training loss of a model that the reference computes: of the next token in nats; for BERT of the masked words
+    plus that of the pair."""
+    if arch.family != "bert":
+        logits = reference.logits(model, arch, samples["inputs"])
+        return F.cross_entropy(logits.flatten(0, 1), samples["labels"].flatten())
+    words, order = reference.bert.heads(
+        model, arch, samples["inputs"], samples["types"], valid_BS=samples["valid"].bool()
+    )
+    asked = samples["mask"].bool()
+    return F.cross_entropy(words[asked], samples["labels"][asked]) + F.cross_entropy(order, samples["order"])

@@ -1,0 +1,91 @@
+"""Learned growth: from the command line to a grown checkpoint that needs the factors' file no more."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from pretrain import config
+from pretrain.checkpoint import Manifest
+from tests.unit.tools.runs import Run
+from tools.grow import main as grow
+from tools.learn_growth import main
+from tools.verify import main as verify
+
+
+def with_policy(run: Run, path: Path, policy: dict[str, Any]) -> str:
+    """The run's curriculum with another policy for the stage "large"."""
+    document = yaml.safe_load(Path(run.config).read_text())
+    document["stages"][1]["grow"] = policy
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def test_learned_and_grown(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Learning helps on text that it has not seen, and the event can be measured again without the file."""
+    file, target = tmp_path / "made" / "large.safetensors", tmp_path / "grown"
+    command = [str(run.parent), str(file), "--config", run.config, "--stage", "large"]
+    assert main([*command, "--steps", "12", "--batch", "4", "--lr", "1e-2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["losses"]) == 12
+    assert told["held_out"]["learned"] < told["held_out"]["start"]
+    options = {key: {o.split(".")[1] for o in load_file(file) if o.startswith(key)} for key in told["grow"]}
+    assert options == {
+        "layers": {"weights"},
+        "hidden": {"write", "read"},
+        "heads": {"write", "read", "kv_write"},
+        "ffn": {"write", "read"},
+    }
+    assert main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+
+    curriculum = with_policy(run, tmp_path / "mine.yaml", told["grow"])
+    assert grow([str(run.parent), str(target), "--config", curriculum, "--stage", "large"]) == 0
+    file.unlink()
+    capsys.readouterr()
+    assert verify([str(target), "--parent", str(run.parent), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {c["name"] for c in found["checks"] if c["passed"]} >= {"plan", "content", "function", "dead"}
+    assert found["certificate"]["operators"][:2] == ["layers: dense", "hidden: dense"]
+    assert found["certificate"]["dead_share"] == 0
+    assert Manifest.load(target).config["grow"]["ffn"] == told["grow"]["ffn"]
+
+
+def test_a_part_of_it(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "layers.safetensors"
+    command = [str(run.parent), str(file), "--config", run.config, "--stage", "large", "--only", "layers"]
+    assert main([*command, "--steps", "1", "--batch", "2"]) == 0
+    assert f"layers: {{operator: dense, factors: {file}}}" in capsys.readouterr().out
+    assert {name: tuple(m.shape) for name, m in load_file(file).items()} == {"layers.weights": (3, 2)}
+
+
+def test_errors(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(policy: dict[str, Any]) -> str:
+        path = with_policy(run, tmp_path / "mine.yaml", policy)
+        config.load(path)  # an earlier stage may run before the factors are learned
+        target = str(tmp_path / "out")
+        assert grow([str(run.parent), target, "--config", path, "--stage", "large", "--no-certificate"]) == 2
+        return capsys.readouterr().err
+
+    file = tmp_path / "factors.safetensors"
+    named = {"operator": "dense", "factors": str(file)}
+    assert "is not there: learn the factors first" in error({"hidden": named})
+    file.write_bytes(b"nothing")
+    assert "no safetensors file" in error({"hidden": named})
+    save_file({"hidden.write": torch.ones(40, 23), "hidden.read": torch.ones(40, 24)}, file)
+    assert "hidden: write must be a matrix of 40 x 24" in error({"hidden": named})
+    assert "has factors of hidden, none of ffn" in error({"ffn": named})
+    save_file({"hidden.write": torch.ones(40, 24)}, file)
+    assert "hidden: dense needs the option read" in error({"hidden": named})
+
+    same = with_policy(run, tmp_path / "same.yaml", {})
+    command = [str(run.parent), str(tmp_path / "f"), "--config", same, "--stage", "finer", "--only", "hidden"]
+    assert main([*command, "--steps", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    assert main([str(run.parent), str(tmp_path / "f"), "--config", same, "--stage", "small"]) == 2
+    assert "grows nothing that is learned" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()

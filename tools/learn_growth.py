@@ -1,0 +1,145 @@
+"""Learns how to grow a checkpoint into a stage: the factors of LiGO (Wang et al., 2023), on text of the stage's corpus.
+
+New weights are linear maps of the old ones: A W B, and sums over layers. A few hundred steps on these factors alone
+start from copies and make the best of them. Layers, hidden, heads and ffn are learned where they grow, or those that
+--only names; the rest grows as the stage says. It is done in one process, with a reference model in plain PyTorch. OUT
+is a safetensors file that the stage's `grow` can name, on any layout of ranks; the lines to put there are printed. The
+text is the training text of the stage from its beginning, and the stage will see it all the same.
+
+examples:
+  python tools/learn_growth.py runs/demo/seed factors/wide.safetensors --config configs/demo.yaml --stage wide
+  python tools/learn_growth.py runs/demo/wide deep.safetensors --config my.yaml --stage deep --only layers --steps 300
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from growth import Architecture, Box, Plan, between
+from growth.describe import table
+from growth.evaluate import Read
+from growth.learn import learn_dense
+from pretrain import cli, factors
+from pretrain.checkpoint import Reader
+from pretrain.config import Stage, load
+from pretrain.errors import UserError
+from pretrain.feed import open_feed
+from pretrain.locate import locate
+from pretrain.planning import plan_of
+from pretrain.verify import audit
+
+LEARNED = {"layers": ("layers",), "hidden": ("hidden",), "heads": ("heads", "kv_heads"), "ffn": ("ffn",)}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="a checkpoint, a stage or a run (its last finished stage)"
+    )
+    parser.add_argument("target", metavar="OUT", type=Path, help="the file of factors to write")
+    parser.add_argument("--config", type=Path, required=True, help="the curriculum, a YAML file")
+    parser.add_argument("--stage", required=True, help="name of the stage to grow into")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(LEARNED), help="what to learn (default: all of it that grows)"
+    )
+    parser.add_argument("--steps", type=int, default=200, help="steps of Adam on the factors (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the factors (default: %(default)s)")
+
+
+def work(options: argparse.Namespace) -> cli.Answer:
+    """Raises UserError and GrowthError for what cannot be learned; nothing is written then."""
+    if options.target.exists():
+        raise UserError(f"{options.target} is there already: remove it, or choose another name")
+    if options.steps < 1 or options.batch < 1:
+        raise UserError("--steps and --batch must be at least 1")
+    curriculum = load(options.config)
+    stage = curriculum.stage(options.stage)
+    with Reader(locate(options.source, finished=True)) as reader:
+        old = Architecture.from_json(reader.manifest.architecture)
+        target = stage.model.architecture()
+        keys = [k for k in options.only or LEARNED if any(old.sizes.get(a) != target.sizes.get(a) for a in LEARNED[k])]
+        if not keys:
+            raise UserError(
+                f"stage {stage.name!r} grows nothing that is learned ({', '.join(options.only or LEARNED)})"
+            )
+        others = _others(stage, old, keys)
+        feed = open_feed(others)
+        feed.seek(None)
+        first = plan_of(curriculum, others, reader.manifest, feed.tokenizer)
+        new = first.new.replace(
+            {axis: target.sizes[axis] for key in keys for axis in LEARNED[key] if axis in target.sizes}
+        )
+        if (need := audit.needed(new)) > (free := audit.free_memory()):
+            raise UserError(
+                f"learning needs about {need / 1e9:.3g} GB of memory and {free / 1e9:.3g} GB are free: take a larger "
+                "machine"
+            )
+        held_out = feed.batch(options.batch)
+        read = partial(_through, first, reader.read)
+        losses: list[float] = []
+        with tqdm(total=options.steps, desc="factors", disable=not sys.stderr.isatty()) as bar:
+
+            def progress(step: int, nats: float) -> None:
+                losses.append(nats)
+                bar.set_postfix(loss=f"{nats:.4f}")
+                bar.update()
+
+            def loss(model: Read, step: int) -> torch.Tensor:
+                return factors.objective(model, new, feed.take(options.batch, 0.0, 0, 1).samples)
+
+            found = learn_dense(read, first.new, new, loss, steps=options.steps, lr=options.lr, progress=progress)
+        about = {
+            "parent": reader.manifest.hash,
+            "stage": stage.name,
+            "steps": str(options.steps),
+            "lr": str(options.lr),
+        }
+        factors.write(options.target, found, about)
+        policy = {key: {"operator": "dense", factors.OPTION: str(options.target)} for key in found}
+        measured = {
+            "start": _loss(learn_dense(read, first.new, new, loss, steps=0), read, first.new, new, held_out),
+            "learned": _loss(factors.filled(policy), read, first.new, new, held_out),
+        }
+    rows = [["", "held-out loss"], *([name, f"{value:.4f}"] for name, value in measured.items())]
+    lines = [f"  {key}: {{operator: dense, {factors.OPTION}: {options.target}}}" for key in policy]
+    text = "\n".join(
+        [str(options.target), table(rows), f"in stage {stage.name!r} of {options.config}:", "grow:", *lines]
+    )
+    return cli.Answer(text, {"target": str(options.target), "grow": policy, "losses": losses, "held_out": measured})
+
+
+def _others(stage: Stage, old: Architecture, keys: list[str]) -> Stage:
+    """The stage without what is learned."""
+    kept: dict[str, Any] = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
+    if "kv_heads" not in old.sizes:
+        kept |= {"kv_heads": old.sizes["heads"]} if "heads" in keys else {}
+    default = type(stage.grow)()
+    grow = replace(stage.grow, **{key: getattr(default, key) for key in keys})
+    return replace(stage, model=replace(stage.model, **kept), grow=grow)
+
+
+def _through(plan: Plan, read: Read, kind: str, name: str, box: Box) -> torch.Tensor:
+    return plan.evaluate(name, box, read, kind)
+
+
+def _loss(policy: dict[str, Any], read: Read, old: Architecture, new: Architecture, samples: Any) -> float:
+    """Of the model that the plan of this policy makes."""
+    plan = between(old, new, policy, seed=0, init_std=0.0)
+    weights = {name: _through(plan, read, "weight", name, Box.whole(t.shape)) for name, t in new.tensors().items()}
+    with torch.no_grad():
+        return float(factors.objective(lambda kind, name, box: weights[name][box.slices()], plan.new, samples))
+
+
+def main(given: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    return cli.run(__doc__, arguments, work, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
