@@ -1,5 +1,6 @@
 """Files as a sequence of 1 MiB blocks: each is hashed on its way out and verified on its way in."""
 
+import contextlib
 import ctypes
 import os
 from collections import OrderedDict
@@ -135,6 +136,11 @@ class BlockReader:
         self.blocks_read += 1
         if self.verify and xxhash.xxh3_128_hexdigest(into.data) != file.blocks[index]:
             raise CorruptCheckpoint(f"{where}: its content is not what was written (the xxh3_128 differs)")
+
+    def expect(self, name: str, file: StoredFile, begin: int, end: int) -> None:
+        """A hint that these bytes will be asked for soon."""
+        with contextlib.suppress(OSError, CorruptCheckpoint):  # `read` will say so
+            os.posix_fadvise(self._open(name, file), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def is_open(self, name: str) -> bool:
         """Whether the file could be opened and has its size."""

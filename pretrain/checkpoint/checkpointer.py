@@ -47,6 +47,7 @@ class _Pending:
     fields: ManifestFields
     write: Write
     stalled: float
+    spare: int | None
 
 
 class Checkpointer:
@@ -93,11 +94,12 @@ class Checkpointer:
             self._lock.release()
             self._lock = None
 
-    def save(self, step: int, tensors: Tensors, fields: ManifestFields) -> SaveReport | None:
+    def save(self, step: int, tensors: Tensors, fields: ManifestFields, spare: int | None = None) -> SaveReport | None:
         """Saves this rank's boxes (collective); None when the save goes on in the background.
 
         tensors: per kind (tensor, box, fp32 view of the box's shape); over all ranks the boxes of a kind tile every
-        tensor. fields: of rank 0, but for the shapes. A save still in the background is waited for; `poll` reports it.
+        tensor. fields: of rank 0, but for the shapes. spare: a step whose checkpoint retention leaves. A save still in
+        the background is waited for; `poll` reports it.
 
         A step that is there already is kept when it is intact and of the same state; moved aside, to a hidden folder,
         when it is corrupt; and an error otherwise. Raises UserError on every rank when any of them fails, naming the
@@ -123,7 +125,7 @@ class Checkpointer:
             write.start(tensors, self._snapshot)
         else:
             write.run(tensors)
-        self._pending = _Pending(step, path, partial, frozen, write, time.monotonic() - begun)
+        self._pending = _Pending(step, path, partial, frozen, write, time.monotonic() - begun, spare)
         return None if self._snapshot else self._finish(self._pending)
 
     def poll(self) -> SaveReport | None:
@@ -215,7 +217,7 @@ class Checkpointer:
             where = f"the last checkpoint is {last}" if last else "there is no earlier checkpoint"
             message = f"step {pending.step} was not saved ({where}). {in_words(error, pending.partial)}"
             raise UserError(message) from error
-        removed = retain(self.root, pending.step, self.keep_last, self.keep_every)
+        removed = retain(self.root, pending.step, self.keep_last, self.keep_every, pending.spare)
         return manifest.hash, manifest.size, tuple(removed)
 
 

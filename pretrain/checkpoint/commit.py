@@ -60,7 +60,7 @@ def commit(manifest: Manifest, partial: Path, path: Path) -> None:
     fsync_folder(path.parent)
 
 
-def retain(root: Path, step: int, keep_last: int, keep_every: int) -> list[Path]:
+def retain(root: Path, step: int, keep_last: int, keep_every: int, spare: int | None = None) -> list[Path]:
     """Removes old checkpoints after the one of `step` was saved, and says which; see `Checkpointer` for the numbers.
 
     Only checkpoints that `check` finds good count and go: a broken one is for a person to look at. Later steps stay.
@@ -68,7 +68,8 @@ def retain(root: Path, step: int, keep_last: int, keep_every: int) -> list[Path]
     removed = []
     older = [p for p in steps(root) if (step_of(p) or 0) < step and _is_good(p)]
     for path in older[keep_last - 1 :]:
-        if keep_every and (step_of(path) or 0) % keep_every == 0:
+        number = step_of(path) or 0
+        if number == spare or (keep_every and number % keep_every == 0):
             continue
         try:
             # Renamed first: a removal that is killed leaves nothing that looks like a checkpoint.
@@ -82,12 +83,23 @@ def retain(root: Path, step: int, keep_last: int, keep_every: int) -> list[Path]
 
 def move_aside(path: Path, problem: str) -> None:
     """Hides a corrupt checkpoint under a new name, so that its step can be saved again."""
+    log.warning("%s is corrupt and kept as %s: %s", path, _hide(path, "corrupt").name, problem)
+
+
+def abandon(root: Path, after: int) -> None:
+    """Hides the checkpoints of steps after this one under new names: the run goes back behind them, on another way."""
+    for path in steps(root):
+        if (step_of(path) or 0) > after:
+            log.warning("%s is left behind and kept as %s", path, _hide(path, "abandoned").name)
+
+
+def _hide(path: Path, why: str) -> Path:
     number = 1
-    while (aside := path.with_name(f".{path.name}.corrupt-{number}")).exists():
+    while (aside := path.with_name(f".{path.name}.{why}-{number}")).exists():
         number += 1
     path.rename(aside)
     fsync_folder(path.parent)
-    log.warning("%s is corrupt and kept as %s: %s", path, aside.name, problem)
+    return aside
 
 
 def _is_good(path: Path) -> bool:

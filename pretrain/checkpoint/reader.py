@@ -11,6 +11,8 @@ from pretrain.checkpoint.blocks import BLOCK, BlockReader
 from pretrain.checkpoint.flat import flat_boxes, flat_range
 from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest, StoredBox
 
+AHEAD = 8  # blocks; twice as many are on their way from the disk while one is verified
+
 
 class Reader:
     """A checkpoint opened for reading; a context manager.
@@ -107,6 +109,8 @@ class Reader:
         for index in range(begin // BLOCK, -(-end // BLOCK)):
             lo, hi = max(begin, index * BLOCK), min(end, (index + 1) * BLOCK)
             if into is not None:
+                if not (index - begin // BLOCK) % AHEAD:
+                    self._blocks.expect(stored.file, file, lo, min(end, lo + 2 * AHEAD * BLOCK))
                 if hi - lo == BLOCK:  # a whole block: straight into its place
                     self._blocks.read(stored.file, file, index, into[lo - begin : hi - begin])
                 else:

@@ -41,6 +41,7 @@ def spread(
 
     workers: dict[Any, Any] = {}
     shown = 0
+    ready: Any
     try:
         for _ in range(min(processes, count)):
             receiver, sender = context.Pipe(duplex=False)
@@ -49,11 +50,11 @@ def spread(
             workers[receiver].start()
             sender.close()
         while workers:
-            for receiver in wait(list(workers), timeout=SHOW):
+            for ready in wait(list(workers), timeout=SHOW):
                 try:
-                    index, result, failure = receiver.recv()
+                    index, result, failure = ready.recv()
                 except EOFError:
-                    process = workers.pop(receiver)
+                    process = workers.pop(ready)
                     process.join()
                     if process.exitcode:
                         raise UserError(f"one of the processes ended with code {process.exitcode}") from None

@@ -116,20 +116,22 @@ stages:
 """
 
 
-def offline(config: Path, parent: Path, target: Path) -> Callable[[Say], None]:
+def offline(config: Path, parent: Path, target: Path, processes: int) -> Callable[[Say], None]:
     """`tools/grow.py`: says its exit code."""
 
     def work(say: Say) -> None:
         given = [str(parent), str(target), "--config", str(config), "--stage", "large", "--no-certificate"]
-        say(str(grow_tool(given)))
+        say(str(grow_tool([*given, "--processes", str(processes)])))
 
     return work
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("count", COUNTS)
 def test_offline_growth(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, count: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, count: int, processes: int
 ) -> None:
+    """Killed with several processes, it may be one of them that dies: the others end too."""
     config = tmp_path / "run.yaml"
     config.write_text(CURRICULUM.format(output=tmp_path))
     stage = load_config(config).stage("small")
@@ -145,18 +147,20 @@ def test_offline_growth(
     )
     mark_done(parent.parents[1], {})
     before = contents(parent)
-    said, lines = run(offline(config, parent, tmp_path / "dry"), NEVER)
+    said, lines = run(offline(config, parent, tmp_path / "dry", 1), NEVER)
     assert said[-1] == "0", said
+    if processes > 1:
+        _, lines = run(offline(config, parent, tmp_path / "dry2", processes), NEVER)
     want = tensor_files(tmp_path / "dry")
     killed = 0
     for seed in seeds(count, capsys, request):
         target = tmp_path / str(seed)
-        _, survived = run(offline(config, parent, target), kill_at=random.Random(seed).randrange(lines))
-        killed += survived < 0
+        said, survived = run(offline(config, parent, target, processes), kill_at=random.Random(seed).randrange(lines))
+        killed += survived < 0 or said[-1] != "0"
         assert contents(parent) == before, f"seed {seed}"
-        said, _ = run(offline(config, parent, target))
+        said, _ = run(offline(config, parent, target, processes))
         assert said[-1] == "0", f"seed {seed}: {said}"
         assert tensor_files(target) == want, f"seed {seed}"
         assert not verify_all(target), f"seed {seed}"
         shutil.rmtree(target)
-    assert killed > count // 2
+    assert killed > count // (2 * processes)  # no two runs of several processes go through the same lines

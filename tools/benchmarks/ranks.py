@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -24,30 +25,60 @@ from pretrain.errors import UserError
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work took: seconds by the clock, bytes asked of files (cached or not), and memory at its peak,
-    in bytes above what there was before."""
+    """What a piece of work took: seconds by the clock, bytes asked of files, bytes of those that came from the disk and
+    not from the kernel's cache, and memory at its peak, in bytes above what there was before."""
 
     seconds: float
     read: int
+    disk: int
     peak: int
 
     @staticmethod
     def of(work: Callable[[], object]) -> "Cost":
-        """Does it, and measures."""
+        """Does it, and measures; of processes that it forks, the memory that is their own."""
         memory.reset_peak()
-        before, read, begun = memory.resident(), _bytes_read(), time.perf_counter()
-        work()
-        seconds = time.perf_counter() - begun
-        return Cost(seconds, _bytes_read() - read, memory.peak() - before)
+        before, (read, disk) = memory.resident(), _bytes_read()
+        with _Children() as children:
+            begun = time.perf_counter()
+            work()
+            seconds = time.perf_counter() - begun
+        after = _bytes_read()
+        return Cost(seconds, after[0] - read, after[1] - disk, memory.peak() - before + children.peak)
 
 
-def _bytes_read() -> int:
-    return int(Path("/proc/self/io").read_text().split()[1])
+class _Children:
+    """Watches the memory of the processes that this one begins: that which they do not share with it."""
+
+    def __enter__(self) -> "_Children":
+        self.peak = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        begun = Path(f"/proc/self/task/{os.getpid()}/children")
+        while not self._over.wait(0.1):
+            used = 0
+            for child in begun.read_text().split():
+                with contextlib.suppress(psutil.Error):
+                    used += psutil.Process(int(child)).memory_full_info().uss
+            self.peak = max(self.peak, used)
+
+
+def _bytes_read() -> tuple[int, int]:
+    """Bytes asked of files, and bytes of those that the disk was asked for; of children when they have ended."""
+    found = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(found["rchar"]), int(found["read_bytes"])
 
 
 def command_cost(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
     """Runs a command and measures it with all its children; raises UserError with its last words when it fails."""
-    read, begun, peak = _bytes_read(), time.perf_counter(), 0
+    (read, disk), begun, peak = _bytes_read(), time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, **environment})
         root = psutil.Process(process.pid)
@@ -62,7 +93,8 @@ def command_cost(command: Sequence[str], environment: Mapping[str, str]) -> Cost
         if process.returncode:
             said.seek(0)
             raise UserError(f"{' '.join(command)} failed:\n{said.read()[-1000:]}")
-    return Cost(seconds, _bytes_read() - read, peak)
+    after = _bytes_read()
+    return Cost(seconds, after[0] - read, after[1] - disk, peak)
 
 
 def together(world: int, work: Callable[..., Callable[[], object]], *args: Any) -> Cost:
@@ -70,7 +102,7 @@ def together(world: int, work: Callable[..., Callable[[], object]], *args: Any) 
 
     The longest time, all bytes read, and the memory of all ranks together. Raises UserError when a rank fails.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # nothing is imported twice
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
@@ -88,7 +120,8 @@ def together(world: int, work: Callable[..., Callable[[], object]], *args: Any) 
     if failed := [error for error, _ in found if error]:
         raise UserError(f"a rank failed:\n{failed[0]}")
     costs = [cost for _, cost in found]
-    return Cost(max(c.seconds for c in costs), sum(c.read for c in costs), sum(c.peak for c in costs))
+    together = [sum(getattr(c, what) for c in costs) for what in ("read", "disk", "peak")]
+    return Cost(max(c.seconds for c in costs), *together)
 
 
 def _answer(results: Any, ranks: Sequence[BaseProcess]) -> tuple[str, Cost]:

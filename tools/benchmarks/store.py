@@ -1,7 +1,8 @@
 """The checkpoint store against `cp` and fsync of the same bytes, and against PyTorch DCP and DeepSpeed.
 
-cold: the kernel was asked to drop the files from its cache (posix_fadvise) before they are read; warm: they are in it.
-The yardstick is taken again next to each figure, and is cold or warm as the figure is.
+cold: the files were forced to the disk and dropped from the kernel's cache (posix_fadvise) before they are read; the
+column "disk" says how much then came from the disk. warm: they are in the cache. The yardstick is taken again next to
+each figure, and is cold or warm as the figure is.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from pretrain.errors import UserError
 
 MIB = 1 << 20
 SAVED, LOADED = 2, 3  # ranks
+PROCESSES = 2  # of offline growth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +68,9 @@ def run(options: argparse.Namespace) -> Report:
     }
     notes = [
         "x cp: how many times as fast as cp + fsync of as many bytes as are written (or loaded); medians of rounds.",
-        "read: bytes asked of files by all processes; peak: their memory above what they had before (of all together).",
-        "ds_to_universal is a command: its time and its peak begin with the start of its interpreter (about 0.5 GB).",
+        "read: bytes asked of files by all processes; disk: what of it came from the disk and not from the cache.",
+        "peak: memory above what the processes had before, of all together.",
+        "ds_to_universal is a command, run once: time and peak begin with the start of its interpreter (about 0.5 GB).",
     ]
     return Report("The checkpoint store against cp + fsync", settings, bench.found, notes)
 
@@ -90,14 +93,17 @@ class _Bench:
         for name, sizes, policy in self._growths():
             plan = growth.between(self.arch, self.arch.replace(sizes), policy, seed=0, init_std=0.02)
             target = self.folder / "grown"
-            for cache in ("warm", "cold"):
-                yield self._row(f"grow, {name}", cache, partial(self._grow, plan, target), written=target)
+            for processes, cache in ((1, "warm"), (PROCESSES, "warm"), (PROCESSES, "cold")):
+                label = f"grow, {name}, {processes} process{'es' * (processes > 1)}"
+                yield self._row(label, cache, partial(self._grow, plan, target, processes), written=target)
         yield self._ranks(f"save, {SAVED} ranks: ours", store_ranks.save_ours, SAVED, self.root, fresh=self.root)
-        yield self._ranks(f"load, {LOADED} ranks: ours", store_ranks.load_ours, LOADED, self.path)
+        for cache in ("warm", "cold"):
+            yield self._ranks(f"load, {LOADED} ranks: ours", store_ranks.load_ours, LOADED, self.path, cache=cache)
         if "dcp" not in skip:
             where = self.folder / "dcp"
             yield self._ranks(f"save, {SAVED} ranks: DCP", store_ranks.save_dcp, SAVED, where, fresh=where)
-            yield self._ranks(f"load, {LOADED} ranks: DCP", store_ranks.load_dcp, LOADED, where)
+            for cache in ("warm", "cold"):
+                yield self._ranks(f"load, {LOADED} ranks: DCP", store_ranks.load_dcp, LOADED, where, cache=cache)
             shutil.rmtree(where)
         plan, target = growth.identity(self.arch), self.folder / "rewritten"
         yield self._row("make layout-free: ours", "warm", partial(self._grow, plan, target), written=target)
@@ -131,7 +137,7 @@ class _Bench:
                 for name, box, out in boxes:
                     reader.read(kind, name, box, out)
 
-    def _grow(self, plan: Plan, target: Path) -> None:
+    def _grow(self, plan: Plan, target: Path, processes: int = 1) -> None:
         with Reader(self.path) as reader:
             write_checkpoint(
                 target,
@@ -140,6 +146,7 @@ class _Bench:
                 lambda kind, name, box: plan.evaluate(name, box, reader.read, kind),
                 store_ranks.fields(plan.new),
                 {"plan": plan.to_json()},
+                processes,
             )
 
     def _part(self) -> dict[str, Any]:
@@ -165,6 +172,7 @@ class _Bench:
             "MiB": size / MIB,
             "seconds": cost.seconds,
             "read_MiB": cost.read / MIB,
+            "disk_MiB": cost.disk / MIB,
             "peak_MiB": cost.peak / MIB,
         }
 
@@ -187,16 +195,24 @@ class _Bench:
         return _figures(name, cache, size, costs, ratios)
 
     def _ranks(
-        self, name: str, work: Callable[..., Callable[[], object]], world: int, where: Path, fresh: Path | None = None
+        self,
+        name: str,
+        work: Callable[..., Callable[[], object]],
+        world: int,
+        where: Path,
+        fresh: Path | None = None,
+        cache: str = "-",
     ) -> dict[str, Any]:
         costs, ratios, size = [], [], 0
         for _ in range(self.rounds):
             if fresh and fresh.exists():
                 shutil.rmtree(fresh)
+            if cache == "cold":
+                _forget(where)
             costs.append(together(world, work, where, self.arch))
-            copied, size = self._copy(where)
+            copied, size = self._copy(where, cold=cache == "cold")
             ratios.append(copied / costs[-1].seconds)
-        return _figures(name, "warm" if "load" in name else "-", size, costs, ratios)
+        return _figures(name, cache, size, costs, ratios)
 
     def _universal(self, zero: Path) -> dict[str, Any]:
         """DeepSpeed's conversion of its ZeRO checkpoint to one without a layout."""
@@ -204,13 +220,10 @@ class _Bench:
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
         command += ["--input_folder", str(zero / "zero"), "--output_folder", str(target)]
         command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-        costs, ratios, size = [], [], 0
-        for _ in range(self.rounds):
-            costs.append(command_cost(command, {"DS_ACCELERATOR": "cpu"}))
-            copied, size = self._copy(target)
-            ratios.append(copied / costs[-1].seconds)
-            shutil.rmtree(target)
-        return _figures("make layout-free: ds_to_universal", "warm", size, costs, ratios)
+        cost = command_cost(command, {"DS_ACCELERATOR": "cpu"})
+        copied, size = self._copy(target)
+        shutil.rmtree(target)
+        return _figures("make layout-free: ds_to_universal", "warm", size, [cost], [copied / cost.seconds])
 
     def _copy(self, source: Path, cold: bool = False) -> tuple[float, int]:
         """(seconds, bytes) of cp + fsync."""
@@ -247,5 +260,6 @@ def _figures(name: str, cache: str, size: int, costs: list[Cost], ratios: list[f
         "seconds": spread([c.seconds for c in costs])[0],
         "x_cp": round(spread(ratios)[0], 2),
         "read_MiB": max(c.read for c in costs) / MIB,
+        "disk_MiB": max(c.disk for c in costs) / MIB,
         "peak_MiB": max(c.peak for c in costs) / MIB,
     }
