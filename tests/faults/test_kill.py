@@ -49,7 +49,7 @@ def seeds(count: int, capsys: pytest.CaptureFixture[str], request: pytest.Fixtur
     return range(first, first + count)
 
 
-LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
+LONG = [pytest.mark.long, pytest.mark.timeout(7200)]
 COUNTS = [20, pytest.param(200, marks=LONG)]
 
 
