@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from growth import Architecture, Box, Generations, Plan
 from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
+from pretrain.guard import Health
 from pretrain.optim.schedule import Pace
 
 if TYPE_CHECKING:
@@ -82,19 +83,23 @@ class State:
     cursor: Mapping[str, Any] | None
     events: tuple[Mapping[str, Any], ...] = ()
     parent: Mapping[str, Any] | None = None
+    health: Health = field(default_factory=Health)
 
     @staticmethod
     def from_reader(reader: Reader) -> State:
         """The state that a checkpoint holds."""
         m = reader.manifest
+        progress = dict(m.progress)
+        health = Health.from_json(progress.pop("health", {}))
         return State(
             Architecture.from_json(m.architecture),
             Generations.from_json(m.generations),
             tuple(Birth.from_json(b) for b in m.generations["each"]),
-            Progress(**{**m.progress, "held_out": tuple(m.progress.get("held_out", ()))}),
+            Progress(**{**progress, "held_out": tuple(progress.get("held_out", ()))}),
             m.cursor,
             tuple(m.events),
             m.parent,
+            health,
         )
 
     def fields(self, stage: str, config: Mapping[str, Any], steps: Sequence[int]) -> ManifestFields:
@@ -106,7 +111,7 @@ class State:
             events=self.events,
             generations={**self.generations.to_json(), "each": births},
             cursor=self.cursor or {},
-            progress=asdict(self.progress),
+            progress={**asdict(self.progress), "health": asdict(self.health)},
             config=config,
             parent=self.parent,
             shapes={name: tensor.shape for name, tensor in self.arch.tensors().items()},

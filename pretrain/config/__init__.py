@@ -1,7 +1,20 @@
 """What a curriculum is. Its keys are in keys.py; curriculum.py reads a file, checks.py says what does not fit."""
 
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, to_yaml
-from pretrain.config.keys import Checkpoint, Data, Grow, Guard, Log, Model, Parallel, Patch, Plateau, Stage, Train, Trial
+from pretrain.config.keys import (
+    Checkpoint,
+    Data,
+    Grow,
+    Guard,
+    Log,
+    Model,
+    Parallel,
+    Patch,
+    Plateau,
+    Stage,
+    Train,
+    Trial,
+)
 
 __all__ = [
     "RESUMABLE",
