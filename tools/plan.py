@@ -7,11 +7,13 @@ Ends with exit code 2 when a stage does not fit its GPUs, and says what would ma
 examples:
   python tools/plan.py configs/llama2_55m_to_7b.yaml
   python tools/plan.py configs/llama2_55m_to_7b.yaml --gpu h100-80gb --mfu 0.4
+  python tools/plan.py configs/bert_to_large.yaml --nodes 2 --suggest
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -19,14 +21,26 @@ from growth import Architecture
 from growth.describe import table
 from pretrain import cli, config
 from pretrain.cli import Answer
+from pretrain.config import Curriculum
 from pretrain.errors import UserError
-from pretrain.estimate import cost
-from pretrain.estimate.cost import GPUS, HOST, STORAGE, STORED_BYTES, Cost, Gpu
+from pretrain.estimate import cost, picture
+from pretrain.estimate.cost import HOST, STORAGE, Cost
 from pretrain.estimate.flops import PEAK_FLOPS
+from pretrain.estimate.speed import GPUS, SINGLE, SOURCE, Gpu
+from pretrain.estimate.suggest import Suggestion, suggest
+from pretrain.feed import open_feed
 from pretrain.report.plot import duration, short
 
-PARTS = {"embed": "embedding", "attn": "attention", "mlp": "MLP", "norm": "norms", "lm_head": "head"}
+PARTS = {
+    "embedding": ("embed", "wte", "wpe"),
+    "norms": ("norm", ".ln", "ln_", "LayerNorm"),
+    "head": ("lm_head", "cls.", "pooler"),
+    "attention": ("attn", "attention"),
+    "MLP": ("mlp", "dense"),
+}
 """Parts of a model by what the names of their tensors contain; the first that fits counts."""
+SHOWN = 3
+"""Layouts that are suggested for a stage."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,33 +48,57 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, help="nodes of every stage (default: what its dp asks for)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="a100-80gb", help="default: %(default)s")
-    parser.add_argument("--mfu", default="auto", help="share of the peak to reckon with, such as 0.45 (default: auto)")
+    parser.add_argument(
+        "--mfu",
+        default="auto",
+        help="share of the peak that is reached, such as 0.45 measured (default: auto, assumed)",
+    )
+    parser.add_argument(
+        "--suggest",
+        action="store_true",
+        help="the fastest TP x PP x DP, micro-batch and recomputation of each stage that fit its GPUs",
+    )
 
 
 def work(options: argparse.Namespace) -> Answer:
     """Raises UserError when a stage does not fit its GPUs."""
-    gpu = GPUS[options.gpu]
-    curriculum = config.load(options.config)
-    costs = cost.of_curriculum(
-        curriculum, gpu=gpu, gpus_per_node=options.gpus_per_node, nodes=options.nodes, mfu=_mfu(options.mfu)
-    )
+    gpu, per_node = GPUS[options.gpu], options.gpus_per_node
+    curriculum = _resolved(config.load(options.config))
+    costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=options.nodes, mfu=_mfu(options.mfu))
+    if options.suggest:
+        found = [suggest(c.arch, c.stage.train, gpu, world=c.layout.world, gpus_per_node=per_node) for c in costs]
+        if none := [c.stage.name for c, fitting in zip(costs, found, strict=True) if not fitting]:
+            raise UserError(f"nothing fits for {', '.join(none)} on as many GPUs as its layout has: use more of them")
+        text = [_suggestions(costs, found), _assumptions(options, gpu)]
+        data = [
+            {"stage": c.stage.name, "suggestions": [_suggestion(s) for s in fitting[:SHOWN]]}
+            for c, fitting in zip(costs, found, strict=True)
+        ]
+        return Answer("\n\n".join(text), {"stages": data})
     if problems := [_too_large(c, gpu) for c in costs if c.memory.total > gpu.memory]:
         raise UserError("\n".join(problems))
-    text = [_stages(costs), _parameters(costs), _memory(costs, gpu), _traffic(costs), _total(costs)]
-    return Answer("\n\n".join([*text, _assumptions(options, gpu)]), _data(costs))
+    text = [_stages(costs), _batches(costs), _parameters(costs), _memory(costs, gpu), _traffic(costs)]
+    text += [_pipelines(costs)] if any(c.layout.pp > 1 for c in costs) else []
+    return Answer("\n\n".join([*text, _total(costs), _assumptions(options, gpu)]), _data(costs))
+
+
+def _resolved(curriculum: Curriculum) -> Curriculum:
+    """With budgets in tokens; those in epochs take the corpus to know."""
+    stages = [stage if stage.train.tokens else open_feed(stage).resolved() for stage in curriculum.stages]
+    return replace(curriculum, stages=tuple(stages))
 
 
 def parameters_by_part(arch: Architecture) -> dict[str, int]:
     """Parameters of a model by part, in the order of PARTS."""
-    found = dict.fromkeys(PARTS.values(), 0)
+    found = dict.fromkeys(PARTS, 0)
     for name, tensor in arch.tensors().items():
-        part = next(part for key, part in PARTS.items() if key in name)
+        part = next(part for part, keys in PARTS.items() if any(key in name for key in keys))
         found[part] += prod(tensor.shape)
     return found
 
 
 def _stages(costs: Sequence[Cost]) -> str:
-    head = ["stage", "parameters", "x", "layers x hidden", "vocab", "TP x PP x DP", "nodes", "batch", "tokens", "FLOPs"]
+    head = ["stage", "parameters", "x", "layers x hidden", "vocab", "TP x PP x DP", "nodes", "tokens", "FLOPs"]
     rows = [[*head, "MFU", "bubble", "tokens/s", "time", "GPU hours", "growth event"]]
     before = 0
     for c in costs:
@@ -74,23 +112,33 @@ def _stages(costs: Sequence[Cost]) -> str:
                 f"{size['vocab']:,}",
                 f"{c.layout.tp} x {c.layout.pp} x {c.layout.dp}",
                 str(c.nodes),
-                short(train.global_batch * train.seq_len),
                 short(train.tokens),
                 f"{c.flops:.2e}",
-                f"{c.mfu:.2f}",
-                f"{c.bubble:.1%}" if c.layout.pp > 1 else "-",
+                f"{c.speed.mfu:.2f}",
+                f"{c.speed.bubble:.1%}" if c.layout.pp > 1 else "-",
                 short(c.tokens_per_second),
                 duration(c.seconds),
                 f"{c.gpu_hours:,.0f}",
-                duration(c.event) if c.event else "-",
+                f"{duration(c.event)}, {c.event * c.layout.world / 3600:.1f} GPU hours" if c.event else "-",
             ]
         )
         before = count
     return table(rows)
 
 
+def _batches(costs: Sequence[Cost]) -> str:
+    rows = [["steps", "tokens in a step", "ramp from", "over", "steps in all", "seconds a step", "lr", "warm-up"]]
+    for c in costs:
+        t = c.stage.train
+        ramp = [short(t.ramp_from * t.seq_len), short(t.ramp_tokens)] if t.ramp_tokens else ["-", "-"]
+        warmup = short(t.warmup_tokens or t.warmup * t.tokens)
+        cells = [short(c.batch_tokens), *ramp, f"{t.steps():,}", f"{c.speed.seconds:.2f}", f"{t.lr:g}", warmup]
+        rows.append([c.stage.name, *cells])
+    return table(rows)
+
+
 def _parameters(costs: Sequence[Cost]) -> str:
-    rows = [["parameters by part", *PARTS.values()]]
+    rows = [["parameters by part", *PARTS]]
     rows += [[c.stage.name, *(f"{n:,}" for n in parameters_by_part(c.arch).values())] for c in costs]
     return table(rows)
 
@@ -106,15 +154,72 @@ def _memory(costs: Sequence[Cost], gpu: Gpu) -> str:
     return table(rows)
 
 
-MEMORY = ("weights", "gradients", "optimizer", "activations", "workspace", "buffers", "allowance")
+MEMORY = ("weights", "gradients", "optimizer", "activations", "workspace", "buffers", "event", "allowance")
 
 
 def _traffic(costs: Sequence[Cost]) -> str:
-    rows = [["per step and save", "GB over NVLink", "GB over the network", "checkpoint GB", "stall of a save"]]
+    rows = [["per step and save", "GB over NVLink", "GB over the network", "checkpoint GB", "stall of a save", "saves"]]
     for c in costs:
-        stored = f"{STORED_BYTES * c.arch.parameters() / 1e9:.1f}"
-        rows.append([c.stage.name, f"{c.nvlink / 1e9:.1f}", f"{c.network / 1e9:.1f}", stored, duration(c.stall)])
+        sent = [f"{c.speed.nvlink / 1e9:.1f}", f"{c.speed.network / 1e9:.1f}"]
+        rows.append([c.stage.name, *sent, f"{c.checkpoint / 1e9:.1f}", duration(c.stall), str(c.saves)])
     return table(rows)
+
+
+def _pipelines(costs: Sequence[Cost]) -> str:
+    pictures = [f"{c.stage.name}\n{_indented(picture.pipeline(c.layout))}" for c in costs if c.layout.pp > 1]
+    return "\n".join(["pipelines", *map(_indented, pictures)])
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.split("\n"))
+
+
+def _suggestions(costs: Sequence[Cost], found: Sequence[Sequence[Suggestion]]) -> str:
+    head = ["suggested", "TP x PP x DP", "chunks a rank", "micro-batch", "recompute", "GiB on a GPU", "MFU", "tokens/s"]
+    rows = [head]
+    for c, fitting in zip(costs, found, strict=True):
+        for number, s in enumerate(fitting[:SHOWN]):
+            rows.append(
+                [
+                    "" if number else c.stage.name,
+                    f"{s.layout.tp} x {s.layout.pp} x {s.layout.dp}",
+                    str(s.layout.virtual),
+                    str(s.train.micro_batch),
+                    s.train.recompute,
+                    f"{s.memory.total / 2**30:.1f}",
+                    f"{s.speed.mfu:.3f}",
+                    short(c.batch_tokens / s.speed.seconds),
+                ]
+            )
+        rows.append(
+            [
+                "  as it is",
+                f"{c.layout.tp} x {c.layout.pp} x {c.layout.dp}",
+                str(c.layout.virtual),
+                str(c.stage.train.micro_batch),
+                c.stage.train.recompute,
+                f"{c.memory.total / 2**30:.1f}",
+                f"{c.speed.mfu:.3f}",
+                short(c.tokens_per_second),
+            ]
+        )
+    return table(rows)
+
+
+def _suggestion(s: Suggestion) -> dict[str, Any]:
+    return {
+        "parallel": {
+            "tp": s.layout.tp,
+            "pp": s.layout.pp,
+            "dp": s.layout.dp,
+            "sequence_parallel": s.layout.sequence_parallel,
+            "pipeline": list(s.layout.pipeline),
+        },
+        "micro_batch": s.train.micro_batch,
+        "recompute": s.train.recompute,
+        "memory_bytes": s.memory.total,
+        "mfu": s.speed.mfu,
+    }
 
 
 def _total(costs: Sequence[Cost]) -> str:
@@ -133,10 +238,16 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
     peak = PEAK_FLOPS[gpu.name]["bf16"]
     mfu = "MFU as given"
     if options.mfu == "auto":
-        mfu = "MFU by the width of a rank's matrices (pretrain/estimate/cost.py; measure yours and give it with --mfu)"
+        mfu = (
+            f"MFU from that of MPT models as wide on as many GPUs as a node has ({SOURCE}), times {SINGLE} for "
+            "operations that are not fused here, less recomputation, the pipeline's bubble and communication that is "
+            f"not hidden ({gpu.nvlink / 1e9:.0f} GB/s within a node, {gpu.network / 1e9:.0f} to others, for each GPU); "
+            "measure yours (mfu in metrics.jsonl) and give it with --mfu"
+        )
     return (
-        f"Assumed: {gpu.name}, {peak / 1e12:.0f} dense bf16 TFLOP/s; {mfu}; "
+        f"Assumed: {gpu.name}, {peak / 1e12:.0f} dense bf16 TFLOP/s.\n{mfu}.\n"
         f"{STORAGE / 1e9:.0f} GB/s between a node and storage, {HOST / 1e9:.0f} GB/s between a GPU and its host.\n"
+        "FLOPs and MFU are of the model: nothing that is computed again counts.\n"
         "Tokens are of each stage's own vocabulary. Time is without queues, restarts and validations."
     )
 
@@ -160,17 +271,20 @@ def _data(costs: Sequence[Cost]) -> dict[str, Any]:
             "layout": {"tp": c.layout.tp, "pp": c.layout.pp, "dp": c.layout.dp, "pipeline": list(c.layout.pipeline)},
             "nodes": c.nodes,
             "tokens": c.stage.train.tokens,
+            "steps": c.stage.train.steps(),
             "flops": c.flops,
-            "mfu": c.mfu,
-            "bubble": c.bubble,
+            "hardware_flops": c.hardware_flops,
+            "mfu": c.speed.mfu,
+            "bubble": c.speed.bubble,
             "tokens_per_second": c.tokens_per_second,
             "seconds": c.seconds,
             "gpu_hours": c.gpu_hours,
             "event_seconds": c.event,
-            "checkpoint_bytes": STORED_BYTES * c.arch.parameters(),
+            "checkpoint_bytes": c.checkpoint,
+            "checkpoints": c.saves,
             "stall_seconds": c.stall,
-            "nvlink_bytes_per_step": c.nvlink,
-            "network_bytes_per_step": c.network,
+            "nvlink_bytes_per_step": c.speed.nvlink,
+            "network_bytes_per_step": c.speed.network,
             "memory_bytes": {**{part: getattr(c.memory, part) for part in MEMORY}, "total": c.memory.total},
         }
         for c in costs

@@ -17,7 +17,7 @@ from pretrain.estimate import memory
 from pretrain.layout import Layout
 from pretrain.model import build
 from pretrain.model.build import Numerics
-from pretrain.samples import causal, part
+from pretrain.samples import Samples, causal, part
 from tests.distributed.harness import run
 
 SIZES = {"vocab": 512, "hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn": 384}
@@ -28,8 +28,25 @@ def settings_of(**changes: Any) -> Train:
     return Train(**{**given, **changes})
 
 
-def _arch(**changes: int) -> Architecture:
-    return Architecture("llama2", {**SIZES, **changes})
+OTHER = {
+    "gpt2": {**SIZES, "ffn": 512, "positions": 256},
+    "bert": {**SIZES, "ffn": 512, "positions": 256, "types": 2, "labels": 2},
+}
+
+
+def _arch(family: str = "llama2", **changes: int) -> Architecture:
+    if family == "llama2":
+        return Architecture("llama2", {**SIZES, **changes})
+    return Architecture(family, {axis: n for axis, n in {**OTHER[family], **changes}.items() if axis != "kv_heads"})
+
+
+def _samples(family: str, n: int, seq_len: int) -> Samples:
+    tokens = torch.randint(0, 128, (n, seq_len + 1), generator=torch.Generator().manual_seed(0))
+    found = dict(causal(tokens))
+    if family == "bert":
+        ones, zeros = torch.ones(n, seq_len), torch.zeros(n, seq_len, dtype=torch.long)
+        found |= {"mask": ones, "valid": ones, "types": zeros, "order": torch.zeros(n, dtype=torch.long)}
+    return found
 
 
 def _held(before: set[int]) -> int:
@@ -52,18 +69,27 @@ def _engine(arch: Architecture, layout: Layout, train: Train) -> Engine:
     return Engine(arch, layout, numerics, Adam(), seq_len=train.seq_len, micro_batch=train.micro_batch)
 
 
-def _lasting(how: dict[str, Any], precision: str) -> tuple[int, int]:
+def _lasting(family: str, how: dict[str, Any], precision: str, generations: int) -> tuple[int, int]:
     """(bytes held between steps, bytes expected) on this rank."""
-    arch, train = _arch(vocab=128, layers=16), settings_of(precision=precision)
+    sizes = (
+        {"hidden": 256, "layers": 8} if generations > 1 else {"layers": 16}
+    )  # their tables do not grow as matrices do
+    arch, train = _arch(family, vocab=128, **sizes), settings_of(precision=precision)
     layout = Layout.make(arch.layers, **how)
     before = _pointers()
     engine = _engine(arch, layout, train)
-    engine.describe_generations(lambda box: torch.zeros(box.box.shape, dtype=torch.uint8), [0])
+    # As after growth: within a matrix, some columns are younger.
+    engine.describe_generations(
+        lambda box: (
+            torch.arange(box.box.shape[-1]).mul(generations).div(box.box.shape[-1]).byte().expand(box.box.shape)
+        ),
+        [0] * generations,
+    )
     engine.publish_weights()
-    tokens = torch.randint(0, 128, (train.global_batch, train.seq_len + 1), generator=torch.Generator().manual_seed(0))
-    engine.train_step(part(causal(tokens), engine.dp_rank, layout.dp), 1e-3)
+    samples = _samples(family, train.global_batch, train.seq_len)
+    engine.train_step(part(samples, engine.dp_rank, layout.dp), 1e-3)
     pp_rank = layout.coordinates(torch.distributed.get_rank())[0]
-    expected = memory.of_rank(arch, layout, train, pp_rank, moments_by_generation=False, gpu=False)
+    expected = memory.of_rank(arch, layout, train, pp_rank, gpu=False)
     held = _held(before)
     del engine
     return held, expected.weights + expected.gradients + expected.optimizer
@@ -72,8 +98,17 @@ def _lasting(how: dict[str, Any], precision: str) -> tuple[int, int]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("how", [{"dp": 2}, {"tp": 2}, {"pp": 2, "pipeline": [9, 7]}], ids=str)
 def test_weights_gradients_and_optimizer(how: dict[str, Any], precision: str) -> None:
-    for held, expected in run(2, _lasting, how, precision):
+    for held, expected in run(2, _lasting, "llama2", how, precision, 1):
         assert held == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["llama2", "gpt2", "bert"])
+def test_of_every_family_with_two_generations(family: str) -> None:
+    for held, expected in run(2, _lasting, family, {"tp": 2, "sequence_parallel": True}, "bf16", 2):
+        assert held == pytest.approx(expected, rel=0.01)
+
+
+Case = tuple[Architecture, dict[str, Any], Train]
 
 
 def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
@@ -93,10 +128,14 @@ def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
             kept[pointer] = tensor
         return tensor
 
-    samples = causal(torch.zeros((train.micro_batch, train.seq_len + 1), dtype=torch.long))
+    samples = _samples(arch.family, train.micro_batch, train.seq_len)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         build.FAMILIES[arch.family].forward(model, samples)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _all_kept(cases: list[Case]) -> list[int]:
+    return [_kept(*case) for case in cases]
 
 
 CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
@@ -108,16 +147,22 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
     ({}, {}, {"recompute": "full", "recompute_layers": 2}),
     ({}, {"tp": 2}, {}),
     ({}, {"tp": 2, "sequence_parallel": True}, {}),
+    ({}, {"tp": 2, "sequence_parallel": True}, {"recompute": "full"}),
 ]
 
 
-@pytest.mark.parametrize(("sizes", "how", "changes"), CASES, ids=str)
-def test_activations(sizes: dict[str, int], how: dict[str, Any], changes: dict[str, Any]) -> None:
-    arch, train = _arch(**sizes), settings_of(**changes)
-    layout = Layout.make(arch.layers, **how)
-    expected = memory.of_rank(arch, layout, train, 0, gpu=False).activations
-    for kept in run(layout.world, _kept, arch, how, train):
-        assert kept == pytest.approx(expected, rel=0.15)
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("family", ["llama2", "gpt2", "bert"])
+def test_activations(family: str, world: int) -> None:
+    cases: list[Case] = [
+        (_arch(family, **sizes), how, settings_of(**changes))
+        for sizes, how, changes in CASES
+        if how.get("tp", 1) == world
+    ]
+    for found in run(world, _all_kept, cases):
+        for (arch, how, train), kept in zip(cases, found, strict=True):
+            expected = memory.of_rank(arch, Layout.make(arch.layers, **how), train, 0, gpu=False).activations
+            assert kept == pytest.approx(expected, rel=0.15), (how, train)
 
 
 def test_a_pipeline_keeps_more_micro_batches_on_earlier_ranks() -> None:
