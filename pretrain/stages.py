@@ -1,11 +1,14 @@
 """python -m pretrain.stages CONFIG: what a launcher must know about each stage, one line for each, tab-separated.
 
-The columns are name, ranks, tensor x pipeline ranks, state (done, started or new) and folder. Starts nothing.
+The columns are name, state (done, started or new), ranks, nodes and folder. Starts nothing. With --ranks-per-node it
+first checks all that a submission needs (corpus, tokenizer, growth, ranks) and says everything that is wrong at once;
+with --nodes as well, that the stage fits just that allocation.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -13,12 +16,12 @@ from growth.errors import GrowthError
 from pretrain import config
 from pretrain.checkpoint.atomic import is_done
 from pretrain.config import Curriculum, Stage
-from pretrain.distributed import layout_of
 from pretrain.errors import UserError
 
 EXAMPLE = """examples:
   python -m pretrain.stages configs/demo.yaml
-  python -m pretrain.stages configs/demo.yaml --stage wide --ranks 4 --parallel.tp 4"""
+  python -m pretrain.stages configs/demo.yaml --ranks-per-node 8
+  python -m pretrain.stages configs/demo.yaml --stage wide --ranks-per-node 4 --nodes 1 --parallel.tp 4"""
 
 
 def ranks_of(stage: Stage, gpus: int) -> int:
@@ -27,20 +30,69 @@ def ranks_of(stage: Stage, gpus: int) -> int:
     return model * (stage.parallel.dp or max(1, gpus // model))
 
 
-def check_ranks(curriculum: Curriculum, stage: Stage, ranks: int, ranks_per_node: int) -> None:
-    """Raises UserError, with a submission that would fit, when `ranks` cannot be this stage's tp * pp * dp."""
+def nodes_of(curriculum: Curriculum, stage: Stage, per_node: int) -> int:
+    """How many nodes of `per_node` ranks the stage fills; an absent dp fills one node, or is 1 on several.
+
+    Raises UserError, with a command that would fit, for ranks that cannot be spread evenly.
+    """
+    ranks = ranks_of(stage, per_node)
+    if ranks <= per_node:
+        return 1
+    if ranks % per_node:
+        fits = max(number for number in range(1, per_node) if ranks % number == 0)
+        raise UserError(
+            f"{stage.name}: its {ranks} ranks (parallel.tp x pp x dp) would fill {ranks / per_node:.2f} nodes of "
+            f"{per_node}: change its parallel section, or leave a part of each node idle with\n"
+            f"CAMBIUM_RANKS_PER_NODE={fits} bash slurm/curriculum.sh {curriculum.path}"
+        )
+    return ranks // per_node
+
+
+def submission(curriculum: Curriculum, stage: Stage, nodes: int, tasks: int) -> str:
+    """The command line that submits a stage as `nodes` x `tasks` ranks."""
+    gpus = "" if os.environ.get("CAMBIUM_GPUS") == "0" else f" --gpus-per-node {tasks}"
+    return f"sbatch --nodes {nodes} --ntasks-per-node {tasks}{gpus} slurm/stage.sh {curriculum.path} {stage.name}"
+
+
+def check_allocation(curriculum: Curriculum, stage: Stage, nodes: int, tasks: int, per_node: int) -> None:
+    """That a stage runs on just `nodes` nodes with `tasks` ranks each, where a node has GPUs for `per_node`.
+
+    Raises UserError, with a submission that would fit, when they are not tp * pp * dp ranks, and what
+    pretrain.planning.check raises.
+    """
+    from pretrain import planning  # seconds of imports, which a mere list of the stages need not wait for
+    from pretrain.distributed import layout_of
+
     try:
-        layout_of(stage, ranks)
+        layout_of(stage, nodes * tasks)
     except UserError as error:
         model = stage.parallel.tp * stage.parallel.pp
-        wanted = model * (stage.parallel.dp or max(1, ranks // model))
-        per_node = min(wanted, ranks_per_node)
-        while wanted % per_node:
-            per_node -= 1
-        raise UserError(
-            f"{error}\nsbatch --nodes {wanted // per_node} --ntasks-per-node {per_node} slurm/stage.sh "
-            f"{curriculum.path} {stage.name}"
-        ) from None
+        wanted = model * (stage.parallel.dp or max(1, nodes * tasks // model))
+        fits = max(number for number in range(1, max(tasks, per_node) + 1) if wanted % number == 0)
+        try:
+            layout_of(stage, wanted)
+        except UserError:  # no allocation fits: it is the batch
+            raise error from None
+        raise UserError(f"{error}\n{submission(curriculum, stage, wanted // fits, fits)}") from None
+    planning.check(curriculum, stage, nodes * tasks)
+
+
+def check_submission(curriculum: Curriculum, stages: list[Stage], per_node: int, ahead: Collection[str]) -> None:
+    """That every stage can run on nodes of `per_node` ranks, once those `ahead` (names) have finished.
+
+    Raises one UserError with all that is wrong.
+    """
+    from pretrain import planning
+
+    problems = []
+    for stage in stages:
+        try:
+            nodes_of(curriculum, stage, per_node)
+            planning.check(curriculum, stage, ranks_of(stage, per_node), ahead)
+        except (UserError, GrowthError) as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
 
 
 def state_of(curriculum: Curriculum, stage: Stage) -> str:
@@ -51,14 +103,13 @@ def state_of(curriculum: Curriculum, stage: Stage) -> str:
     return "started" if any((folder / "checkpoints").glob("step-*")) else "new"
 
 
-def lines(curriculum: Curriculum, stages: list[Stage]) -> Iterator[str]:
-    """One line for each stage."""
+def lines(curriculum: Curriculum, stages: list[Stage], per_node: int | None) -> Iterator[str]:
+    """One line for each stage; on this machine when per_node is None."""
     for stage in stages:
-        ranks = ranks_of(stage, torch.cuda.device_count())
-        model = stage.parallel.tp * stage.parallel.pp
-        yield "\t".join(
-            [stage.name, str(ranks), str(model), state_of(curriculum, stage), str(curriculum.folder / stage.name)]
-        )
+        ranks = ranks_of(stage, per_node or torch.cuda.device_count())
+        nodes = nodes_of(curriculum, stage, per_node) if per_node else 1
+        folder = curriculum.folder / stage.name
+        yield "\t".join([stage.name, state_of(curriculum, stage), str(ranks), str(nodes), str(folder)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,20 +122,32 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("config", help="the curriculum, a YAML file")
-    parser.add_argument("--stage", help="only this stage; further arguments override its keys (--parallel.tp 2)")
-    parser.add_argument("--ranks", type=int, help="check that the stage can run on this many ranks")
-    parser.add_argument("--ranks-per-node", type=int, default=8, help="for the advice (default: %(default)s)")
+    parser.add_argument(
+        "--stage", action="append", help="only this one (may be repeated); further arguments override its keys"
+    )
+    parser.add_argument("--ranks-per-node", type=int, help="ranks of a node, for the checks of a submission")
+    parser.add_argument("--nodes", type=int, help="nodes of the allocation that there is, for the one stage")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="for the advice (default: %(default)s)")
+    parser.add_argument("--ahead", action="append", default=[], help="a stage that is queued (may be repeated)")
     options, overrides = parser.parse_known_args(arguments)
-    if not options.stage and (overrides or options.ranks):
-        parser.error("--ranks and overrides need --stage")
+    one = options.stage is not None and len(options.stage) == 1
+    if not one and (overrides or options.nodes):
+        parser.error("--nodes and overrides need one --stage")
+    if options.nodes and not options.ranks_per_node:
+        parser.error("--nodes needs --ranks-per-node")
     try:
         curriculum = config.load(options.config)
-        stages = list(curriculum.stages)
-        if options.stage:
-            stages = [curriculum.override(curriculum.stage(options.stage), overrides)]
-        if options.ranks:
-            check_ranks(curriculum, stages[0], options.ranks, options.ranks_per_node)
-        print(*lines(curriculum, stages), sep="\n")
+        stages = [curriculum.stage(name) for name in options.stage or [stage.name for stage in curriculum.stages]]
+        if overrides:
+            stages = [curriculum.override(stages[0], overrides)]
+        per_node = options.ranks_per_node
+        if options.nodes:
+            check_allocation(curriculum, stages[0], options.nodes, per_node, options.gpus_per_node)
+            per_node = None
+        elif per_node:
+            ahead = {*options.ahead, *(stage.name for stage in stages)}
+            check_submission(curriculum, stages, per_node, ahead)
+        print(*lines(curriculum, stages, per_node), sep="\n")
     except (UserError, GrowthError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,26 +1,31 @@
 #!/usr/bin/env bash
-# All stages of a curriculum, one after the other. Stages that are finished are skipped.
+# All stages of a curriculum, one after the other, or the named ones. Stages that are finished are skipped.
 #
-#   bash slurm/curriculum.sh [--here] CONFIG
+#   bash slurm/curriculum.sh [--here | --test-only] CONFIG [STAGE ...]
 #
-# Where there is sbatch they are submitted as a chain of dependent jobs; with --here, inside a job, and where there is
-# none, they run here. sbatch's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...) say where;
-# CAMBIUM_RANKS_PER_NODE (8) is the number of GPUs of a node, and CAMBIUM_GPUS=0 asks for none. Call it again at any time:
-# what is done is skipped, and a stage that is queued or running is not submitted twice.
+# Where there is sbatch they are submitted as a chain of dependent jobs, with a copy of the code and the config, so that
+# a requeue runs what was submitted; with --here, inside a job, and where there is no sbatch, they run here. Everything
+# is checked before the first is submitted. --test-only checks, asks SLURM when each would start, and submits nothing.
+# slurm/site.sh says where jobs go. Call it again at any time: what is queued or running is not submitted twice.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-here=${SLURM_JOB_ID:-}
-if [[ ${1:-} == --here ]]; then here=yes && shift; fi
-[[ $# == 1 && $1 != -* ]] || { sed -n '/^# All stages/,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
+here=${SLURM_JOB_ID:-} test_only=''
+case ${1:-} in
+--here) here=yes && shift ;;
+--test-only) test_only=yes && shift ;;
+esac
+[[ $# -ge 1 && $1 != -* ]] || { sed -n '/^# All stages/,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 # shellcheck source=slurm/common.sh
 source "$root/slurm/common.sh"
 config=$1
-
-facts=$("$PYTHON" -m pretrain.stages "$config")
+shift
+chosen=()
+for name; do chosen+=(--stage "$name"); done
 
 run_here() {
-    while IFS=$'\t' read -r name ranks _ state folder <&3; do
+    local name state ranks folder
+    while IFS=$'\t' read -r name state ranks _ folder <&3; do
         if [[ $state == "done" ]]; then
             echo "== $name is finished already"
             continue
@@ -28,32 +33,80 @@ run_here() {
         echo "== $name: $ranks ranks, $folder"
         bash "$root/slurm/stage.sh" "$config" "$name"
         [[ -f $folder/DONE ]] || exit 1 # stopped on request
-    done 3<<<"$facts"
+    done 3<<<"$stages"
+}
+
+queued() { # the job of a stage's folder, which jobs carry as their comment
+    squeue --me --noheader --format='%A|%k' | awk -F'|' -v folder="$(realpath -m "$1")" '$2 == folder { print $1; exit }'
+}
+
+snapshot() { # what jobs will run: the same content is the same folder
+    local run=$1 new name
+    mkdir -p "$run/.submitted"
+    new=$(mktemp -d "$run/.submitted/new.XXXXXX")
+    (cd "$root" && find growth pretrain slurm -type f -not -name '*.pyc' -print0 | xargs -0 cp --parents -t "$new")
+    cp "$config" "$new/$(basename "$config")"
+    name=$(cd "$new" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-12)
+    [[ ! -d $root/.venv ]] || ln -s "$(realpath "$root/.venv")" "$new/.venv"
+    mv -T "$new" "$run/.submitted/$name" 2>/dev/null || rm -rf "$new"
+    realpath "$run/.submitted/$name"
+}
+
+# Reads the queue into `jobs`: the job of each stage, if there is one.
+declare -A jobs=()
+read_queue() {
+    local name folder
+    while IFS=$'\t' read -r name _ _ _ folder; do jobs[$name]=$(queued "$folder"); done <<<"$stages"
 }
 
 submit() {
-    local per_node=${CAMBIUM_RANKS_PER_NODE:-8} previous='' name ranks state folder tasks job options
-    while IFS=$'\t' read -r name ranks _ state folder <&3; do
+    local name state ranks nodes folder tasks options copy='' previous=''
+    while IFS=$'\t' read -r name _ <&3; do
+        if [[ -n ${jobs[$name]} ]]; then
+            echo "$name is job ${jobs[$name]} already"
+            previous=${jobs[$name]}
+            continue
+        fi
+        IFS=$'\t' read -r _ state ranks nodes folder < <(grep -P "^\Q$name\E\t" <<<"$checked") || continue # not chosen
         if [[ $state == "done" ]]; then
             echo "$name is finished already"
             continue
         fi
-        job_name="cambium-$(basename "$(dirname "$folder")")-$name"
-        job=$(squeue --me --noheader --format=%A --name="$job_name" | head -n 1)
-        if [[ -n $job ]]; then
-            echo "$name is job $job already"
-        else
-            tasks=$((ranks < per_node ? ranks : per_node))
-            ((ranks % tasks == 0)) || fail "$name: $ranks ranks do not fill nodes of $tasks; change its parallel section"
-            options=(--parsable --job-name="$job_name" --nodes=$((ranks / tasks)) --ntasks-per-node="$tasks")
-            [[ ${CAMBIUM_GPUS:-1} == 0 ]] || options+=(--gpus-per-node="$tasks")
-            [[ -z $previous ]] || options+=(--dependency="afterok:$previous" --kill-on-invalid-dep=yes)
-            job=$(sbatch "${options[@]}" "$root/slurm/stage.sh" "$config" "$name")
-            job=${job%%;*} # a cluster's name may follow
-            echo "$name is job $job: $((ranks / tasks)) nodes x $tasks ranks"
+        tasks=$((ranks / nodes))
+        options=(--nodes="$nodes" --ntasks-per-node="$tasks" --job-name="cambium-$(basename "$(dirname "$folder")")-$name")
+        [[ $CAMBIUM_GPUS == 0 ]] || options+=(--gpus-per-node="$tasks")
+        [[ -z $CAMBIUM_CPUS_PER_RANK ]] || options+=(--cpus-per-task="$CAMBIUM_CPUS_PER_RANK")
+        if [[ -n $test_only ]]; then
+            echo "$name: $nodes nodes x $tasks ranks"
+            sbatch --test-only "${options[@]}" "$root/slurm/stage.sh" "$config" "$name"
+            continue
         fi
-        previous=$job
-    done 3<<<"$facts"
+        [[ -n $copy ]] || copy=$(snapshot "$(dirname "$folder")")
+        mkdir -p "$folder"
+        options+=(--parsable --comment="$(realpath "$folder")" --output="$folder/job-%j.log")
+        [[ -z $previous ]] || options+=(--dependency="afterok:$previous" --kill-on-invalid-dep=yes)
+        previous=$(sbatch "${options[@]}" "$copy/slurm/stage.sh" "$copy/$(basename "$config")" "$name")
+        previous=${previous%%;*} # a cluster's name may follow
+        echo "$name is job $previous: $nodes nodes x $tasks ranks, $folder/job-$previous.log"
+    done 3<<<"$stages"
 }
 
-if [[ -z $here ]] && command -v sbatch >/dev/null; then submit; else run_here; fi
+if [[ -n $here ]] || ! command -v sbatch >/dev/null; then
+    [[ -z $test_only ]] || fail "--test-only asks sbatch, and there is none on this machine"
+    stages=$(once -m pretrain.stages "$config" "${chosen[@]}")
+    run_here
+    exit
+fi
+stages=$(once -m pretrain.stages "$config")
+read_queue
+ahead=()
+for name in "${!jobs[@]}"; do [[ -z ${jobs[$name]} ]] || ahead+=(--ahead "$name"); done
+checked=$(once -m pretrain.stages "$config" "${chosen[@]}" "${ahead[@]}" --ranks-per-node "$CAMBIUM_RANKS_PER_NODE")
+if [[ -z $test_only ]]; then
+    run=$(dirname "$(head -n 1 <<<"$stages" | cut -f 5)")
+    mkdir -p "$run"
+    exec 9>"$run/.submit.lock"
+    flock 9 # of two at once, the second finds the jobs of the first
+    read_queue
+fi
+submit

@@ -12,9 +12,8 @@
 #
 # Start it again, or let SLURM do so, as often as you like: it goes on from its newest checkpoint, and a stage whose
 # folder holds DONE is left alone. Exit codes: 0, finished (with DONE) or stopped on request (without); 2, an error of
-# yours, never requeued; anything else, a crash, requeued if a checkpoint was written since the start.
-#
-# CAMBIUM_MAX_RESTARTS (20) bounds the requeues, PYTHON names another Python.
+# yours, never requeued; 3 (in a job), stopped by a file STOP in the stage's folder, not requeued either; anything else,
+# a crash, requeued after a signal, or if a checkpoint was written since the start.
 set -euo pipefail
 
 [[ $# -ge 2 ]] || { sed -n '/^# One stage/,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
@@ -36,63 +35,69 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
 fi
 
 # ---- inside a SLURM job: one task a rank, under srun
-if [[ -z ${SLURM_NTASKS:-} ]]; then
-    export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-1}))
-fi
-facts=$("$PYTHON" -m pretrain.stages "$config" --stage "$stage" --ranks "$SLURM_NTASKS" \
-    --ranks-per-node "${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-8}}" "$@")
-IFS=$'\t' read -r _ _ _ state folder <<<"$facts"
+# shellcheck source=slurm/job.sh
+source "$root/slurm/job.sh"
+
+facts=$(once -m pretrain.stages "$config" --stage "$stage" --nodes "$SLURM_JOB_NUM_NODES" \
+    --ranks-per-node "$tasks" --gpus-per-node "${SLURM_GPUS_ON_NODE:-$CAMBIUM_RANKS_PER_NODE}" "$@")
+IFS=$'\t' read -r _ state _ _ folder <<<"$facts"
 if [[ $state == "done" ]]; then
     echo "$folder is finished already"
     exit 0
 fi
+mkdir -p "$folder"
 
-restarts=${SLURM_RESTART_COUNT:-0}
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=$((10000 + (SLURM_JOB_ID * 10 + restarts) % 20000))
-export SLURM_EXPORT_ENV=ALL # or sbatch --export=X leaves the tasks without PATH
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
-export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=1 PYTHONFAULTHANDLER=1 HF_HUB_OFFLINE=1
-export TMPDIR=${SLURM_TMPDIR:-/tmp}
-export CAMBIUM_EXIT=$TMPDIR/cambium-$SLURM_JOB_ID-$restarts.exit
+note() { # keeps what happened to the stage's jobs, for status.sh and for people
+    printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$SLURM_JOB_ID" "$restarts" "$SLURM_JOB_NODELIST" "$1" >>"$folder/jobs.tsv"
+    echo "$stage: $1"
+}
 
+requeue() { # why, and hosts to stay away from
+    if ((restarts >= CAMBIUM_MAX_RESTARTS)); then
+        note "$1; not requeued, after $restarts restarts"
+        echo "error: $stage was restarted $restarts times without reaching its end; submit it again to go on" >&2
+        exit 1
+    fi
+    note "$1; requeued"
+    trap '' TERM USR1 # requeueing ends this script with TERM
+    scontrol requeue "$SLURM_JOB_ID" || exit 1
+    [[ -z ${2:-} ]] || exclude "$2"
+    exit 0
+}
+
+note "start"
 newest() { # checkpoint; nothing before the first one
     [[ ! -d $folder/checkpoints ]] || find "$folder/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1
 }
 before=$(newest)
 
-# Without --kill-on-bad-exit one dead rank would hang the others for ever.
-srun --ntasks="$SLURM_NTASKS" --kill-on-bad-exit=1 --wait=60 \
-    bash "$root/slurm/rank.sh" "$PYTHON" -m pretrain "$config" --stage "$stage" "$@" &
+bad=$(CAMBIUM_FOLDER=$folder bash "$root/slurm/preflight.sh") || fail "preflight failed; see above"
+[[ -z $bad ]] || requeue "preflight found bad hosts, $(paste -sd, <<<"$bad")" "$bad"
+
+in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain "$config" --stage "$stage" "$@" &
 step=$!
 # SLURM's warning before a preemption or the time limit: the ranks save and leave. TERM would kill them at once.
-trap 'kill -USR1 $step 2>/dev/null' USR1 TERM
+trap 'echo "$stage: SLURM asks for the nodes; saving"; kill -USR1 $step 2>/dev/null' USR1 TERM
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
 code=0
 wait "$step" || code=$?
 if [[ -s $CAMBIUM_EXIT && $(<"$CAMBIUM_EXIT") == 2 ]]; then code=2; fi
 
-requeue() {
-    if ((restarts >= ${CAMBIUM_MAX_RESTARTS:-20})); then
-        echo "error: $stage was restarted $restarts times without reaching its end; submit it again to go on" >&2
-        exit 1
-    fi
-    trap '' TERM USR1 # requeueing ends this script with TERM
-    echo "$stage: $1; requeued (restart $((restarts + 1)))"
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-}
-
 if [[ $code == 2 ]]; then
-    exit 2
+    note "failed: an error of the user"
 elif [[ -f $folder/DONE ]]; then
-    exit 0
+    note "finished"
+    code=0
+elif [[ -f $folder/STOPPED ]]; then
+    note "stopped by the switch STOP; submit it again to go on"
+    code=3
 elif [[ $code == 0 ]]; then
     requeue "stopped on request"
 elif ((code > 128)); then
     requeue "ended by signal $((code - 128))"
 elif [[ $(newest) != "$before" ]]; then
     requeue "ended with code $code after it had saved a checkpoint"
+else
+    note "failed with code $code, and nothing saved since the start"
 fi
 exit "$code"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import launch, stages
+from pretrain.errors import UserError
 from tests.unit.small import TEXT, small_curriculum
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +68,7 @@ wait()
 def test_one_line_for_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curriculum = small_curriculum(tmp_path)
     assert stages.main([str(curriculum.path)]) == 0
-    assert capsys.readouterr().out == "seed\t2\t1\tnew\truns/small/seed\nwide\t2\t2\tnew\truns/small/wide\n"
+    assert capsys.readouterr().out == "seed\tnew\t2\t1\truns/small/seed\nwide\tnew\t2\t1\truns/small/wide\n"
 
 
 def test_what_has_happened_to_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +88,52 @@ def test_an_absent_dp_fills_the_gpus(tmp_path: Path) -> None:
     assert [stages.ranks_of(wide, gpus) for gpus in (0, 1, 2, 8, 9)] == [2, 2, 2, 8, 8]
 
 
-def test_ranks_that_do_not_fit_are_refused_with_what_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(small_curriculum(tmp_path).path)
-    assert stages.main([path, "--stage", "wide", "--ranks", "2"]) == 0
-    assert stages.main([path, "--stage", "wide", "--ranks", "3", "--parallel.dp", "8", "--ranks-per-node", "8"]) == 2
-    err = capsys.readouterr().err
-    assert "needs 16 ranks, and 3 were started" in err
-    assert f"sbatch --nodes 2 --ntasks-per-node 8 slurm/stage.sh {path} wide" in err
+@pytest.fixture
+def free(tmp_path: Path) -> stages.Curriculum:
+    """The small curriculum; its second stage of any number of ranks."""
+    (tmp_path / "free.yaml").write_text(TEXT.replace("parallel: {tp: 2, dp: 1}", "parallel: {tp: 2}"))
+    return stages.config.load(tmp_path / "free.yaml")
+
+
+def test_an_allocation_that_does_not_fit_is_refused_with_what_would(
+    free: stages.Curriculum, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = free.stages[1]
+    with pytest.raises(UserError) as refused:
+        stages.check_allocation(free, wide, nodes=1, tasks=3, per_node=8)
+    assert "needs a multiple of 2 ranks, and 3 were started" in str(refused.value)
+    line = f"sbatch --nodes 1 --ntasks-per-node 2 --gpus-per-node 2 slurm/stage.sh {free.path} wide"
+    assert str(refused.value).splitlines()[-1] == line
+    wide = free.override(wide, ["--parallel.dp", "8"])
+    monkeypatch.setenv("CAMBIUM_GPUS", "0")
+    with pytest.raises(UserError, match="--nodes 2 --ntasks-per-node 8 slurm/stage"):
+        stages.check_allocation(free, wide, nodes=1, tasks=8, per_node=8)
+    with pytest.raises(UserError, match="global_batch") as refused:  # 3 data-parallel ranks: no allocation is advised
+        stages.check_allocation(free, free.stages[1], nodes=1, tasks=6, per_node=8)
+    assert "sbatch" not in str(refused.value)
+
+
+def test_nodes_that_a_stage_fills(free: stages.Curriculum) -> None:
+    seed, wide = free.stages
+    assert [stages.nodes_of(free, seed, per_node) for per_node in (1, 2, 8)] == [2, 1, 1]
+    assert [stages.nodes_of(free, wide, per_node) for per_node in (1, 2, 8)] == [2, 1, 1]
+    uneven = free.override(wide, ["--parallel.dp", "6", "--train.global_batch", "12"])
+    with pytest.raises(UserError) as refused:
+        stages.nodes_of(free, uneven, 8)
+    assert "its 12 ranks (parallel.tp x pp x dp) would fill 1.50 nodes of 8" in str(refused.value)
+    line = f"CAMBIUM_RANKS_PER_NODE=6 bash slurm/curriculum.sh {free.path}"
+    assert str(refused.value).splitlines()[-1] == line
+    assert stages.nodes_of(free, uneven, 6) == 2
+
+
+def test_everything_that_a_submission_lacks_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here each stage needs 10 ranks of nodes of 4, and the corpus is missing."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(TEXT.replace("dp: 2}", "dp: 10}").replace("dp: 1}", "dp: 4}").replace("batch: 16", "batch: 40"))
+    assert stages.main([str(path), "--ranks-per-node", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "seed: its 10 ranks" in said
+    assert "data/none" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""What a cluster does to a job that is in nobody's fault: preemption, a requeue, the time limit."""
+
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import NewRun
+from tests.slurm.run import Run
+
+
+def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> None:
+    run = new_run("seed")
+    job = run.submit("wide")["wide"]
+
+    run.reaches("wide", job, 2)
+    with cluster.paused(job):
+        words = ("--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+        urgent = cluster.run("sbatch", *words, cwd=run.folder).strip()
+        cluster.until(lambda: cluster.state(job) != "RUNNING", "the job is preempted")
+    assert cluster.ended(urgent) == "COMPLETED"
+
+    first = run.step("wide")
+    assert first < 12
+    run.reaches("wide", job, first + 2)
+    with cluster.paused(job):
+        cluster.run("scontrol", "requeue", job)
+        cluster.until(lambda: cluster.state(job) != "RUNNING", "the job is requeued")
+
+    run.reaches("wide", job, run.step("wide") + 2)
+    with cluster.paused(job):
+        cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        cluster.until(lambda: "wide: SLURM asks for the nodes" in run.log("wide"), "SLURM warns of the time limit")
+    cluster.until(lambda: cluster.state(job) == "PENDING", "the job waits again")
+    assert run.happened("wide")[-1] == "stopped on request; requeued"
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
+
+    assert cluster.ended(job) == "COMPLETED", run.log("wide")
+    assert cluster.job(job)["Restarts"] == "3"
+    assert run.happened("wide")[-1] == "finished"
+    run.same_as(undisturbed, "wide")

@@ -1,0 +1,29 @@
+"""A rank that is killed, and one that hangs."""
+
+import signal
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import NewRun
+from tests.slurm.run import Run
+
+
+def test_a_rank_is_killed_and_another_hangs(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> None:
+    run = new_run("seed")
+    run.change(guard={"hang": 30})
+    job = run.submit("wide")["wide"]
+
+    run.reaches("wide", job, 2)
+    cluster.ranks(job)[2].signal(signal.SIGKILL)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", f"the job is requeued\n{run.log('wide')}")
+    assert run.happened("wide") == ["ended by signal 9; requeued"]
+
+    run.reaches("wide", job, run.step("wide") + 6)  # it has saved something by then
+    cluster.ranks(job)[1].signal(signal.SIGSTOP)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "2", f"the job is requeued\n{run.log('wide')}")
+    stacks = {path.name: path.read_text() for path in (run.folder / "wide/stacks").iterdir()}
+    assert stacks.keys() == {"rank-0.txt", "rank-2.txt", "rank-3.txt"}
+    for text in stacks.values():
+        assert "train_step" in text
+
+    assert cluster.ended(job) == "COMPLETED", run.log("wide")
+    run.same_as(undisturbed, "wide")
