@@ -278,7 +278,10 @@ class Grow(Section):
 
     def policy(self) -> dict[str, Any]:
         """What growth.between takes."""
-        return {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != "default"}
+        found = {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != "default"}
+        if "moments" in found:  # of growth, whose own word is about what is old alone
+            found["moments"] = {"old": self.moments, "new": self.moments}
+        return found
 
     def tried(self, candidate: Mapping[str, Any]) -> "Grow":
         """With the operators of one candidate of the trial."""

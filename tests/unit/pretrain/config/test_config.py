@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import growth
 from growth.operators import OPERATORS
 from pretrain import config
 from pretrain.errors import UserError
@@ -243,6 +244,23 @@ def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
     keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer - {"trial"}
     assert keys == {key for key, operators in OPERATORS.items() if operators}
     assert all(name in OPERATORS[key] for key, name in config.Grow().policy().items())
+
+
+def test_moments_are_of_old_elements_and_of_those_made_of_them() -> None:
+    """The default keeps the old ones' and resets the others'; a name is for both."""
+    assert config.Grow().policy().get("moments") is None
+    assert config.Grow(moments="transform").policy()["moments"] == {"old": "transform", "new": "transform"}
+    small = config.Model(vocab=100, hidden=16, layers=2, heads=2, ffn=32).architecture()
+    given = {key: config.Grow(moments=key).policy() for key in ("default", "transform", "copy", "reset")}
+    deep = small.replace({"layers": 4})
+    plans = {key: growth.between(small, deep, policy, seed=0, init_std=0.02) for key, policy in given.items()}
+    found = {key: next(step.moments for step in plan.steps) for key, plan in plans.items()}
+    assert {key: (m.old, m.new) for key, m in found.items()} == {
+        "default": ("transform", "reset"),
+        "transform": ("transform", "transform"),
+        "copy": ("copy", "copy"),
+        "reset": ("reset", "reset"),
+    }
 
 
 def test_stacking_expands_to_stages(tmp_path: Path) -> None:
