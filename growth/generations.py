@@ -53,6 +53,14 @@ class Generations:
             torch.maximum(out, torch.from_numpy(births[box.start[d] : box.stop[d]]).reshape(shape), out=out)
         return out
 
+    def present(self, tensor: LogicalTensor) -> set[int]:
+        """The generations of the elements of a tensor."""
+        found = {0 if tensor.layer is None else int(self.along(LAYERS)[tensor.layer])}
+        for dim in tensor.spec.dims:
+            for axis in dim.axes:
+                found = {max(a, g) for a in found for g, n in self.births[axis] if n}
+        return found
+
     def grow(self, steps: tuple[Step, ...], kept: bool = True) -> Generations:
         """The generations after an event of these steps: what is born in it makes one generation, `count`.
 

@@ -30,6 +30,7 @@ from pretrain.layout.zero import FragmentBox
 from pretrain.model import build
 from pretrain.model.build import Numerics
 from pretrain.optim.adamw import AdamW, Segment, segments
+from pretrain.optim.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.optim.gradients import FlatGradients
 from pretrain.samples import Samples, size
 
@@ -128,6 +129,7 @@ class Engine:
         self.owned = self._owned()
         self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
         self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
+        self.frozen = Frozen()
 
     def _deepspeed_config(self, adam: Adam) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -188,6 +190,29 @@ class Engine:
             columns, decay = (shape[-1], True) if len(shape) > 1 else (len(ids), False)
             found += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
         self.adam.describe(found, steps, weight_decays)
+
+    def freeze(self, frozen: Frozen) -> None:
+        """From here on, neither differentiate nor update these parts; once, after `describe_generations`.
+
+        Their masters and moments stay in the partition as they are, for the next checkpoint.
+        """
+        self.frozen = frozen
+        for parameter, tensor in self.parameters:
+            # A rank may hold nothing but padding of the vocabulary.
+            parts = {part_of(self.arch, piece.tensor) for piece in parameter.pieces} or {"embedding"}
+            tensor.requires_grad_(not parts <= frozen.parts)
+        self._sequence_parallel = [p for p in self._sequence_parallel if p.requires_grad]
+        self._tied = [p for p in self._tied if p.requires_grad]
+        trained = {parameter.name for parameter, tensor in self.parameters if tensor.requires_grad}
+        spans = [(o.offset, o.offset + o.weight.numel()) for o in self.owned if o.parameter.name in trained]
+        self.adam.segments = [s for s in self.adam.segments if any(a <= s.start < b for a, b in spans)]
+        self.adam.resting = frozen.resting
+        first_trained = frozen.prefix(self.arch.layers)
+        pp_rank, _, _ = self.layout.coordinates(dist.get_rank())
+        for chunk, (number, layers) in zip(self.chunks, self.layout.chunks(pp_rank), strict=True):
+            if layers.start <= first_trained:
+                whole = self.numerics.recompute == "full" and bool(set(layers) - frozen.parts)
+                enter_without_gradient(chunk, first=number == 0, recomputed=whole)
 
     def publish_weights(self) -> None:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pretrain.config import Curriculum, Stage
 from pretrain.engine import Engine
 from pretrain.feed import budget
-from pretrain.optim.schedule import paced, sharing, weight_decays
+from pretrain.optim.frozen import Frozen
+from pretrain.optim.schedule import paced, sharing, still, weight_decays
 from pretrain.state import Progress, State
 
 
@@ -27,8 +28,9 @@ class Pacing:
         return Pacing(stage, begins + stage.train.tokens + later)
 
     def set(self, engine: Engine, state: State) -> State:
-        """The state with a pace for every generation, which the engine's optimizer then knows."""
+        """The state with a pace for every generation, which the engine then knows, and what it need not train."""
         begins = not state.progress.step
         births = paced(state.births, self.stage, begins, state.progress.tokens, self.curve_ends)
         engine.adam.weight_decays = weight_decays(births, self.stage)
+        engine.freeze(Frozen.of(state.arch, state.generations, still(births, self.stage)))
         return replace(state, births=births)

@@ -97,7 +97,7 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
             batch = feed.take(n, done / t.tokens, engine.dp_rank, layout.dp)
             lrs = rates(state.births, resolved, state.progress.tokens + batch_tokens)
             result = engine.train_step(batch.samples, lrs)
-            flops = training_flops(state.arch, t.seq_len) * batch_tokens
+            flops = training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts) * batch_tokens
             state = replace(
                 state,
                 progress=state.progress.after(tokens=batch_tokens, flops=flops, seconds=time.monotonic() - clock),

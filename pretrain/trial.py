@@ -106,10 +106,11 @@ def _try(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switc
         tokens += n * t.seq_len
         engine.train_step(batch.samples, rates(state.births, resolved, tokens))
     loss = validation()["validation_loss"]
+    flops_per_token = training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts)
     engine.free()
     found = {"loss_at_once": at_once, "loss": loss}
     return {
         **{name: value if isfinite(value) else None for name, value in found.items()},
-        "flops": state.progress.flops + training_flops(state.arch, t.seq_len) * (tokens - before),
+        "flops": state.progress.flops + flops_per_token * (tokens - before),
         "seconds": time.monotonic() - began,
     }

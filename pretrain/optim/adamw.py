@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -107,6 +107,7 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.segments: Sequence[Segment] = ()
+        self.resting: Collection[int] = ()  # generations in no segment of any rank: their steps stay as they are
         self.steps: list[int] = []
         self.lrs: list[float] = []
         self.weight_decays: list[float] = []
@@ -119,7 +120,7 @@ class AdamW(torch.optim.Optimizer):
         weight_decays: of each generation; None: the constructor's for all. The learning rates are the constructor's
         until `set_lr`.
         """
-        self.segments, self.steps = segments, list(steps)
+        self.segments, self.steps, self.resting = segments, list(steps), ()
         (group,) = self.param_groups
         self.weight_decays = [group["weight_decay"]] * len(steps) if weight_decays is None else list(weight_decays)
         self.set_lr(group["lr"])
@@ -149,9 +150,9 @@ class AdamW(torch.optim.Optimizer):
         if partition.grad is None:
             return
         tensors = (partition.detach(), partition.grad, *self.moments(partition))
-        self.steps = [n + 1 for n in self.steps]
+        self.steps = [n + (g not in self.resting) for g, n in enumerate(self.steps)]
         beta1, beta2 = group["betas"]
-        each = zip(self.lrs, self.weight_decays, self.steps, strict=True)
+        each = zip(self.lrs, self.weight_decays, (max(1, n) for n in self.steps), strict=True)
         table = np.array([(-lr / (1 - beta1**n), (1 - beta2**n) ** -0.5, -lr * wd) for lr, wd, n in each], "f4")
         # The bias corrections of generations with one learning rate end up equal, and then they are as one.
         first = [int((table == row).all(1).argmax()) for row in table]

@@ -141,6 +141,12 @@ def rates(births: Sequence[Birth], stage: Stage, tokens: int) -> list[float]:
     return [f * b.pace.rate(curve, tokens) for f, b in zip(factors, births, strict=True) if b.pace]
 
 
+def still(births: Sequence[Birth], stage: Stage) -> set[int]:
+    """The generations that have no learning rate for the whole of the stage."""
+    own = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
+    return {n for n, (f, b) in enumerate(zip(own, births, strict=True)) if not f * (b.pace.factor if b.pace else 1.0)}
+
+
 def weight_decays(births: Sequence[Birth], stage: Stage) -> list[float]:
     """The weight decay of each generation."""
     own = [b.pace.weight_decay if b.pace else None for b in births]
