@@ -1,14 +1,14 @@
 """One step of a plan on one box: gather, scale, and draw what is new.
 
 The value of an element never depends on the box in which it is asked for: factors are applied in one order (layer,
-then dimension by dimension), sums run over the sources in their order, and random numbers have addresses.
+then dimension by dimension), sums run over the sources in their order, and random numbers have addresses. What takes
+more than one pass is done a chunk at a time, which stays in the cache.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ import torch
 from growth import philox
 from growth.architecture import LogicalTensor
 from growth.box import Box
-from growth.errors import GrowthError
 from growth.maps import Ints
-from growth.recipe import DimMap, Recipe, Source
+from growth.olds import Kept, Olds
+from growth.olds import Read as Read
+from growth.recipe import Copies, Recipe
+from growth.segments import Index, Segment, Term
 
-Read = Callable[[str, str, Box], torch.Tensor]
-_FEW_REGIONS, _LARGE_REGION = 16, 1 << 14  # regions to copy one by one; else indices are gathered
-_WORK = 1 << 22  # elements summed at a time
-_MAX_ORDERED = 8  # more linear combinations than this are one matrix product in float64
+Fresh = Callable[[Box], torch.Tensor]
+_CHUNK = 1 << 16  # elements
 
 
 def init(tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: int) -> torch.Tensor:
@@ -45,209 +45,186 @@ def evaluate(
     layers: int,
     dtype: torch.dtype,
     out: torch.Tensor | None = None,
+    kept: Kept | None = None,
 ) -> torch.Tensor:
-    """The value of the recipe's box; fresh elements are drawn in float32 and cast to `dtype`. It is written into `out`
-    (of that dtype) where that saves a copy, so look at what is returned."""
+    """The value of the recipe's box, in `out` (of that dtype) if it is given; else it may be what `read` returned.
+    Fresh elements are drawn in float32 and cast to `dtype`. `kept` serves the boxes of one plan and one `read`."""
     if r.all_zero:
         return torch.zeros(r.box.shape, dtype=dtype) if out is None else out.zero_()
+
+    def fresh(box: Box) -> torch.Tensor:
+        return init(r.tensor, box, seed, init_std, layers)
+
     if r.fresh:
-        return init(r.tensor, r.box, seed, init_std, layers).to(dtype)
-
-    def fresh(region: Box) -> torch.Tensor | float:
-        if kind != "weight":
-            return 0.0
-        moved = Box(
-            tuple(a + o for a, o in zip(region.start, r.box.start, strict=True)),
-            tuple(b + o for b, o in zip(region.stop, r.box.start, strict=True)),
-        )
-        return init(r.tensor, moved, seed, init_std, layers)
-
-    olds = [_with_mixes(_read(read, kind, s).to(dtype), r.dims) for s in r.sources]
-    if len(r.sources) > 1 or any(d.source.shape[1] > 1 for d in r.dims):
-        value = _by_terms(r, olds, fresh, dtype)
-    else:
-        regions = prod(len(d.runs) for d in r.dims)
-        by_runs = regions <= _FEW_REGIONS or r.box.numel >= regions * _LARGE_REGION
-        value = _by_runs(r, olds, fresh, dtype, out) if by_runs else _by_gather(r, olds, fresh, dtype)
-    return _with_noise(r, value, seed) if kind == "weight" else value
-
-
-def _read(read: Read, kind: str, source: Source) -> torch.Tensor:
-    old = read(kind, source.name, source.box)
-    if tuple(old.shape) != source.box.shape:
-        raise GrowthError(f"{source.name}: asked for {source.box} but was given the shape {tuple(old.shape)}")
-    return old
-
-
-def _with_mixes(old: torch.Tensor, dims: tuple[DimMap, ...]) -> torch.Tensor:
-    """The old tensor with the linear combinations that are asked for appended to its dimensions."""
-    for d, m in enumerate(dims):
-        if m.mixes is None or m.source.max() < m.whole:
-            continue
-        rows = old.movedim(d, 0).unflatten(0, (m.mixes.shape[1], -1)).double()
-        if len(m.mixes) > _MAX_ORDERED:  # the order of summation is the library's: equal to 1e-12 in any box
-            mixed = torch.einsum("mo,o...->m...", torch.from_numpy(m.mixes), rows)
+        out = torch.empty(r.box.shape, dtype=dtype) if out is None else out
+        _draw(out, [slice(0, n) for n in r.box.shape], r, fresh)
+        return out
+    olds = Olds(r, kind, read, dtype, kept)
+    segments = [d.segments(r.box.numel // n) for d, n in zip(r.dims, r.box.shape, strict=True)]
+    noisy = kind == "weight" and (r.noise > 0 or any(d.copies for d in r.dims))
+    if out is None:
+        same = None if noisy else _unchanged(r, segments, olds)
+        if same is not None:
+            return same
+        out = torch.empty(r.box.shape, dtype=dtype)
+    for region in itertools.product(*segments):
+        places = [s.place for s in region]
+        view = all(isinstance(p, slice) for p in places)
+        target = out[tuple(places)] if view else torch.empty([s.size for s in region], dtype=dtype)
+        if any(s.zero for s in region):
+            target.zero_()
+        elif all(s.terms for s in region):
+            _sum(target, r, region, olds)
+        elif kind != "weight":
+            target.zero_()
         else:
-            mixed = torch.stack([_weighted_sum(rows, weights) for weights in m.mixes])
-        old = torch.cat((old, mixed.to(old.dtype).flatten(0, 1).movedim(0, d)), dim=d)
-    return old
-
-
-def _weighted_sum(rows: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
-    """sum_i weights[i] * rows[i] as a tree of additions of halves: the same sum in any box."""
-    used = np.flatnonzero(weights)
-    w = torch.from_numpy(weights[used])[:, None]
-    flat = rows.flatten(1)
-    parts = []
-    for columns in flat.split(max(1, _WORK // max(len(used), 1)), dim=1):
-        terms = columns[torch.from_numpy(used)] * w
-        while len(terms) > 1:
-            half = len(terms) // 2
-            odd = terms[2 * half :]
-            terms = torch.cat((terms[:half] + terms[half : 2 * half], odd))
-        parts.append(terms[0])
-    return torch.cat(parts).view(rows.shape[1:])
-
-
-def _with_noise(r: Recipe, out: torch.Tensor, seed: int) -> torch.Tensor:
-    """Relative noise: of copied layers, and of the readers of copied channels, where it sums to nothing."""
-    if r.noise:
-        z = philox.normal(seed, f"{r.tensor.name}#layer", r.tensor.shape, r.box)
-        out = out * z.to(out.dtype).mul_(r.noise).add_(1.0)
-    for d, m in enumerate(r.dims):
-        if m.copies is None:
-            continue
-        members = m.copies.index[m.copies.index >= 0]
-        start, stop = list(r.box.start), list(r.box.stop)
-        start[d], stop[d] = int(members.min()), int(members.max()) + 1
-        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop))).to(out.dtype)
-        noise = z.narrow(d, r.box.start[d] - start[d], r.box.shape[d]).clone()
-        for column, share in zip(m.copies.index.T, m.copies.share.T, strict=True):
-            term = _pick(z, d, np.where(column >= 0, column - start[d], 0))
-            noise -= term * _along(share, d, out)
-        alone = (m.copies.index >= 0).sum(axis=1) < 2
-        if alone.any():
-            noise.index_fill_(d, torch.from_numpy(np.flatnonzero(alone)), 0.0)
-        out = out * noise.mul_(m.copies.noise).add_(1.0)
+            _draw(target, places, r, fresh)
+        if not view:
+            out[np.ix_(*(np.arange(n)[p] for p, n in zip(places, r.box.shape, strict=True)))] = target
+    if noisy:
+        _add_noise(r, out, seed)
     return out
 
 
-def _pick(value: torch.Tensor, d: int, index: Ints) -> torch.Tensor:
-    """value.index_select(d, index); a view where the indices are consecutive."""
-    first = int(index[0])
-    if len(index) == 1 or bool((index[1:] - index[:-1] == 1).all()):
-        return value.narrow(d, first, len(index))
-    return value.index_select(d, torch.from_numpy(index))
+def _unchanged(r: Recipe, segments: list[list[Segment]], olds: Olds) -> torch.Tensor | None:
+    """The old region itself, where the box is that and nothing else."""
+    if len(r.sources) != 1 or r.sources[0].factor != 1.0:
+        return None
+    for found in segments:
+        terms = found[0].terms
+        if len(found) > 1 or len(terms) != 1 or terms[0].mixed or not isinstance(terms[0].factor, float):
+            return None
+        if terms[0].factor != 1.0 or not isinstance(terms[0].source, slice) or terms[0].source.step != 1:
+            return None
+    old = olds.direct(0)
+    return old if old.shape == r.box.shape else None
+
+
+def _sum(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
+    """A region with sources: over layers, then over the sources of each dimension, each term gathered and scaled."""
+    first = True
+    for n, source in enumerate(r.sources):
+        for terms in itertools.product(*(s.terms for s in region)):
+            mixed = frozenset(d for d, t in enumerate(terms) if t.mixed)
+            index = [_moved(t.source, -olds.first_mix(d)) if t.mixed else t.source for d, t in enumerate(terms)]
+            _term(target, olds.table(n, mixed), index, source.factor, terms, first)
+            first = False
+
+
+def _moved(index: Index, by: int) -> Index:
+    return slice(index.start + by, index.stop + by, index.step) if isinstance(index, slice) else index + by
+
+
+def _term(
+    target: torch.Tensor, old: torch.Tensor, index: list[Index], factor: float, terms: Sequence[Term], first: bool
+) -> None:
+    """target = (if `first`) or += gathered elements of `old`, times the factor of the layer, then of each dimension."""
+    view = old[tuple(i if isinstance(i, slice) else slice(None) for i in index)]
+    gathers = {d: torch.from_numpy(i) for d, i in enumerate(index) if not isinstance(i, slice)}
+    factors: list[float | torch.Tensor] = [factor] if factor != 1.0 else []
+    rows_of = [-1] * len(factors)  # which factors go along the first dimension
+    for d, t in enumerate(terms):
+        if isinstance(t.factor, np.ndarray):
+            factors.append(_along(t.factor, d, target))
+            rows_of.append(d)
+        elif t.factor != 1.0:
+            factors.append(t.factor)
+            rows_of.append(-1)
+    if first and not gathers and len(factors) < 2:
+        if factors:
+            torch.mul(view.expand(target.shape), factors[0], out=target)
+        else:
+            target.copy_(view)
+        return
+    if first and not factors and list(gathers) == [0] and target.is_contiguous():
+        torch.index_select(view, 0, gathers[0], out=target)
+        return
+    for a, b in _chunks(target):
+        part = target[a:b]
+        value = view if view.shape[0] == 1 or 0 in gathers else view[a:b]
+        for d, i in gathers.items():
+            value = value.index_select(0, i[a:b]) if d == 0 else value.contiguous().index_select(d, i)
+        value = value.expand(part.shape)
+        here = [f[a:b] if d == 0 and isinstance(f, torch.Tensor) else f for f, d in zip(factors, rows_of, strict=True)]
+        if first and here:
+            torch.mul(value, here[0], out=part)
+            for f in here[1:]:
+                part.mul_(f)
+        elif first:
+            part.copy_(value)
+        else:
+            for f in here:
+                value = value * f
+            part.add_(value)
 
 
 def _along(values: np.ndarray, d: int, like: torch.Tensor) -> torch.Tensor:
     """A vector as a factor along dimension d."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(values))
-        .to(like.dtype)
-        .view([-1 if i == d else 1 for i in range(like.dim())])
-    )
+    shape = [-1 if i == d else 1 for i in range(like.dim())]
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype).view(shape)
 
 
-Fresh = Callable[[Box], "torch.Tensor | float"]
+def _chunks(value: torch.Tensor, d: int = 0) -> Iterator[tuple[int, int]]:
+    """Ranges along dimension d of about `_CHUNK` elements."""
+    size = value.shape[d]
+    step = max(1, _CHUNK * size // max(1, value.numel()))
+    for a in range(0, size, step):
+        yield a, min(a + step, size)
 
 
-def _by_runs(
-    r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype, out: torch.Tensor | None
-) -> torch.Tensor:
-    """Contiguous runs of sources: one copy or one scaled copy for each region."""
-    runs = [d.runs for d in r.dims]
-    same = all(len(x) == 1 and x[0][3] == 1.0 for x in runs)
-    if same and olds and olds[0].shape == r.box.shape and r.sources[0].factor == 1.0:
-        return olds[0]
-    out = torch.empty(r.box.shape, dtype=dtype) if out is None else out
-    lows = r.sources[0].box.start if olds else ()
-    for region in itertools.product(*runs):
-        target = Box(tuple(x[0] for x in region), tuple(x[1] for x in region))
-        part = out[target.slices()]
-        if all(x[2] >= 0 for x in region):
-            cut = tuple(slice(x[2] - low, x[2] - low + x[1] - x[0]) for x, low in zip(region, lows, strict=True))
-            factors = [f for f in (r.sources[0].factor, *(x[3] for x in region)) if f != 1.0]
-            if factors:
-                torch.mul(olds[0][cut], factors[0], out=part)
-                for f in factors[1:]:
-                    part.mul_(f)
-            else:
-                part.copy_(olds[0][cut])
-        elif any(x[4] for x in region):
-            part.zero_()
-        else:
-            value = fresh(target)
-            part.copy_(value) if isinstance(value, torch.Tensor) else part.fill_(value)
-    return out
+def _draw(target: torch.Tensor, places: Sequence[Index], r: Recipe, fresh: Fresh) -> None:
+    """A region of fresh elements; `places` says where it is in the box."""
+    index = [np.arange(n)[p] for p, n in zip(places, r.box.shape, strict=True)]
+    if r.tensor.spec.init in ("one", "zero"):
+        target.fill_(1.0 if r.tensor.spec.init == "one" else 0.0)
+        return
+    for a, b in _chunks(target):
+        rows = [index[0][a:b], *index[1:]]
+        start = tuple(int(i[0]) + o for i, o in zip(rows, r.box.start, strict=True))
+        stop = tuple(int(i[-1]) + 1 + o for i, o in zip(rows, r.box.start, strict=True))
+        value = fresh(Box(start, stop))
+        for d, i in enumerate(rows):
+            value = _pick(value, d, i - i[0])
+        target[a:b].copy_(value)
 
 
-def _by_gather(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
-    """One source each, gathered index by index; then what has none."""
-    if olds:
-        out = olds[0]
-        for d, m in enumerate(r.dims):
-            out = _pick(out, d, np.maximum(m.source[:, 0] - r.sources[0].box.start[d], 0))
-        out = _scale(out, r.sources[0].factor, [m.factor[:, 0] for m in r.dims])
-        out = out.clone() if out._base is not None or out is olds[0] else out
-    else:
-        out = torch.empty(r.box.shape, dtype=dtype)
-    _fill(r, out, fresh)
-    return out
+def _pick(value: torch.Tensor, d: int, index: Ints) -> torch.Tensor:
+    """value.index_select(d, index), of ascending indices that begin at 0."""
+    if len(index) == value.shape[d]:
+        return value
+    return value.index_select(d, torch.from_numpy(index))
 
 
-def _scale(value: torch.Tensor, factor: float, factors: list[np.ndarray]) -> torch.Tensor:
-    """Times the factor of the layer, then those of each dimension."""
-    if factor != 1.0:
-        value = value * factor
-    for d, f in enumerate(factors):
-        if (f != 1.0).any():
-            value = value * _along(f, d, value)
-    return value
-
-
-def _fill(r: Recipe, out: torch.Tensor, fresh: Fresh) -> None:
-    """Write what has no source: fresh elements, then zeros, which win."""
+def _add_noise(r: Recipe, out: torch.Tensor, seed: int) -> None:
+    """Relative noise, in place: of copied layers, and of the readers of copied channels, where it sums to nothing."""
+    if r.noise:
+        for a, b in _chunks(out):
+            start, stop = (r.box.start[0] + a, *r.box.start[1:]), (r.box.start[0] + b, *r.box.stop[1:])
+            z = philox.normal(seed, f"{r.tensor.name}#layer", r.tensor.shape, Box(start, stop))
+            out[a:b].mul_(z.to(out.dtype).mul_(r.noise).add_(1.0))
     for d, m in enumerate(r.dims):
-        index = np.flatnonzero((m.source[:, 0] < 0) & ~m.zero)
-        if not len(index):
-            continue
-        span = Box.whole(r.box.shape)
-        a, b = int(index[0]), int(index[-1]) + 1
-        span = Box((*span.start[:d], a, *span.start[d + 1 :]), (*span.stop[:d], b, *span.stop[d + 1 :]))
-        value = fresh(span)
-        if isinstance(value, torch.Tensor):
-            out.index_copy_(d, torch.from_numpy(index), _pick(value.to(out.dtype), d, index - a))
-        else:
-            out.index_fill_(d, torch.from_numpy(index), value)
-    for d, m in enumerate(r.dims):
-        if m.zero.any():
-            out.index_fill_(d, torch.from_numpy(np.flatnonzero(m.zero)), 0.0)
+        if m.copies is not None and m.copies.several:
+            _add_null(r, out, seed, d, m.copies)
 
 
-def _by_terms(r: Recipe, olds: list[torch.Tensor], fresh: Fresh, dtype: torch.dtype) -> torch.Tensor:
-    """Sums: over layers, then over the sources of each dimension, each term gathered and scaled."""
-    out = torch.zeros(r.box.shape, dtype=dtype)
-    for source, old in zip(r.sources, olds, strict=True):
-        for rows, columns in _terms(r.dims):
-            term = old
-            for d, (index, k) in enumerate(zip(rows, columns, strict=True)):
-                term = _pick(term, d, r.dims[d].source[index, k] - source.box.start[d])
-            factors = [m.factor[index, k] for m, index, k in zip(r.dims, rows, columns, strict=True)]
-            term = _scale(term, source.factor, factors)
-            first = source is r.sources[0] and not any(columns)
-            if all(len(index) == n for index, n in zip(rows, r.box.shape, strict=True)):
-                out = term.clone() if first else out.add_(term)
-            else:
-                where = np.ix_(*rows)
-                out[where] = term if first else out[where] + term
-    _fill(r, out, fresh)
-    return out
-
-
-def _terms(dims: tuple[DimMap, ...]) -> Iterator[tuple[list[Ints], tuple[int, ...]]]:
-    """For each choice of a source number per dimension, the indices that have such a source, in a fixed order."""
-    for columns in itertools.product(*(range(d.source.shape[1]) for d in dims)):
-        rows = [np.flatnonzero(d.source[:, k] >= 0) for d, k in zip(dims, columns, strict=True)]
-        if all(len(x) for x in rows):
-            yield rows, columns
+def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies) -> None:
+    """Noise along dimension d of which the shares of the copies of each index are taken away."""
+    low, high = copies.span
+    at = r.box.start[d] - low
+    other = 1 if d == 0 and out.dim() > 1 else 0
+    for a, b in _chunks(out, other) if other != d else [(0, len(out))]:
+        start, stop = list(r.box.start), list(r.box.stop)
+        start[other], stop[other] = r.box.start[other] + a, r.box.start[other] + b
+        start[d], stop[d] = low, high
+        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop))).to(out.dtype)
+        noise = z.narrow(d, at, r.box.shape[d]).clone()
+        for s in copies.segments:
+            where = tuple(s.place if i == d else slice(None) for i in range(out.dim()))
+            for t in s.terms:
+                part = z[tuple(t.source if i == d else slice(None) for i in range(out.dim()))]
+                share = _along(t.factor, d, out) if isinstance(t.factor, np.ndarray) else t.factor
+                noise[where] -= part * share
+        for s in copies.segments:
+            if len(s.terms) < 2:
+                noise[tuple(s.place if i == d else slice(None) for i in range(out.dim()))] = 0.0
+        out.narrow(other, a, b - a).mul_(noise.mul_(copies.noise).add_(1.0))

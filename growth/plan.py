@@ -13,8 +13,9 @@ import torch
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate import Read, evaluate, init
+from growth.evaluate import evaluate, init
 from growth.generations import Generations
+from growth.olds import Kept, Read
 from growth.recipe import Recipe, check_box
 from growth.step import Step
 
@@ -62,13 +63,15 @@ class Plan:
         kind: str = "weight",
         dtype: torch.dtype = torch.float32,
         out: torch.Tensor | None = None,
+        kept: Kept | None = None,
     ) -> torch.Tensor:
         """The region `box` of the new tensor `name`, or of its "exp_avg" or "exp_avg_sq".
 
         `read(kind, old_name, old_box)` returns that region of an old tensor, of exactly that shape; arithmetic is in
         `dtype` (float32 or float64). The result is `out`, written to, if that is given (a tensor of the box's shape, of
         any strides); else it may be what `read` returned: copy before writing into it. It does not depend on how a
-        tensor is cut into boxes, bit for bit.
+        tensor is cut into boxes, bit for bit. A dictionary `kept`, given with every box of one plan and one `read`,
+        spares each box what all boxes of a tensor need, such as the mean of its rows.
         Raises GrowthError for a name, box or kind that the new model does not have.
         """
         if self.old is None:
@@ -80,11 +83,19 @@ class Plan:
                 found = init(tensor, box, self.seed, self.init_std, self.new.layers).to(dtype)
         else:
             place = out if out is not None and out.dtype == dtype else None
-            found = self._through(len(self.steps), name, box, read, kind, dtype, place)
+            found = self._through(len(self.steps), name, box, read, kind, dtype, place, kept)
         return found if out is None or found is out else out.copy_(found)
 
     def _through(
-        self, n: int, name: str, box: Box, read: Read, kind: str, dtype: torch.dtype, out: torch.Tensor | None = None
+        self,
+        n: int,
+        name: str,
+        box: Box,
+        read: Read,
+        kind: str,
+        dtype: torch.dtype,
+        out: torch.Tensor | None = None,
+        kept: Kept | None = None,
     ) -> torch.Tensor:
         """The box after the first n steps; in `out` if that is given and the way to it allows."""
         if n == 0:
@@ -94,14 +105,17 @@ class Plan:
         step = self.steps[n - 1]
 
         def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
-            return self._through(n - 1, name, box, read, kind, dtype)
+            return self._through(n - 1, name, box, read, kind, dtype, None, kept)
 
         seed = draws(self.seed, step.old)
+        own = None if kept is None else kept.setdefault(n, {})
         parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
 
         def value(recipe: Recipe, place: torch.Tensor | None) -> torch.Tensor:
             std, layers = self.init_std, step.new.layers
-            return evaluate(recipe, kind, earlier, seed=seed, init_std=std, layers=layers, dtype=dtype, out=place)
+            return evaluate(
+                recipe, kind, earlier, seed=seed, init_std=std, layers=layers, dtype=dtype, out=place, kept=own
+            )
 
         if len(parts) == 1:
             return value(parts[0][1], out)
@@ -126,8 +140,10 @@ class Plan:
             return
         maps = self.steps[n - 1].maps
         for part in maps.cuts(name, box):
-            for source in maps.recipe(name, part, kind).sources:
-                yield from self._reads(n - 1, source.name, source.box, kind)
+            recipe = maps.recipe(name, part, kind)
+            for source in recipe.sources:
+                for old in recipe.reads():
+                    yield from self._reads(n - 1, source.name, old, kind)
 
     def generations(self, old: Generations | None = None) -> Generations:
         """The generations of the new model from those of the old one (none for a model without a parent)."""

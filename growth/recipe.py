@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
 from typing import Literal
@@ -16,9 +16,15 @@ from growth.box import Box
 from growth.errors import GrowthError
 from growth.family import GENERAL, Dim
 from growth.maps import AxisMap, Bools, Floats, Ints, LayerMap
+from growth.segments import Segment, segments
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 _CACHED = 256  # maps of dimensions kept for the next block
+_SCATTERED = 1 << 20  # elements between sources that are not worth reading
+_GAP = 1 << 14  # elements that are read rather than left out
+
+Spans = tuple[tuple[int, int], ...]
+"""Ranges of old indices, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,55 +46,91 @@ class Moments:
 DEFAULT_MOMENTS = Moments()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Copies:
-    """For each index of a box the copies of its source (new indices, itself included, -1 for none) and the share of
-    each in what their readers read; `noise` is the standard deviation of the relative noise."""
+    """For each index of a box the copies of its source (new indices, itself included, -1 for none, packed to the left)
+    and the share of each in what their readers read; `noise` is the standard deviation of the relative noise."""
 
     index: Ints  # [n, C]
     share: Floats  # [n, C], rows sum to one
     noise: float
 
+    @cached_property
+    def several(self) -> bool:
+        """Whether any index has another copy."""
+        return bool((self.index[:, 1:] >= 0).any())
 
-@dataclass(frozen=True)
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The smallest range that holds all copies."""
+        members = self.index[self.index >= 0]
+        return int(members.min()), int(members.max()) + 1
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """Where the copies of each index are, counted within `span`; those without another one have one term."""
+        none = np.full(len(self.index), -1)
+        index = np.where(self.index >= 0, self.index - self.span[0], -1)
+        return segments(index, self.share, none, none >= 0, 1 << 10)
+
+
+@dataclass(frozen=True, eq=False)
 class DimMap:
     """The map of one dimension of a tensor on the indices start..stop: the Kronecker product of its axes' maps."""
 
-    source: Ints  # [n, K], -1 for none
+    source: Ints  # [n, K], -1 for none, packed to the left; counted within `spans`
     factor: Floats  # [n, K]
     zero: Bools  # [n]: an index without a source that is zero
-    whole: int  # the old size of the dimension; sources from there on are rows of `mixes`
+    whole: int  # the old size of the dimension
     mixes: Floats | None  # [M, old size of the first axis]
+    mix: Ints  # [n]: which row of `mixes`, times the size of the further axes; -1 for none
     copies: Copies | None
+    spans: Spans  # the old indices that the sources are
 
     @cached_property
-    def span(self) -> tuple[int, int] | None:
-        """The smallest range of old indices that holds every source, or None without one."""
-        used = self.source[self.source >= 0]
-        if used.size and used.max() >= self.whole:
-            return 0, self.whole
-        return (int(used.min()), int(used.max()) + 1) if used.size else None
+    def _segments(self) -> dict[int, list[Segment]]:
+        return {}
 
-    @cached_property
-    def runs(self) -> list[tuple[int, int, int, float, bool]]:
-        """(start, stop, source or -1, factor, zero) of the maximal runs; only for K = 1."""
-        src, factor = self.source[:, 0], self.factor[:, 0]
-        same = (src[1:] == src[:-1] + 1) & (src[:-1] >= 0) & (factor[1:] == factor[:-1])
-        same |= (src[1:] < 0) & (src[:-1] < 0) & (self.zero[1:] == self.zero[:-1])
-        edges = [0, *(np.flatnonzero(~same) + 1).tolist(), len(src)]
-        return [(a, b, int(src[a]), float(factor[a]), bool(self.zero[a])) for a, b in itertools.pairwise(edges)]
+    def segments(self, across: int) -> list[Segment]:
+        """Its segments, where there are `across` elements at one index."""
+        if across not in self._segments:
+            self._segments[across] = segments(self.source, self.factor, self.mix, self.zero, across)
+        return self._segments[across]
+
+    def scattered(self, across: int) -> DimMap:
+        """The same map with `spans` that leave out large stretches without a source, if that spares half of them; old
+        indices have `across` elements."""
+        used = np.unique(self.source[self.source >= 0])
+        if not len(used) or (len(self.spans) == 1 and self.spans[0][1] - self.spans[0][0] < 2 * len(used)):
+            return self
+        low, high = self.spans[0][0], self.spans[-1][1]
+        if (high - low) * across < _SCATTERED:
+            return self
+        edges = np.flatnonzero(np.diff(used) > max(1, _GAP // across)) + 1
+        groups = np.split(used, edges)
+        starts = np.array([g[0] for g in groups])
+        lengths = np.array([g[-1] + 1 - g[0] for g in groups])
+        group = np.maximum(np.searchsorted(starts, self.source, side="right") - 1, 0)
+        moved = self.source - starts[group] + (np.cumsum(lengths) - lengths)[group]
+        spans = tuple((low + int(a), low + int(a + n)) for a, n in zip(starts, lengths, strict=True))
+        return replace(self, source=np.where(self.source >= 0, moved, -1), spans=spans)
+
+
+def boxes_of(spans: tuple[Spans, ...]) -> tuple[Box, ...]:
+    """The old boxes that have these spans, in order; only the first dimension may have more than one."""
+    rest = [s[0] for s in spans[1:]]
+    return tuple(Box((a, *(s[0] for s in rest)), (b, *(s[1] for s in rest))) for a, b in spans[0])
 
 
 @dataclass(frozen=True)
 class Source:
-    """One old tensor that a box is made of, times a factor, and the region of it that is needed."""
+    """One old tensor that a box is made of, times a factor."""
 
     name: str
-    box: Box
     factor: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """All that the evaluation of one box needs to know."""
 
@@ -99,6 +141,22 @@ class Recipe:
     fresh: bool = False  # everything takes the init of the tensor, whatever the axes say
     all_zero: bool = False
     noise: float = 0.0
+
+    @cached_property
+    def boxes(self) -> tuple[Box, ...]:
+        """The old boxes that are read of each source; none where no element is made of old ones alone."""
+        spans = tuple(d.spans for d in self.dims)
+        return boxes_of(spans) if self.sources and all(spans) else ()
+
+    def reads(self) -> Iterator[Box]:
+        """All old boxes that are read of each source, those of linear combinations as well."""
+        yield from self.boxes
+        if not self.sources:
+            return
+        for mixed in itertools.product(*([False, True] if (d.mix >= 0).any() else [False] for d in self.dims)):
+            spans = tuple(((0, d.whole),) if m else d.spans for d, m in zip(self.dims, mixed, strict=True))
+            if any(mixed) and all(spans):
+                yield from (b for b in boxes_of(spans) if len(self.boxes) != 1 or self.boxes[0].intersect(b) != b)
 
 
 def check_box(tensor: LogicalTensor, box: Box, kind: str) -> None:
@@ -142,20 +200,23 @@ class Maps:
                 noise = float(m.noise[i])
         if self._ahead(tensor, box):
             pairs = [(min(int(layer or 0) + 1, self.old.layers - 1), c) for layer, c in pairs]
-        dims = tuple(self.dim(dim, a, b, kind) for dim, a, b in zip(tensor.spec.dims, box.start, box.stop, strict=True))
-        spans = [d.span for d in dims]
+        dims = [self.dim(dim, a, b, kind) for dim, a, b in zip(tensor.spec.dims, box.start, box.stop, strict=True)]
+        if dims[0].spans:
+            dims[0] = self._scattered(dims[0], prod(d.spans[0][1] - d.spans[0][0] for d in dims[1:] if d.spans))
         sources: tuple[Source, ...] = ()
-        if all(spans):
-            old_box = Box(tuple(s[0] for s in spans if s), tuple(s[1] for s in spans if s))
+        if all(d.spans or (d.mix >= 0).any() for d in dims):
             sources = tuple(
                 Source(
                     tensor.spec.name if layer is None else tensor.spec.name.format(layer=layer),
-                    old_box,
                     1.0 if moment and self.moments.old == "copy" else c * c if kind == "exp_avg_sq" else c,
                 )
                 for layer, c in pairs
             )
-        return Recipe(tensor, box, dims, sources, noise=noise)
+        return Recipe(tensor, box, tuple(dims), sources, noise=noise)
+
+    @cached_property
+    def _scattered(self) -> Callable[[DimMap, int], DimMap]:
+        return lru_cache(maxsize=_CACHED)(DimMap.scattered)
 
     def cuts(self, name: str, box: Box) -> list[Box]:
         """The parts of a box that are each made of one set of layers: cut where rows come from the next layer."""
@@ -227,13 +288,24 @@ class Maps:
             source = np.where(none, -1, joint).reshape(len(index), -1)
             factor = (factor[:, :, None] * own[:, None, :]).reshape(len(index), -1)
             zero |= (src[:, 0] < 0) & part.starts_at_zero(dim.role)
-        keep = (source >= 0).any(axis=0) | (np.arange(source.shape[1]) == 0)
+        whole = prod(part.old for part in parts)
+        mix = np.where(source[:, 0] >= whole, source[:, 0] - whole, -1)
+        source = np.where(source < whole, source, -1)
+        if source.shape[1] > 1:  # packed to the left
+            order = np.argsort((source < 0) & (mix[:, None] < 0), axis=1, kind="stable")
+            source, factor = np.take_along_axis(source, order, axis=1), np.take_along_axis(factor, order, axis=1)
+            keep = max(1, int((source >= 0).any(axis=0).sum()))
+            source, factor = source[:, :keep], factor[:, :keep]
+        used = source[source >= 0]
+        spans: Spans = ((int(used.min()), int(used.max()) + 1),) if used.size else ()
+        if spans:
+            source = np.where(source >= 0, source - spans[0][0], -1)
         copies = None
         if kind == "weight" and dim.role == "read" and any(part.noise for part in parts):
             found = self._copies(dim)
             noise = max(part.noise for part in parts)
             copies = Copies(found.index[start:stop], found.share[start:stop], noise)
-        return DimMap(source[:, keep], factor[:, keep], zero, prod(part.old for part in parts), mixes, copies)
+        return DimMap(source, factor, zero, whole, mixes, mix, copies, spans)
 
     @cached_property
     def _copies(self) -> Callable[[Dim], Copies]:
