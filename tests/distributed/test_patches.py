@@ -19,7 +19,7 @@ from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.feed import open_feed
 from tests.distributed.conftest import SYLLABLES
-from tests.distributed.harness import run
+from tests.distributed.harness import run, run_killed
 from tests.distributed.test_stage import losses, stage, state
 
 INDICES = [1, 1, 2, 2, 2, 3, 3, 3, 4]
@@ -83,24 +83,6 @@ def order(plans: list[Plan]) -> str:
     return "".join(layers)
 
 
-def stage_that_crashes(path: str, layers: int) -> str:
-    """A run that ends in the middle of the patch to so many layers: grown in memory, nothing of it on disk."""
-    import pretrain.train
-
-    finish = pretrain.train.finish_event
-
-    def crash(folder: Path, state: Any, *rest: Any) -> Any:
-        if state.arch.layers == layers:
-            raise RuntimeError("as if it were killed")
-        return finish(folder, state, *rest)
-
-    pretrain.train.finish_event = crash
-    try:
-        return stage(path, "grown", [])
-    except RuntimeError:
-        return "crashed"
-
-
 @pytest.mark.parametrize("source", ["clone", "random"])
 def test_the_order_of_nine_patches(source: str, tmp_path: Path) -> None:
     """Both sources put layers where the list says; a clone is the layer before it, bit for bit."""
@@ -121,24 +103,40 @@ def test_the_order_of_nine_patches(source: str, tmp_path: Path) -> None:
 
 
 def test_nine_patches_in_one_process_group(sentences: Path, tmp_path: Path) -> None:
-    """1 to 10 layers under PP2 without a restart; a crash at a patch and a resume end with the same bits."""
+    """1 to 10 layers under PP2 without a restart."""
     at = list(range(1, 10))
-    alone = patches(sentences, tmp_path / "alone", "clone", at, 10, parallel={"pp": 2})
-    assert run(2, stage, str(alone), "grown", []) == ["", ""]
-    folder = tmp_path / "alone/run/grown"
+    path = patches(sentences, tmp_path, "clone", at, 10, parallel={"pp": 2})
+    assert run(2, stage, str(path), "grown", []) == ["", ""]
+    folder = tmp_path / "run/grown"
     assert is_done(folder)
     found = find(folder / "checkpoints").manifest
     assert found is not None
-    plans = [Plan.from_json(event["plan"]) for event in found.events]
-    assert order(plans) == ORDER
+    assert order([Plan.from_json(event["plan"]) for event in found.events]) == ORDER
     assert sorted(p.name for p in (folder / "events").iterdir()) == [f"step-{i:08d}.json" for i in at]
-    cut = patches(sentences, tmp_path / "cut", "clone", at, 10, parallel={"pp": 2})
-    assert run(2, stage_that_crashes, str(cut), 5) == ["crashed", "crashed"]
+
+
+KILLS = [("pretrain.train:finish_event", 1), ("pretrain.start:certify", 2), ("pretrain.train:patch", 2)]
+"""At the first patch when it is certified, at the second when it is grown, at the third before anything. (A start after
+a kill makes that patch again.)"""
+
+
+@pytest.mark.parametrize("source", ["clone", "random"])
+def test_killed_at_every_patch(source: str, sentences: Path, tmp_path: Path) -> None:
+    """Under PP2, SIGKILL at each of three patches and as many resumes end with the bits of a run left alone."""
+    alone, cut = (
+        patches(sentences, tmp_path / name, source, [1, 2, 3], 4, parallel={"pp": 2}) for name in ("alone", "cut")
+    )
+    assert run(2, stage, str(alone), "grown", []) == ["", ""]
+    for target, nth in KILLS:
+        run_killed(2, target, nth, stage, str(cut), "grown", [])
     assert run(2, stage, str(cut), "grown", []) == ["", ""]
-    expected = state(folder / "checkpoints")
-    for key, value in state(tmp_path / "cut/run/grown/checkpoints").items():
-        assert np.array_equal(value, expected[key]), key
-    assert losses(folder) == losses(tmp_path / "cut/run/grown")
+    folders = [tmp_path / name / "run/grown" for name in ("alone", "cut")]
+    expected, found = (state(folder / "checkpoints") for folder in folders)
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert np.array_equal(value, found[key]), key
+    assert losses(folders[0]) == losses(folders[1])
+    assert len(losses(folders[1])) == 4
 
 
 def test_random_patches_learn(sentences: Path, tmp_path: Path) -> None:
