@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from growth.architecture import LogicalTensor
+from growth.architecture import Architecture, LogicalTensor
 from growth.box import Box
 from growth.certificate import TOLERANCE, Certificate, count_dead, relative_error
 from growth.evaluate import Read
@@ -19,6 +21,8 @@ _STEPS = 10  # after which copies that still are copies count as locked
 _SAME = 1e-4  # relative difference below which a channel is a copy
 
 Tensors = dict[str, torch.Tensor]
+Loss = Callable[[Read, Architecture, int | None], torch.Tensor]
+"""loss(model, architecture, vocab): nats, over the first `vocab` ids if that is given."""
 
 
 def certify(
@@ -28,16 +32,20 @@ def certify(
     *,
     lr: float,
     train_ids_BS: torch.Tensor | None = None,
+    losses: tuple[Loss, Loss] | None = None,
     dtype: torch.dtype = torch.float32,
     tolerance: float = TOLERANCE,
 ) -> Certificate:
     """Grow the model that `read` gives and measure it on token ids [B, S] of the old vocabulary.
 
     Dead parameters and locked channels are found on `train_ids_BS` (in the new vocabulary; `ids_BS` if not given) by
-    backward passes before and after Adam steps of `lr` on a copy: one for the dead, ten for the locked.
+    backward passes before and after Adam steps of `lr` on a copy: one for the dead, ten for the locked. `losses` are
+    those on `ids_BS` and on `train_ids_BS`; by default growth.reference's, of each token from those before it.
     """
     assert plan.old is not None
     train = ids_BS if train_ids_BS is None else train_ids_BS
+    inputs = train[:, :-1] if losses is None else train  # the last token has no target by itself
+    of_probe, of_train = losses or (_reference_loss(ids_BS, dtype), _reference_loss(train, dtype))
     tensors = plan.new.tensors()
     weights = {
         name: plan.evaluate(name, Box.whole(t.shape), read, dtype=dtype).clone().requires_grad_()
@@ -46,17 +54,16 @@ def certify(
     vocab = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
     with torch.no_grad():
         old = logits(read, plan.old, ids_BS, dtype)[..., :vocab]
-        loss_before = loss(read, plan.old, ids_BS, dtype, vocab)
+        loss_before = of_probe(read, plan.old, vocab)
         new = logits(_reader(weights), plan.new, ids_BS, dtype)[..., :vocab]
-        loss_after = loss(_reader(weights), plan.new, ids_BS, dtype, vocab)
+        loss_after = of_probe(_reader(weights), plan.new, vocab)
     pairs = copies(plan)
     optimizer = torch.optim.Adam(list(weights.values()), lr=lr, betas=(0.9, 0.95))
-    first = _gradients(plan, weights, train)
+    first = _gradients(plan, weights, of_train)
     at_once = {axis: _locked(plan, axis, found, weights, first) for axis, found in pairs.items()}
     _step(optimizer, weights, first)
-    second = _gradients(plan, weights, train)
+    second = _gradients(plan, weights, of_train)
     dead: dict[str, tuple[int, int]] = {}
-    inputs = train[:, :-1]  # the last token has no target
     for name, t in tensors.items():
         if len(t.spec.dims) == 1 and t.spec.dims[0].role == "key":
             continue  # a bias of keys moves every score of a query alike: softmax does not see it, old or new
@@ -66,8 +73,8 @@ def certify(
     locked: dict[str, tuple[float, float]] = {}
     if pairs:
         for _ in range(_STEPS - 1):
-            _step(optimizer, weights, _gradients(plan, weights, train))
-        last = _gradients(plan, weights, train)
+            _step(optimizer, weights, _gradients(plan, weights, of_train))
+        last = _gradients(plan, weights, of_train)
         locked = {axis: (at_once[axis], _locked(plan, axis, found, weights, last)) for axis, found in pairs.items()}
     return Certificate.of(
         plan,
@@ -135,8 +142,12 @@ def _reader(weights: Tensors) -> Read:
     return lambda kind, name, box: weights[name][box.slices()]
 
 
-def _gradients(plan: Plan, weights: Tensors, ids_BS: torch.Tensor) -> Tensors:
-    value = loss(_reader(weights), plan.new, ids_BS, next(iter(weights.values())).dtype)
+def _reference_loss(ids_BS: torch.Tensor, dtype: torch.dtype) -> Loss:
+    return lambda model, arch, vocab: loss(model, arch, ids_BS, dtype, vocab)
+
+
+def _gradients(plan: Plan, weights: Tensors, of_train: Loss) -> Tensors:
+    value = of_train(_reader(weights), plan.new, None)
     return dict(zip(weights, torch.autograd.grad(value, list(weights.values())), strict=True))
 
 

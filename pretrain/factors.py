@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from growth import Architecture, reference
-from growth.evaluate import Read
+from growth import Architecture
 from pretrain.checkpoint.atomic import make_folder, write_file
 from pretrain.errors import UserError
-from pretrain.samples import Samples
 
 OPTION = "factors"
 
@@ -78,16 +75,3 @@ def _zeros(key: str, value: Mapping[str, Any], old: Architecture, new: Architect
         axes["kv_write"] = "kv_heads"
     rest = {k: v for k, v in value.items() if k != OPTION}
     return {**rest, **{o: np.zeros((new.sizes[axis], old.sizes[axis])) for o, axis in axes.items()}}
-
-
-def objective(model: Read, arch: Architecture, samples: Samples) -> torch.Tensor:
-    """The training loss of a model that the reference computes: of the next token in nats; for BERT of the masked words
-    plus that of the pair."""
-    if arch.family != "bert":
-        logits = reference.logits(model, arch, samples["inputs"])
-        return F.cross_entropy(logits.flatten(0, 1), samples["labels"].flatten())
-    words, order = reference.bert.heads(
-        model, arch, samples["inputs"], samples["types"], valid_BS=samples["valid"].bool()
-    )
-    asked = samples["mask"].bool()
-    return F.cross_entropy(words[asked], samples["labels"][asked]) + F.cross_entropy(order, samples["order"])

@@ -60,14 +60,14 @@ def work(options: argparse.Namespace) -> cli.Answer:
     if step_of(target) not in (None, 0):
         raise UserError(f"{target}: a grown checkpoint is step 0 of its stage: name it step-00000000, or otherwise")
     with Reader(source) as reader:
-        corpus = audit.open_corpus(stage.data.corpus)
-        plan = plan_of(curriculum, stage, reader.manifest, corpus.tokenizer if corpus else None)
+        feed = audit.open_corpus(stage)
+        plan = plan_of(curriculum, stage, reader.manifest, feed.tokenizer if feed else None)
         manifest = _same(target, reader.manifest, plan, stage)
         existed = manifest is not None
         if manifest is None:
             certificate = None
             if not options.no_certificate:
-                found = audit.text(plan, stage.to_dict(), corpus)
+                found = audit.text(plan, stage, feed)
                 certificate = audit.certificate(plan, reader.read, found, stage.train.lr)
                 certificate = replace(certificate, bits_per_byte_before=_bits_per_byte(source))
                 certificate.require()

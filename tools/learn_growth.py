@@ -31,6 +31,7 @@ from pretrain.config import Stage, load
 from pretrain.errors import UserError
 from pretrain.feed import open_feed
 from pretrain.locate import locate
+from pretrain.objective import objective
 from pretrain.planning import plan_of
 from pretrain.verify import audit
 
@@ -91,7 +92,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
                 bar.update()
 
             def loss(model: Read, step: int) -> torch.Tensor:
-                return factors.objective(model, new, feed.take(options.batch, 0.0, 0, 1).samples)
+                return objective(model, new, feed.take(options.batch, 0.0, 0, 1).samples)
 
             found = learn_dense(read, first.new, new, loss, steps=options.steps, lr=options.lr, progress=progress)
         about = {
@@ -133,7 +134,7 @@ def _loss(policy: dict[str, Any], read: Read, old: Architecture, new: Architectu
     plan = between(old, new, policy, seed=0, init_std=0.0)
     weights = {name: _through(plan, read, "weight", name, Box.whole(t.shape)) for name, t in new.tensors().items()}
     with torch.no_grad():
-        return float(factors.objective(lambda kind, name, box: weights[name][box.slices()], plan.new, samples))
+        return float(objective(lambda kind, name, box: weights[name][box.slices()], plan.new, samples))
 
 
 def main(given: list[str] | None = None) -> int:

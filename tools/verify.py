@@ -15,13 +15,13 @@ import argparse
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from growth import Architecture, Plan
 from growth.certificate import TOLERANCE, Certificate
 from growth.describe import table
 from pretrain import cli
 from pretrain.checkpoint import CorruptCheckpoint, Reader, verify_all
+from pretrain.config import stage_from
 from pretrain.errors import UserError
 from pretrain.locate import locate
 from pretrain.verify import audit
@@ -110,8 +110,8 @@ def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tup
     if old != plan.old or new.sizes != plan.new.sizes:
         return checks, None
 
-    config: Any = child.manifest.config
-    text = audit.text(plan, config, audit.open_corpus(corpus or config.get("data", {}).get("corpus")))
+    stage = stage_from(child.manifest.config, str(child.path))
+    text = audit.text(plan, stage, audit.open_corpus(stage, corpus))
     first = child.manifest.step == 0
     if first:
         found = differences(plan, parent, child, bars)
@@ -122,8 +122,7 @@ def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tup
     else:
         told = f"the checkpoint has been trained for {child.manifest.step:,} steps since: the plan alone is measured"
         checks.append(Check("content", None, told))
-    lr = config.get("train", {}).get("lr", 1e-3)
-    certificate = audit.certificate(plan, parent.read, text, lr)
+    certificate = audit.certificate(plan, parent.read, text, stage.train.lr)
     if not first:
         checks.append(_verdict(certificate.error, certificate, text))
     told = f"{certificate.dead_share:.2%} of {sum(n for _, n in certificate.dead.values()):,} new parameters"

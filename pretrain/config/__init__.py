@@ -1,6 +1,6 @@
 """What a curriculum is. Its keys are in keys.py; curriculum.py reads a file, checks.py says what does not fit."""
 
-from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, to_yaml
+from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, stage_from, to_yaml
 from pretrain.config.keys import (
     Checkpoint,
     Data,
@@ -33,5 +33,6 @@ __all__ = [
     "Trial",
     "compare_for_resume",
     "load",
+    "stage_from",
     "to_yaml",
 ]

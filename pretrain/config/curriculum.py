@@ -129,6 +129,11 @@ def to_yaml(stage: Stage) -> str:
     return yaml.safe_dump(stage.to_dict(), sort_keys=False)
 
 
+def stage_from(resolved: Mapping[str, Any], where: str) -> Stage:
+    """The stage whose resolved configuration a checkpoint holds. Raises UserError for what is none."""
+    return _validate(Stage, dict(resolved), where)
+
+
 def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Checks that a stage may go on from a checkpoint whose resolved configuration was `old`.
 

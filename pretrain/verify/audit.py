@@ -5,20 +5,20 @@ The training stack measures its own events on its own shards (pretrain.event); h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from growth import Architecture, Box, Plan, reference
 from growth.certificate import Certificate, relative_error
 from growth.evaluate import Read
 from growth.probe import certify
-from pretrain.data.corpus import DESCRIPTION, Corpus
-from pretrain.data.validation import probe
+from pretrain.config import Stage
+from pretrain.data.corpus import DESCRIPTION
+from pretrain.feed import Feed, open_feed
+from pretrain.objective import objective, words
+from pretrain.samples import Samples, causal
 
 SAMPLES = 4
 LENGTH = 256  # tokens of a sample at most
@@ -27,53 +27,77 @@ COPIES = 6  # of the grown weights in float64: weights, gradients of two passes,
 
 @dataclass(frozen=True)
 class Text:
-    """probe: token ids [n, S + 1] in the old segmentation; batch: in the new one; source: what they are, in words."""
+    """Samples of the family (see pretrain.samples): probe in the old segmentation and no longer than the old model's
+    positions, batch in the new one; source: what they are, in words."""
 
-    probe: torch.Tensor
-    batch: torch.Tensor
+    probe: Samples
+    batch: Samples
     source: str
 
 
-def open_corpus(folder: str | Path | None) -> Corpus | None:
-    """The corpus of a folder, None where there is none; raises UserError for one that is damaged."""
-    return Corpus.open(folder) if folder and (Path(folder) / DESCRIPTION).is_file() else None
+def open_corpus(stage: Stage, corpus: Path | None = None) -> Feed | None:
+    """The text of a stage (or of another corpus), None where there is none; UserError for one that is damaged."""
+    folder = corpus or Path(stage.data.corpus)
+    if not (folder / DESCRIPTION).is_file():
+        return None
+    train = replace(stage.train, seq_len=min(stage.train.seq_len, LENGTH))
+    return open_feed(replace(stage, data=replace(stage.data, corpus=str(folder)), train=train))
 
 
-def text(plan: Plan, config: Mapping[str, Any], corpus: Corpus | None) -> Text:
-    """What a stage (its resolved config) is measured on: text held out of its corpus, or ids drawn at random."""
+def text(plan: Plan, stage: Stage, feed: Feed | None) -> Text:
+    """What an event is measured on: text held out of the stage's corpus, or ids drawn at random."""
     assert plan.old is not None
-    length = min(config.get("train", {}).get("seq_len", LENGTH), LENGTH)
-    sizes = plan.old.sizes["vocab"], plan.new.sizes["vocab"]
-    if corpus is None:
-        generator = torch.Generator().manual_seed(0)
-        drawn = [torch.randint(size, (SAMPLES, length + 1), generator=generator) for size in sizes]
-        return Text(drawn[0], drawn[1], "token ids drawn at random (there is no corpus: name one with --corpus)")
-    seed, held_out = config.get("seed", 0), config.get("data", {}).get("validation_fraction", 0.01)
-    read = [
-        torch.from_numpy(probe(corpus, SAMPLES, vocab=size, seq_len=length, seed=seed, validation=held_out))
-        for size in sizes
-    ]
-    return Text(read[0], read[1], f"held-out text of {corpus.path}")
+    vocab, length = plan.old.sizes["vocab"], min(stage.train.seq_len, LENGTH)
+    shorter = min(length, plan.old.sizes.get("positions", length))
+    if feed is None:
+        told = "token ids drawn at random (there is no corpus: name one with --corpus)"
+        drawn = [_drawn(plan.old.family, size, n) for size, n in ((vocab, shorter), (plan.new.sizes["vocab"], length))]
+        return Text(drawn[0], drawn[1], told)
+    return Text(feed.probe(SAMPLES, vocab, shorter), feed.batch(SAMPLES), f"held-out text of {feed.corpus.path}")
+
+
+def _drawn(family: str, vocab: int, length: int) -> Samples:
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab, (SAMPLES, length + 1), generator=draw)
+    if family != "bert":
+        return causal(ids)
+    labels = ids[:, 1:]
+    mask = torch.rand(labels.shape, generator=draw) < 0.15
+    mask[:, 0] = True  # of every sample a word at least
+    types, order = torch.zeros_like(labels), torch.arange(SAMPLES) % 2
+    inputs = torch.where(mask, torch.randint(vocab, labels.shape, generator=draw), labels)
+    valid = torch.ones(labels.shape)
+    return {"inputs": inputs, "labels": labels, "mask": mask.float(), "types": types, "valid": valid, "order": order}
 
 
 def function(
-    old: Architecture, read_old: Read, new: Architecture, read_new: Read, ids: torch.Tensor
+    old: Architecture, read_old: Read, new: Architecture, read_new: Read, probe: Samples
 ) -> tuple[float, float, float]:
     """(relative error of the logits, loss of the old model, loss of the new one) in float64 over the old ids, by the
-    reference model, a layer at a time; ids [n, S + 1]."""
+    reference model, a layer at a time."""
     vocab = old.sizes["vocab"]
     with torch.no_grad():
-        before = reference.logits(read_old, old, ids[:, :-1], torch.float64)
-        after = reference.logits(read_new, new, ids[:, :-1], torch.float64)[..., :vocab]
-        losses = [float(F.cross_entropy(x.flatten(0, 1), ids[:, 1:].flatten())) for x in (before, after)]
-        return relative_error(after, before), losses[0], losses[1]
+        before = reference.logits(read_old, old, probe["inputs"], torch.float64)
+        after = reference.logits(read_new, new, probe["inputs"], torch.float64)[..., :vocab]
+        return relative_error(after, before), float(words(before, probe)), float(words(after, probe))
 
 
 def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
     """The certificate of a plan on the parent that `old` reads. Whether new parameters are dead needs the gradients of
     all of them; they are not counted where these do not fit into the machine's memory."""
     if fits(plan):
-        return certify(plan, old, found.probe, lr=lr, train_ids_BS=found.batch, dtype=torch.float64)
+        return certify(
+            plan,
+            old,
+            found.probe["inputs"],
+            lr=lr,
+            train_ids_BS=found.batch["inputs"],
+            losses=(
+                lambda model, arch, vocab: _of_words(model, arch, found.probe, vocab),
+                lambda model, arch, vocab: objective(model, arch, found.batch, torch.float64, vocab),
+            ),
+            dtype=torch.float64,
+        )
 
     def new(kind: str, name: str, box: Box) -> torch.Tensor:
         return plan.evaluate(name, box, old, kind)
@@ -81,6 +105,10 @@ def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
     assert plan.old is not None
     error, before, after = function(plan.old, old, plan.new, new, found.probe)
     return Certificate.of(plan, error=error, loss_before=before, loss_after=after)
+
+
+def _of_words(model: Read, arch: Architecture, probe: Samples, vocab: int | None) -> torch.Tensor:
+    return words(reference.logits(model, arch, probe["inputs"], torch.float64)[..., :vocab], probe)
 
 
 def fits(plan: Plan) -> bool:
@@ -99,14 +127,14 @@ def free_memory() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
-def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, ids: torch.Tensor) -> dict[str, float]:
+def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, probe: Samples) -> dict[str, float]:
     """Per tensor, how far the true gradient of the grown model `new` is from the old one's through the plan's rule for
     exp_avg, relative to its largest element. Of a plan that preserves the function it is nothing but rounding.
 
-    The loss is over the old ids, on ids [n, S + 1] of the old segmentation; elements born in the event do not count.
+    The loss is over the old ids, on samples of the old segmentation; elements born in the event do not count.
     """
     assert plan.old is not None
-    before, after = _gradients(plan.old, old, ids, plan.old), _gradients(arch, new, ids, plan.old)
+    before, after = (_gradients(a, read, probe, plan.old) for a, read in ((plan.old, old), (arch, new)))
     errors = {}
     for name, tensor in plan.new.tensors().items():
         box = Box.whole(tensor.shape)
@@ -118,10 +146,13 @@ def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, ids: to
     return errors
 
 
-def _gradients(arch: Architecture, read: Read, ids: torch.Tensor, old: Architecture) -> dict[str, torch.Tensor]:
+def _gradients(arch: Architecture, read: Read, probe: Samples, old: Architecture) -> dict[str, torch.Tensor]:
     weights = {
         name: read("weight", name, Box.whole(t.shape)).double().requires_grad_() for name, t in arch.tensors().items()
     }
-    logits = reference.logits(lambda _, name, box: weights[name][box.slices()], arch, ids[:, :-1], torch.float64)
-    loss = F.cross_entropy(logits[..., : old.sizes["vocab"]].flatten(0, 1), ids[:, 1:].flatten())
+
+    def model(kind: str, name: str, box: Box) -> torch.Tensor:
+        return weights[name][box.slices()]
+
+    loss = objective(model, arch, probe, torch.float64, old.sizes["vocab"])
     return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))

@@ -45,6 +45,6 @@ def run(request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: pytest
     (folder / "run.yaml").write_text(yaml.safe_dump(document))
     made = Run(config.load(folder / "run.yaml"), corpus)
     stage = made.curriculum.stage("small")
-    save(made, stage, made.parent)
+    save(stage, made.parent)
     mark_done(made.parent.parents[1], {"validation_bits_per_byte": 2.5})
     return made

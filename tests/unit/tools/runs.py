@@ -11,7 +11,7 @@ from growth import Architecture, Box, Generations
 from pretrain.checkpoint import KINDS, Reader, write_checkpoint
 from pretrain.config import Curriculum, Stage
 from pretrain.data.corpus import Corpus
-from pretrain.data.stream import Stream
+from pretrain.feed import open_feed
 from pretrain.state import Birth, Progress, State
 
 
@@ -36,20 +36,16 @@ class Run:
         return self.folder / "small" / "checkpoints" / "step-00000020"
 
 
-def save(run: Run, stage: Stage, path: Path, seed: int = 0) -> None:
+def save(stage: Stage, path: Path, seed: int = 0) -> None:
     """A checkpoint of a stage after 20 steps."""
     arch = stage.model.architecture()
-    arch = arch.replace(scalars={"norm_eps": 1e-3, "rope_theta": 500.0})  # not the defaults, and not negligible
+    scalars = {"norm_eps": 1e-3, "rope_theta": 500.0}  # not the defaults, and not negligible
+    arch = arch.replace(scalars={name: value for name, value in scalars.items() if name in arch.scalars})
     values = random_model(arch, seed)
-    cursor = Stream(
-        run.corpus,
-        vocab=stage.model.vocab,
-        seq_len=stage.train.seq_len,
-        seed=stage.seed,
-        validation=stage.data.validation_fraction,
-        window=stage.data.window,
-    ).cursor
-    state = State(arch, Generations.first(arch), (Birth(0, stage.name, 20),), Progress(20, 2560, 2560, 1e9), cursor)
+    feed = open_feed(stage)
+    feed.seek(None)
+    births = (Birth(0, stage.name, 20),)
+    state = State(arch, Generations.first(arch), births, Progress(20, 2560, 2560, 1e9), feed.cursor)
     fields = state.fields(stage.name, stage.to_dict(), [20])
     write_checkpoint(path, 20, list(KINDS), lambda kind, name, box: values[kind, name][box.slices()], fields, {})
 
