@@ -100,7 +100,7 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
 def build(
     arch: Architecture, layout: Layout, numerics: Numerics, *, seq_len: int, pp_rank: int, tp_rank: int
 ) -> torch.nn.ModuleList:
-    """This rank's pipeline chunks, on its device, with values not yet set.
+    """This rank's pipeline chunks, on its device, with values not yet set (under torch.device("meta"): without any).
 
     Raises RuntimeError when a built parameter differs from what pretrain.layout says of it: the two must agree or
     growth would write to the wrong place.
@@ -132,5 +132,6 @@ def build(
         # Without initialisation Megatron leaves these unset, and DeepSpeed would count sharded gradients once only.
         sharded = wanted.dim is not None
         set_tensor_model_parallel_attributes(parameter, sharded, wanted.dim if wanted.dim is not None else -1, 1)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if (device := torch.get_default_device()).type != "meta":
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     return chunks.to(device=device, dtype=numerics.dtype)
