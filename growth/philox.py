@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from hashlib import blake2b
 
 import numpy as np
@@ -19,53 +18,61 @@ import torch
 from growth.box import Box
 
 _WORDS = 4  # 64-bit words in one block of Philox
-_CHUNK = 1 << 13  # elements turned into normals at a time: the temporaries stay in the cache
+_GAP = 1 << 10  # words that are drawn in vain rather than passed over
+_CHUNK = 1 << 14  # elements turned into normals at a time: the temporaries stay in the cache
+
+_EXPONENT = np.int64(-1 << 52)  # the bits of a double that are its sign and its exponent
+_SQRT_HALF = np.float64(math.sqrt(0.5)).view(np.int64)
 
 # log m = 2 (s + s^3/3 + ...), s = (m-1)/(m+1), |s| <= 0.172; sin x = x - x^3/6 + ..., |x| <= pi/2.
 _LOG = tuple(2.0 / (2 * n + 1) for n in range(8))
 _SIN = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(9))
 
 
-def _odd_polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
-    square = x * x
-    value = square * coefficients[-1]
-    value += coefficients[-2]
+def _odd_polynomial(x: np.ndarray, coefficients: tuple[float, ...], square: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, x, out=square)
+    np.multiply(square, coefficients[-1], out=out)
+    out += coefficients[-2]
     for c in coefficients[-3::-1]:
-        value *= square
-        value += c
-    value *= x
-    return value
+        out *= square
+        out += c
+    out *= x
 
 
-def _normals(words: np.ndarray) -> np.ndarray:
+def _normals(words: np.ndarray, out: np.ndarray) -> None:
     """uint64 [n] -> float32 [n], standard normal."""
     halves = words.view(np.uint32).reshape(-1, 2)
     low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
-    u = halves[:, high].astype(np.float64)
+    u, x, y, z = np.empty((4, len(words)))
+    u[:] = halves[:, high]
     u += 0.5
-    mantissa, exponent = np.frexp(u)  # u = mantissa * 2^exponent, mantissa in [0.5, 1)
-    small = mantissa < math.sqrt(0.5)
-    mantissa *= np.add(small, 1.0, out=u)
-    exponent -= small
-    radius = mantissa - 1.0
-    mantissa += 1.0
-    radius /= mantissa
-    radius = _odd_polynomial(radius, _LOG)
-    radius += np.multiply(exponent - 32, math.log(2.0), out=u)
-    radius *= -2.0
-    np.sqrt(radius, out=radius)
+    # u = mantissa * 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), from the bits of u
+    bits, exponent = u.view(np.int64), x.view(np.int64)
+    np.subtract(bits, _SQRT_HALF, out=exponent)
+    exponent &= _EXPONENT
+    bits -= exponent
+    np.multiply(exponent, 2.0**-52, out=y)
+    y -= 32.0
+    y *= math.log(2.0)
+    np.subtract(u, 1.0, out=x)
+    u += 1.0
+    x /= u
+    _odd_polynomial(x, _LOG, z, u)
+    u += y
+    u *= -2.0
+    np.sqrt(u, out=u)
     # cos(2 pi t) = sin(2 pi (|t - 1/2| - 1/4))
-    t = halves[:, low].astype(np.float64)
-    t *= 2.0**-32
-    t -= 0.5
-    np.abs(t, out=t)
-    t -= 0.25
-    t *= 2.0 * math.pi
-    radius *= _odd_polynomial(t, _SIN)
-    return radius.astype(np.float32)
+    x[:] = halves[:, low]
+    x *= 2.0**-32
+    x -= 0.5
+    np.abs(x, out=x)
+    x -= 0.25
+    x *= 2.0 * math.pi
+    _odd_polynomial(x, _SIN, z, y)
+    np.multiply(u, y, out=out, casting="same_kind")
 
 
-def _runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int]]:
+def _runs(shape: tuple[int, ...], box: Box) -> tuple[int, np.ndarray]:
     """The length of the longest contiguous runs that make up a box, and the flat index at which each begins."""
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     lead = len(shape)
@@ -75,27 +82,51 @@ def _runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int]]:
         length *= box.stop[lead] - box.start[lead]
         if box.start[lead] > 0 or box.stop[lead] < shape[lead]:
             break
-    inside = sum(box.start[d] * strides[d] for d in range(lead, len(shape)))
+    starts = np.array([sum(box.start[d] * strides[d] for d in range(lead, len(shape)))])
+    for d in range(lead):
+        starts = np.add.outer(starts, np.arange(box.start[d], box.stop[d]) * strides[d]).reshape(-1)
+    return length, starts
 
-    def starts() -> Iterator[int]:
-        for index in np.ndindex(*box.shape[:lead]):
-            yield inside + sum((box.start[d] + index[d]) * strides[d] for d in range(lead))
 
-    return length, starts()
+class _Words:
+    """The words of one tensor, from any place on."""
+
+    def __init__(self, seed: int, name: str) -> None:
+        digest = blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
+        self._philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
+        self._block = 0
+
+    def at(self, start: int, count: int) -> np.ndarray:
+        """uint64 [count]: the words start...start + count."""
+        block, skip = divmod(start, _WORDS)
+        if block != self._block:
+            self._philox.advance(block - self._block)
+        blocks = -(-(skip + count) // _WORDS)
+        self._block = block + blocks
+        return self._philox.random_raw(blocks * _WORDS)[skip : skip + count]
+
+    def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """uint64 [len(starts) * length]: the words of several runs."""
+        steps = np.diff(starts)
+        if len(steps) and (steps == steps[0]).all() and steps[0] - length <= _GAP:  # what is between is drawn as well
+            span = self.at(int(starts[0]), int(starts[-1] - starts[0]) + length)
+            shape, strides = (len(starts), length), (8 * int(steps[0]), 8)
+            runs = np.lib.stride_tricks.as_strided(span, shape, strides, writeable=False)
+            return np.ascontiguousarray(runs).reshape(-1)
+        return np.concatenate([self.at(start, length) for start in starts.tolist()])
 
 
 def normal(seed: int, name: str, shape: tuple[int, ...], box: Box) -> torch.Tensor:
     """Standard normal numbers, float32 of `box.shape`, for the region `box` of the tensor `name` of this `shape`."""
-    key = np.frombuffer(blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest(), dtype="<u8").astype(np.uint64)
-    if box.numel == 0:
-        return torch.empty(box.shape)
-    length, starts = _runs(tuple(shape), box)
-    words = np.empty((box.numel // length, length), dtype=np.uint64)
-    for row, start in enumerate(starts):
-        block, skip = divmod(start, _WORDS)
-        words[row] = np.random.Philox(key=key, counter=block).random_raw(skip + length)[skip:]
-    flat = words.reshape(-1)
     out = np.empty(box.numel, dtype=np.float32)
-    for i in range(0, box.numel, _CHUNK):
-        out[i : i + _CHUNK] = _normals(flat[i : i + _CHUNK])
+    if box.numel:
+        words = _Words(seed, name)
+        length, starts = _runs(tuple(shape), box)
+        rows = max(1, _CHUNK // length)  # short runs are turned into normals together, long ones in parts
+        for i in range(0, len(starts), rows):
+            some = starts[i : i + rows]
+            for j in range(0, length, _CHUNK):
+                n = min(_CHUNK, length - j)
+                at = i * length + j
+                _normals(words.rows(some + j, n), out[at : at + len(some) * n])
     return torch.from_numpy(out.reshape(box.shape))

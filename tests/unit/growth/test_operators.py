@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth import Box, GrowthError, Plan, between
+from growth import Box, GrowthError, Plan, between, evaluate, recipe, segments
 from growth.certificate import relative_error
 from growth.evaluate import Read
+from growth.olds import Kept
 from growth.reference import bert, logits
 from tests.unit.growth.events import events
 from tests.unit.growth.models import SMALL, STD, boxes, reader, tokens, trained, whole
@@ -67,6 +68,30 @@ def test_growing_a_box_is_cutting_a_box_of_the_grown(plan: Plan, data: st.DataOb
             place = torch.full(box.shape[::-1], torch.nan).permute(*range(len(box.shape))[::-1])  # of other strides
             assert plan.evaluate(name, box, read, kind, out=place) is place
             assert torch.equal(place, part)
+
+
+@given(events(exact=False))
+@settings(max_examples=30)
+def test_slices_gathers_and_chunks_are_the_same(plan: Plan) -> None:
+    """Small tensors are copied run by run and in one chunk; here they are treated as large ones."""
+    read = trained(plan.old, dtype=torch.float32)
+    every = [(name, kind) for name in plan.new.tensors() for kind in KINDS]
+    expected = [whole(plan, name, read, kind, torch.float32) for name, kind in every]
+    replayed = Plan.from_json(json.loads(json.dumps(plan.to_json())))  # without what is kept of the first
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in (
+            (segments, "_FEW", 0),
+            (segments, "_LARGE", 6),
+            (segments, "_NARROW", 2),
+            (evaluate, "_CHUNK", 5),
+            (recipe, "_SCATTERED", 0),
+            (recipe, "_GAP", 0),
+        ):
+            patch.setattr(module, name, value)
+        kept: Kept = {}
+        for (name, kind), want in zip(every, expected, strict=True):
+            box = Box.whole(want.shape)
+            assert torch.equal(replayed.evaluate(name, box, read, kind, kept=kept), want)
 
 
 @given(events(exact=False))
