@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     of_rank = [hosts[number // per_node] for number in range(world)]
     limit = timedelta(seconds=options.seconds + 60)  # rank 0's alarm, which knows who is missing, comes first
     address, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", "29500"))
-    store = dist.TCPStore(address, port, is_master=rank == 0, timeout=limit, wait_for_workers=False)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=rank == 0, timeout=limit, wait_for_workers=False
+    )
     store.set(f"come/{rank}", "")
 
     def give_up() -> None:

@@ -20,7 +20,6 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=1 PYTHONFAULTHANDLER=1 HF_HUB_OFFLINE=1
 export TMPDIR=${SLURM_TMPDIR:-/tmp}
-export CAMBIUM_EXIT=$TMPDIR/cambium-$SLURM_JOB_ID-$restarts.exit
 
 # shellcheck disable=SC2154 # step_options is set by common.sh
 in_step() { # a command on every rank. Without --kill-on-bad-exit one dead rank would hang the others for ever.

@@ -74,6 +74,8 @@ before=$(newest)
 bad=$(CAMBIUM_FOLDER=$folder bash "$root/slurm/preflight.sh") || fail "preflight failed; see above"
 [[ -z $bad ]] || requeue "preflight found bad hosts, $(paste -sd, <<<"$bad")" "$bad"
 
+export CAMBIUM_EXIT=$folder/.exit # on a filesystem that all ranks see
+rm -f "$CAMBIUM_EXIT"
 in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain "$config" --stage "$stage" "$@" &
 step=$!
 # SLURM's warning before a preemption or the time limit: the ranks save and leave. TERM would kill them at once.
@@ -81,7 +83,7 @@ trap 'echo "$stage: SLURM asks for the nodes; saving"; kill -USR1 $step 2>/dev/n
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
 code=0
 wait "$step" || code=$?
-if [[ -s $CAMBIUM_EXIT && $(<"$CAMBIUM_EXIT") == 2 ]]; then code=2; fi
+[[ ! -s $CAMBIUM_EXIT ]] || code=$(<"$CAMBIUM_EXIT")
 
 if [[ $code == 2 ]]; then
     note "failed: an error of the user"
