@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,11 +92,17 @@ def _mpu() -> SimpleNamespace:
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping."""
+    """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping (inf where
+    it is not finite). trouble: why no update was made, empty when one was."""
 
     loss: float
     grad_norm: float
     terms: Mapping[str, float]
+    trouble: str = ""
+
+
+Judge = Callable[[float, float], str]
+"""Of a loss and a gradient norm, why there must be no update; empty when there may. The same on every rank."""
 
 
 class Engine:
@@ -116,9 +123,7 @@ class Engine:
         self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
         chunks = build.build(arch, layout, numerics, seq_len=seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
         self.device = next(chunks.parameters()).device
-        self.adam = AdamW(
-            chunks.parameters(), lr=0.0, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay
-        )
+        self.adam = AdamW(chunks.parameters(), lr=0.0, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=chunks, optimizer=self.adam, mpu=_mpu(), config=self._deepspeed_config(adam), dist_init_required=False
         )
@@ -214,6 +219,10 @@ class Engine:
                 whole = self.numerics.recompute == "full" and bool(set(layers) - frozen.parts)
                 enter_without_gradient(chunk, first=number == 0, recomputed=whole)
 
+    def clip_at(self, norm: float) -> None:
+        """The largest gradient norm of the steps to come; 0: no clipping."""
+        self._optimizer.clip_grad = norm
+
     def publish_weights(self) -> None:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""
         self._optimizer.update_lp_params()
@@ -290,12 +299,28 @@ class Engine:
         assert found is not None
         return found
 
-    def step(self, lr: float | Sequence[float]) -> float:
-        """Reduce the gradients, clip and update. Returns the gradient norm before clipping.
+    def step(
+        self, lr: float | Sequence[float], loss: float = 0.0, judge: Judge = lambda *_: ""
+    ) -> tuple[float, float, str]:
+        """Reduce the gradients, clip and update. Returns the loss, the gradient norm before clipping and the trouble.
 
-        lr: the learning rate of all generations, or of each.
+        lr: the learning rate of all generations, or of each. judge: asked before the update, with rank 0's values on
+        every rank, which are those returned; a gradient that is not finite makes no update anyway.
         """
         self.adam.set_lr(lr)
+        found: list[tuple[float, float, str]] = []
+
+        def allowed() -> bool:
+            # The one place where the host waits for the norm: the update runs while the next batch is made.
+            told_2 = torch.empty(2, dtype=torch.float64, device=self.device)
+            told_2[0], told_2[1] = loss, self._optimizer._global_grad_norm
+            if dist.get_world_size() > 1:
+                dist.broadcast(told_2, src=0)
+            told_loss, norm = told_2.tolist()
+            found[:] = [(told_loss, norm, judge(told_loss, norm))]
+            return not found[0][-1]
+
+        self.adam.allowed = allowed
         if self._gradients:
             # In place of its own reduce_gradients, which would flatten and copy them twice.
             reduced = self._gradients.reduce(parallel_state.get_data_parallel_group())
@@ -303,9 +328,9 @@ class Engine:
         else:
             self._deepspeed.buffered_allreduce_fallback()
         self._optimizer.step()
-        norm = float(self._optimizer._global_grad_norm)
         self._clear_gradients()
-        return norm
+        # DeepSpeed leaves the optimizer out when the norm is not finite.
+        return found[0] if found else (loss, math.inf, "the gradient norm is not finite")
 
     def forget(self) -> None:
         """Drop gradients that no step will use."""
@@ -325,10 +350,11 @@ class Engine:
         vars(self).clear()
         gc.collect()
 
-    def train_step(self, samples: Samples, lr: float | Sequence[float]) -> StepResult:
-        """One update from this data-parallel rank's part of the global batch."""
+    def train_step(self, samples: Samples, lr: float | Sequence[float], judge: Judge = lambda *_: "") -> StepResult:
+        """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`."""
         terms = self.backward(samples)
-        return StepResult(sum(terms.values()), self.step(lr), terms)
+        loss, norm, trouble = self.step(lr, sum(terms.values()), judge)
+        return StepResult(loss, norm, terms, trouble)
 
     @torch.no_grad()
     def evaluate(self, samples: Samples) -> dict[str, float]:

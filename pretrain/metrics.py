@@ -4,12 +4,14 @@ A record has: step (of the stage); tokens, flops (of the model, growth included)
 over the curriculum; then loss (nats per token), bits_per_byte, lr (of the newest generation; where there are several,
 lr_generation_0 and so on of each), grad_norm, tokens_per_second, tokens_per_second_per_gpu,
 model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu; or, of a validation, validation_loss and
-validation_bits_per_byte; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds. On a machine without
+validation_bits_per_byte; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a rollback, the
+step that it came from, rolled_back_from. A step that made no update has skipped, 1. On a machine without
 GPUs "per GPU" is per rank.
 """
 
 import json
 import logging
+import math
 import os
 import secrets
 import sys
@@ -71,9 +73,16 @@ class Metrics:
 
     def step(self, progress: Progress, **values: float) -> None:
         """After every optimizer step: values (loss, lr, grad_norm and what else the family has) are of that step alone,
-        so that a resumed stage writes what an undisturbed one does; every `log.interval` steps they are a record."""
-        if progress.step % self._interval == 0:
-            self.log(progress, **values, **self._speed(progress))
+        so that a resumed stage writes what an undisturbed one does; every `log.interval` steps they are a record.
+
+        With `skipped`, no update was made, which is a record at once, of those values that are finite.
+        """
+        due = progress.step % self._interval == 0
+        if "skipped" in values:
+            values = {key: value for key, value in values.items() if math.isfinite(value)}
+        if due or "skipped" in values:
+            self.log(progress, **values, **(self._speed(progress) if due else {}))
+        if due:
             self._last = progress
         for sink in self._sinks:
             sink.advance(progress)
@@ -163,8 +172,9 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _stays(record: Mapping[str, Any], step: int) -> bool:
-    # A stage that starts again validates before its first step, so that record comes anew.
-    return record["step"] < step or (record["step"] == step and "validation_loss" not in record)
+    # A stage that starts again validates before its first step, or rolls back again, so that record comes anew.
+    again = "validation_loss" in record or "rolled_back_from" in record
+    return record["step"] < step or (record["step"] == step and not again)
 
 
 class Console(Sink):
@@ -208,6 +218,8 @@ class Console(Sink):
 
 
 FORMATS = {
+    "skipped": "skipped",
+    "rolled_back_from": "back from step {}",
     "loss": "loss {:.4f}",
     "bits_per_byte": "{:.4f} bits/byte",
     "validation_loss": "validation loss {:.4f}",

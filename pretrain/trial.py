@@ -30,12 +30,13 @@ from pretrain.state import State
 from pretrain.switches import Asked, Switches
 from pretrain.timing import DECISIONS, keep_decision
 from pretrain.validate import Validation
+from pretrain.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 def start_with_the_best(
-    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches
+    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches, watchdog: Watchdog
 ) -> tuple[Engine, State] | None:
     """`start`, where a stage begins with `grow.trial` by the best of its candidates; None when a stop was asked for
     before that was known (collective).
@@ -53,7 +54,8 @@ def start_with_the_best(
     record |= {"config": stage.to_dict()}
     tried = agreed(lambda: _kept(folder / DECISIONS / "trial.json", record))
     for candidate in trial.candidates[len(tried) :]:
-        result = _try(curriculum, replace(stage, grow=stage.grow.tried(candidate)), layout, feed, switches)
+        candidate_stage = replace(stage, grow=stage.grow.tried(candidate))
+        result = _try(curriculum, candidate_stage, layout, feed, switches, watchdog)
         if result is None:
             return None
         result["flops"] -= manifest.progress["flops"]
@@ -86,7 +88,9 @@ def _kept(path: Path, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found["tried"] if found["parent"] == record["parent"] else []
 
 
-def _try(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches) -> dict[str, Any] | None:
+def _try(
+    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches, watchdog: Watchdog
+) -> dict[str, Any] | None:
     """The held-out loss after the steps of a trial, its time and the run's FLOPs by then; None when a stop is asked
     for."""
     began = time.monotonic()
@@ -99,6 +103,7 @@ def _try(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switc
     at_once = validation()["validation_loss"]
     tokens = before = state.progress.tokens
     for _ in range(stage.grow.trial.steps):
+        watchdog.beat("trial", 0)
         if switches.asked() == Asked.STOP:
             return None
         n = t.batch_at(tokens - before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -106,6 +106,7 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.allowed: Callable[[], bool] = lambda: True  # asked before an update: may it be made?
         self.segments: Sequence[Segment] = ()
         self.resting: Collection[int] = ()  # generations in no segment of any rank: their steps stay as they are
         self.steps: list[int] = []
@@ -144,10 +145,10 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every generation."""
+        """One update of every generation; none, and no trace of it, when it is not allowed."""
         (group,) = self.param_groups
         (partition,) = group["params"]
-        if partition.grad is None:
+        if partition.grad is None or not self.allowed():
             return
         tensors = (partition.detach(), partition.grad, *self.moments(partition))
         self.steps = [n + (g not in self.resting) for g, n in enumerate(self.steps)]
