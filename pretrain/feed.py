@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from pretrain.config import Stage
 from pretrain.data.bert import BertBatch, BertCorpus, BertStream
+from pretrain.data.byte_level import ByteLevel
 from pretrain.data.corpus import AnyCorpus, Corpus, Split
 from pretrain.data.masking import Masking
 from pretrain.data.stream import Stream
@@ -21,7 +22,7 @@ from pretrain.data.validation import probe, validation_set
 from pretrain.data.wordpiece import WordPiece
 from pretrain.samples import Samples, causal
 
-Tokenizer = SentencePiece | WordPiece
+Tokenizer = SentencePiece | ByteLevel | WordPiece
 
 CHUNK = 4096  # documents counted at a time
 BYTES_PER_TOKEN = 4  # of text in English, about

@@ -113,9 +113,9 @@ def _check_vocabulary(events: Sequence[Mapping[str, Any]], tokenizer: Tokenizer 
         if tokenizer and found["tokenizer"] != tokenizer.hash:
             raise UserError(
                 f"{tokenizer.name} is not the tokenizer of {event['imported']['name']}, the imported model that this "
-                "stage grows from: prepare the corpus with tools/prepare_data.py --tokenizer and the tokenizer.model "
-                "that the model came with"
-                + (f" (it cannot serve here: {found['reason']})" if found["order"] == "identity" else "")
+                "stage grows from: prepare the corpus with tools/prepare_data.py --tokenizer and the "
+                f"{'tokenizer.json' if found['order'] == 'identity' else 'tokenizer.model'} that the model came with"
+                + ("" if found["tokenizer"] else f" (it cannot serve here: {found['reason']})")
             )
 
 

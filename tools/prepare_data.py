@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pretrain import cli
-from pretrain.data.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
+from pretrain.data.byte_level import is_byte_level
+from pretrain.data.encoders import ByteLevelEncoder, Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import ALL, Source
 
@@ -33,7 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument(
-        "--tokenizer", type=Path, help="a SentencePiece BPE model with byte fallback, to use instead of training one"
+        "--tokenizer",
+        type=Path,
+        help="to use instead of training one: a SentencePiece BPE model with byte fallback, or the tokenizer.json (or "
+        "its folder) of a model with a byte-level BPE, whose vocabulary cannot grow",
     )
     parser.add_argument(
         "--vocab-size", type=int, default=32_000, help="pieces of a trained tokenizer (default: %(default)s)"
@@ -66,11 +70,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> cli.Answer:
     """Raises UserError for what cannot be prepared."""
-    encoder: Encoder[Any] = (
-        WordPieceEncoder(options.tokenizer, options.vocab_size, lowercase=not options.cased)
-        if options.wordpiece
-        else SentencePieceEncoder(options.tokenizer, options.vocab_size)
-    )
+    encoder: Encoder[Any]
+    if options.wordpiece:
+        encoder = WordPieceEncoder(options.tokenizer, options.vocab_size, lowercase=not options.cased)
+    elif options.tokenizer and is_byte_level(options.tokenizer):
+        encoder = ByteLevelEncoder(options.tokenizer)
+    else:
+        encoder = SentencePieceEncoder(options.tokenizer, options.vocab_size)
     with _Bars(disable=not sys.stderr.isatty()) as bars:
         description, existed = prepare(
             Source(

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from pretrain.data.byte_level import ByteLevel, is_byte_level
 from pretrain.data.indexed import AGAIN, IndexedTokens
 from pretrain.data.permute import permuted
 from pretrain.data.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ FORMAT_VERSION = 1
 
 
 class AnyTokenizer(Protocol):
-    """What SentencePiece's and WordPiece's tokenizers have in common."""
+    """What the kinds of tokenizers have in common."""
 
     @property
     def size(self) -> int:
@@ -98,15 +99,15 @@ class AnyCorpus(ABC, Generic[T]):
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
 
-class Corpus(AnyCorpus[Tokenizer]):
-    """Documents of SentencePiece pieces; each ends with its eos."""
+class Corpus(AnyCorpus[Tokenizer | ByteLevel]):
+    """Documents of SentencePiece or byte-level pieces; each ends with its eos."""
 
     @classmethod
-    def load_tokenizer(cls, folder: Path) -> Tokenizer:
+    def load_tokenizer(cls, folder: Path) -> Tokenizer | ByteLevel:
         """Raises UserError if the corpus is one of sentences for BERT."""
         if (folder / "vocab.txt").exists():
             raise UserError(f"{folder.parent} is a corpus of sentences for BERT: prepare one without --wordpiece")
-        return Tokenizer.load(folder)
+        return ByteLevel.load(folder) if is_byte_level(folder) else Tokenizer.load(folder)
 
 
 @dataclass(frozen=True)

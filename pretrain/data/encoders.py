@@ -1,4 +1,4 @@
-"""How texts become documents of tokens: SentencePiece for LLaMA and GPT, sentences of WordPiece for BERT."""
+"""How texts become documents of tokens: SentencePiece or byte-level BPE for LLaMA and GPT, WordPiece for BERT."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.byte_level import JSON_FILE, ByteLevel
 from pretrain.data.corpus import AnyTokenizer
 from pretrain.data.sentences import sentences
 from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
@@ -91,6 +92,29 @@ class SentencePieceEncoder(Encoder[Tokenizer]):
         ]
         tokens = np.array([t for ids in documents for t in ids], dtype=np.int64)
         size = int(tokenizer.piece_bytes[tokens].sum()) - tokenizer.prefix_bytes * len(documents)
+        return Encoded(tokens, [len(ids) for ids in documents], [1] * len(documents), size)
+
+
+class ByteLevelEncoder(Encoder[ByteLevel]):
+    """A document is one sequence, and ends with eos."""
+
+    file = JSON_FILE
+
+    def __init__(self, tokenizer: Path) -> None:
+        self.given = self.tokenizer = ByteLevel.load(tokenizer)
+        self.vocab_size = self.tokenizer.size
+
+    def load(self, folder: Path) -> ByteLevel:
+        return ByteLevel.load(folder)
+
+    def train(self, texts: Callable[[], Iterable[str]], threads: int) -> ByteLevel:
+        """The one that is given."""
+        return self.tokenizer
+
+    def encode(self, tokenizer: ByteLevel, texts: Sequence[str], threads: int) -> Encoded:
+        documents = [[*ids, tokenizer.eos] for ids in tokenizer.encode_batch(texts) if ids]
+        tokens = np.array([t for ids in documents for t in ids], dtype=np.int64)
+        size = int(tokenizer.piece_bytes[tokens].sum())
         return Encoded(tokens, [len(ids) for ids in documents], [1] * len(documents), size)
 
 

@@ -15,13 +15,14 @@ from growth import Architecture, Box, Generations
 from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
+from pretrain.data.byte_level import ByteLevel, is_byte_level
 from pretrain.data.corpus import TOKENIZER
-from pretrain.data.tokenizer import MODEL_FILE
+from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
 from pretrain.data.wordpiece import VOCAB_FILE, WordPiece
 from pretrain.errors import UserError
 from pretrain.hf import FAMILIES, HfFamily
 from pretrain.hf.rows import reordered
-from pretrain.hf.tokenizers import FILES, load
+from pretrain.hf.tokenizers import FILES, lowercase
 from pretrain.hf.weights import HfWeights
 from pretrain.state import Birth, Progress, State
 
@@ -97,14 +98,27 @@ def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArr
     try:
         if not (source / file).is_file():
             raise UserError(f"its tokenizer is no {kind} (there is no {file})")
-        tokenizer = load(arch.family, source if bert else source / file)
+        tokenizer = WordPiece.load(source, lowercase(source)) if bert else Tokenizer.load(source / file)
         if tokenizer.size != size:
             raise UserError(f"its tokenizer has {tokenizer.size} pieces and the model {size} rows")
     except UserError as error:
-        return {"order": "identity", "tokenizer": None, "reason": str(error).removeprefix(f"{source}/")}, None
+        reason = str(error).removeprefix(f"{source}/")
+        return {"order": "identity", **_as_it_is(source, arch, reason)}, None
     recorded = {"order": "merge age", "tokenizer": tokenizer.hash, "reason": None}
     permutation = tokenizer.permutation if isinstance(tokenizer, WordPiece) else tokenizer.age.permutation
     return recorded, permutation.astype(np.int64)
+
+
+def _as_it_is(source: Path, arch: Architecture, reason: str) -> dict[str, Any]:
+    """Of a tokenizer whose ids stay as they are: its hash, if text can be prepared with it; else why not."""
+    if arch.family == "bert" or not is_byte_level(source):
+        return {"tokenizer": None, "reason": reason}
+    try:
+        tokenizer = ByteLevel.load(source)
+        tokenizer.legal(arch.sizes["vocab"])
+    except UserError as error:
+        return {"tokenizer": None, "reason": f"{reason}; {str(error).removeprefix(f'{source}/')}"}
+    return {"tokenizer": tokenizer.hash, "reason": reason}
 
 
 def _write(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pretrain.checkpoint import Manifest
 from pretrain.data.bert import BertCorpus, BertStream
+from pretrain.data.byte_level import ByteLevel, is_byte_level
 from pretrain.data.corpus import TOKENIZER, Corpus
 from pretrain.data.hf_tokenizer import export_tokenizer
 from pretrain.data.hf_wordpiece import export_wordpiece
@@ -41,7 +42,7 @@ class Vocabulary:
     tokenizer files of an imported model, whose rows are otherwise in the order of their ids."""
 
     size: int
-    tokenizer: Tokenizer | WordPiece | None
+    tokenizer: Tokenizer | ByteLevel | WordPiece | None
     imported: Path | None
 
     @property
@@ -61,6 +62,8 @@ class Vocabulary:
         row, t = self.tokenizer.stock_order(self.size), self.tokenizer
         if isinstance(t, WordPiece):
             return {"pad_token_id": int(row[t.pad])}
+        if isinstance(t, ByteLevel):
+            return {"bos_token_id": None, "eos_token_id": t.eos}
         return {
             "bos_token_id": None if t.bos is None else int(row[t.bos]),
             "eos_token_id": int(row[t.eos]),
@@ -74,6 +77,8 @@ class Vocabulary:
                     shutil.copyfile(self.imported / name, folder / name)
         elif isinstance(self.tokenizer, WordPiece):
             export_wordpiece(self.tokenizer, folder, self.size)
+        elif isinstance(self.tokenizer, ByteLevel):
+            self.tokenizer.save(folder)
         elif self.tokenizer:
             export_tokenizer(self.tokenizer, folder, self.size)
 
@@ -86,14 +91,17 @@ def vocabulary(checkpoint: Path, manifest: Manifest, given: Path | None) -> Voca
     size = manifest.architecture["sizes"]["vocab"]
     event = imported(manifest)
     found = event["vocabulary"] if event else None
+    files = imported_files(checkpoint, manifest) if found else None
     if found and found["order"] == "identity":
-        if given:
+        files = given or files
+        if files is None:
             raise UserError(
-                f"{given}: {event['name']} was imported with its rows in the order of its own tokenizer "
-                f"({found['reason']}), which is kept with it: leave --tokenizer out"
+                f"the tokenizer files of {event['name']}, from which the model grew, are not beside its import any "
+                "more: name the folder of the model that was imported with --tokenizer"
             )
-        return Vocabulary(size, None, imported_files(checkpoint))
-    files = imported_files(checkpoint) if found else None
+        if found["tokenizer"] and ByteLevel.load(files).hash != found["tokenizer"]:
+            raise UserError(f"{files} is not the tokenizer that the model was imported with: name that one")
+        return Vocabulary(size, None, files)
     tokenizer = _tokenizer(manifest, given or files)
     if found and tokenizer.hash != found["tokenizer"]:
         raise UserError(f"{tokenizer.name} is not the tokenizer that the model was imported with: name that one")
@@ -107,22 +115,41 @@ def imported(manifest: Manifest) -> dict[str, Any]:
     return dict(found[0]) if found else {}
 
 
-def imported_files(checkpoint: Path) -> Path | None:
-    """Where an import put the tokenizer files: beside the checkpoints of its stage."""
-    folder = checkpoint.absolute().parent.parent / TOKENIZER
+def imported_files(checkpoint: Path, manifest: Manifest) -> Path | None:
+    """Where the import put the tokenizer files: beside the checkpoints of the first stage of this checkpoint's lineage.
+
+    None when an ancestor is neither where it was nor in the same run folder."""
+    checkpoint = checkpoint.absolute()
+    while manifest.parent:
+        place = Path(manifest.parent["path"])
+        for path in (place.absolute(), checkpoint.parents[2].joinpath(*place.parts[-3:])):
+            try:
+                found = Manifest.load(path)
+            except UserError:
+                continue
+            if found.hash == manifest.parent["hash"]:
+                checkpoint, manifest = path, found
+                break
+        else:
+            return None
+    folder = checkpoint.parent.parent / TOKENIZER
     return folder if folder.is_dir() else None
 
 
-def load(family: str, path: Path) -> Tokenizer | WordPiece:
+def load(family: str, path: Path) -> Tokenizer | ByteLevel | WordPiece:
     """The tokenizer in a folder or file, of the kind that a family has. Raises UserError when there is none."""
     if family != "bert":
-        return Tokenizer.load(path)
-    told = path / "tokenizer_config.json"
-    lowercase = json.loads(told.read_text()).get("do_lower_case", True) if told.is_file() else True
-    return WordPiece.load(path, lowercase)
+        return ByteLevel.load(path) if is_byte_level(path) else Tokenizer.load(path)
+    return WordPiece.load(path, lowercase(path))
 
 
-def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | WordPiece:
+def lowercase(folder: Path) -> bool:
+    """Whether a WordPiece tokenizer's folder says that text loses its capitals; without a word about it, it does."""
+    told = folder / "tokenizer_config.json"
+    return bool(json.loads(told.read_text()).get("do_lower_case", True)) if told.is_file() else True
+
+
+def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | ByteLevel | WordPiece:
     bert = manifest.architecture["family"] == "bert"
     if given:
         return load(manifest.architecture["family"], given)

@@ -23,6 +23,7 @@ from pretrain.data.encoders import Encoder, SentencePieceEncoder, WordPieceEncod
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.data.stream import Stream
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import UserError
 
 SEED, VALIDATION = 0, 0.05
@@ -139,6 +140,7 @@ def _text(folder: Path, options: argparse.Namespace) -> Sides:
         create_attention_mask=False,
     )
     # About half of the vocabulary, so that re-segmenting is part of it.
+    assert isinstance(corpus.tokenizer, Tokenizer)
     sizes = np.flatnonzero(corpus.tokenizer.age.cut)
     vocab = int(sizes[max(0, np.searchsorted(sizes, options.vocab // 2, side="right") - 1)])
     stream = Stream(corpus, vocab=vocab, seq_len=options.seq_len, seed=SEED, validation=VALIDATION)

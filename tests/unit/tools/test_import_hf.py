@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import yaml
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from growth import Architecture, reference
 from pretrain.checkpoint import Reader, find, is_done
+from pretrain.config import load
 from pretrain.data.corpus import Corpus
+from pretrain.feed import open_feed
 from tools.export_hf import main as export
 from tools.grow import main as grow
 from tools.import_hf import main
+from tools.prepare_data import main as prepare_data
 from tools.verify import main as verify
 
 
@@ -120,7 +125,8 @@ def test_it_grows(llama: Path, corpus: Corpus, tmp_path: Path, capsys: pytest.Ca
     assert verify([str(tmp_path / "run" / "next"), "--parent", str(tmp_path / "run" / "base")]) == 0
     told = capsys.readouterr().out
     assert "content" in told
-    assert export([str(tmp_path / "run" / "next"), str(tmp_path / "out"), "--tokenizer", str(llama)]) == 0
+    assert export([str(tmp_path / "run" / "next"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == (llama / "tokenizer.model").read_bytes()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     ids = AutoTokenizer.from_pretrained(tmp_path / "out")("def f():", return_tensors="pt").input_ids
@@ -142,12 +148,54 @@ def test_another_tokenizer(llama: Path, corpus: Corpus, tmp_path: Path, capsys: 
     assert weights(tmp_path / "out") == weights(source)
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     capsys.readouterr()
-    config = curriculum(tmp_path, llama, corpus, vocab=corpus.tokenizer.size + 8)
-    assert grow([str(stage), "--config", str(config), "--stage", "next"]) == 2
-    assert "cannot grow: its tokenizer is no SentencePiece model" in capsys.readouterr().err
     config = curriculum(tmp_path, llama, corpus, hidden=32)
     assert grow([str(stage), "--config", str(config), "--stage", "next"]) == 2
     assert "is not the tokenizer of Bytes" in capsys.readouterr().err
+
+
+def byte_level(llama: Path, folder: Path) -> None:
+    """The same model with a byte-level BPE of fewer pieces than it has rows."""
+    shutil.copytree(llama, folder)
+    (folder / "tokenizer.model").unlink()
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    made.train_from_iterator([Path(shutil.__file__).read_text()], trainer)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "tokenizer_class": "GPT2TokenizerFast"}')
+
+
+def test_a_byte_level_tokenizer(
+    llama: Path, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A corpus of its ids is prepared, the model grows on it at its vocabulary, and the files go out as they came."""
+    source, stage, data = tmp_path / "Bytes", tmp_path / "run" / "base", tmp_path / "data"
+    byte_level(llama, source)
+    text = str(corpus.path.parent / "text.txt")
+    assert main([str(source), str(stage)]) == 0
+    assert prepare_data([text, "--output", str(data), "--tokenizer", str(source)]) == 0
+    prepared = Corpus.open(data)
+    config = curriculum(tmp_path, llama, prepared, hidden=32)
+    capsys.readouterr()
+    assert grow([str(tmp_path / "run"), "--config", str(config), "--stage", "next", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["certificate"]["preserved"]
+    feed = open_feed(load(config).stage("next"))
+    feed.seek(None)
+    assert feed.take(4, 0.0, 0, 1).bytes
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        for where in (stage, tmp_path / "run" / "next"):
+            out = tmp_path / "out" / where.name
+            assert export([str(where), str(out)]) == 0
+            assert (out / name).read_bytes() == (source / name).read_bytes()
+    config = curriculum(tmp_path, llama, prepared, vocab=corpus.tokenizer.size + 8)
+    assert grow([str(stage), str(tmp_path / "x"), "--config", str(config), "--stage", "next"]) == 2
+    assert "cannot grow: its tokenizer is no SentencePiece model" in capsys.readouterr().err
+    shutil.rmtree(stage / "tokenizer")
+    assert export([str(tmp_path / "run" / "next"), str(tmp_path / "gone")]) == 2
+    assert "name the folder of the model that was imported with --tokenizer" in capsys.readouterr().err
+    assert export([str(tmp_path / "run" / "next"), str(tmp_path / "given"), "--tokenizer", str(source)]) == 0
+    assert (tmp_path / "given" / "tokenizer.json").exists()
 
 
 def test_again_and_elsewhere(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
