@@ -41,7 +41,8 @@ class Certificate:
     on the old segmentation; `dead` maps rows of the family's table to (dead, counted) new parameters; `locked` maps an
     axis with copied channels to the share of copies that still equal their source, at once and after ten steps;
     `approximate` says where transformed moments are only near those of an exact trajectory; bits per byte, where
-    measured, are with the new vocabulary and segmentation and never stop a stage."""
+    measured, are with the new vocabulary and segmentation and never stop a stage; the gradient's global norm before and
+    after the event, where measured, is on one batch of the old segmentation."""
 
     operators: tuple[str, ...]
     claims: bool
@@ -54,6 +55,8 @@ class Certificate:
     approximate: tuple[str, ...] = ()
     bits_per_byte_before: float | None = None
     bits_per_byte_after: float | None = None
+    grad_norm_before: float | None = None
+    grad_norm_after: float | None = None
 
     @staticmethod
     def of(plan: Plan, *, error: float, loss_before: float, loss_after: float, **measured: Any) -> Certificate:
@@ -81,6 +84,11 @@ class Certificate:
         counted = sum(n for _, n in self.dead.values())
         return sum(d for d, _ in self.dead.values()) / counted if counted else 0.0
 
+    @property
+    def grad_norm_ratio(self) -> float | None:
+        """By what the event multiplied the gradient's norm; None where it was not measured, or cannot be said."""
+        return self.grad_norm_after / self.grad_norm_before if self.grad_norm_after and self.grad_norm_before else None
+
     def require(self) -> None:
         """Raise GrowthError when the plan claims to preserve the function but does not."""
         if self.claims and not self.preserved:
@@ -106,6 +114,9 @@ class Certificate:
             ["copied channels", axis, f"{now:.0%} locked at once, {later:.0%} after ten steps"]
             for axis, (now, later) in self.locked.items()
         ]
+        if self.grad_norm_ratio:
+            text = f"{self.grad_norm_before:.4f} to {self.grad_norm_after:.4f}"
+            rows.append(["gradient norm", text, f"times {self.grad_norm_ratio:.4f} (on one batch)"])
         rows += [["moments", "approximate", note] for note in self.approximate]
         if self.bits_per_byte_before is not None and self.bits_per_byte_after is not None:
             change = self.bits_per_byte_after - self.bits_per_byte_before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch
 import torch.distributed as dist
@@ -41,13 +42,14 @@ def certify(
     probe: Samples,
     batch: Samples,
     lr: float,
+    norm_before: float,
 ) -> Certificate:
     """Measure the event on the model that has just been loaded (collective).
 
     parent_logits [n, S, old vocab] are needed on the judge only. probe is held-out text in the parent's segmentation,
     batch in the new one, the same on every rank; the batch's size is a multiple of dp * micro_batch. One optimizer step
     is made at `lr`, and undone by `reload`. Dead parameters are new and have no gradient on two backward passes, before
-    and after that step.
+    and after that step. norm_before: the parent's `gradient_norm` of the probe.
     """
     new = engine.logits(probe)
     measured: list[float] = []
@@ -56,6 +58,7 @@ def certify(
         assert parent_logits is not None
         new = new[..., : parent_logits.shape[-1]].cpu()
         measured = [relative_error(new, parent_logits), _loss(parent_logits, probe), _loss(new, probe)]
+    norm_after = gradient_norm(engine, probe)
     dead = _dead(engine, plan, batch, lr)
     reload()
     measured = _from_judge(measured, engine.layout)
@@ -65,8 +68,15 @@ def certify(
         loss_before=measured[1],
         loss_after=measured[2],
         dead=dead,
+        grad_norm_before=norm_before if isfinite(norm_before) else None,
+        grad_norm_after=norm_after if isfinite(norm_after) else None,
         tolerance=TOLERANCE if engine.numerics.precision == "fp32" else BF16_TOLERANCE,
     )
+
+
+def gradient_norm(engine: Engine, probe: Samples) -> float:
+    """The global norm of the gradient of samples that every data-parallel rank has all of; changes Adam's moments."""
+    return engine.train_step(probe, 0.0).grad_norm
 
 
 def _loss(logits_BSV: Tensor, probe: Samples) -> float:

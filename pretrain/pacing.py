@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from pretrain.config import Curriculum, Stage
 from pretrain.engine import Engine
@@ -32,5 +33,6 @@ class Pacing:
         begins = not state.progress.step
         births = paced(state.births, self.stage, begins, state.progress.tokens, self.curve_ends)
         engine.adam.weight_decays = weight_decays(births, self.stage)
+        engine.clip_at(self.stage.train.clip * prod(event.get("clip_scale", 1.0) for event in state.events))
         engine.freeze(Frozen.of(state.arch, state.generations, still(births, self.stage)))
         return replace(state, births=births)

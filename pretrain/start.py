@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,11 +21,12 @@ from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
 from pretrain.estimate.flops import event_flops
-from pretrain.event import certify, judge, old_logits
+from pretrain.event import certify, gradient_norm, judge, old_logits
 from pretrain.feed import Feed
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
 from pretrain.planning import finished, grown, patch_plan, patched, plan_of
+from pretrain.samples import Samples
 from pretrain.state import Birth, Progress, State, fill, publish
 
 log = logging.getLogger(__name__)
@@ -123,12 +125,13 @@ def _grow(
 ) -> tuple[Engine, State]:
     """The newest checkpoint of `root`, grown: its shards, its state and its certificate."""
     assert plan.old is not None
-    engine = _engine(plan.new, layout, stage)
     t = stage.train
     # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
     length = min(t.seq_len, plan.old.sizes.get("positions", t.seq_len))
     probe = feed.probe(t.micro_batch * layout.pp, plan.old.sizes["vocab"], length)
     batch = feed.batch(t.micro_batch * layout.pp * layout.dp)
+    norm_before = _norm_before(root, plan.old, stage, layout, probe)
+    engine = _engine(plan.new, layout, stage)
     logits: list[torch.Tensor] = []
     states: list[State] = []
 
@@ -154,6 +157,7 @@ def _grow(
         probe=probe,
         batch=batch,
         lr=t.lr,
+        norm_before=norm_before,
     )
     certificate = replace(certificate, bits_per_byte_before=bits_per_byte)
     if dist.get_rank() == 0:
@@ -162,10 +166,30 @@ def _grow(
             log.error("%s", certificate)
     certificate.require()
     state = states[0]
-    event = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
+    event: dict[str, Any] = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
+    if stage.grow.clip == "scale" and certificate.grad_norm_ratio:
+        event["clip_scale"] = certificate.grad_norm_ratio
     flops = event_flops(plan.old, plan.new, t.seq_len, samples=t.micro_batch * layout.pp, dp=layout.dp)
     progress = replace(state.progress, flops=state.progress.flops + flops, held_out=())
     return engine, replace(state, progress=progress, events=(*state.events, event))
+
+
+def _norm_before(root: Path, old: Architecture, stage: Stage, layout: Layout, probe: Samples) -> float:
+    """The gradient's norm of the model that will grow, on an engine of its own, before that of the grown model is made.
+
+    It is spread as the stage is; without tensor parallelism where it is too small to be cut like that.
+    """
+    tp, dp = layout.tp, layout.dp
+    if any(old.sizes.get(axis, tp) % tp for axis in ("heads", "kv_heads", "ffn")):
+        tp, dp = 1, dp * tp
+    spread = Layout.make(old.layers, tp=tp, pp=layout.pp, dp=dp, sequence_parallel=layout.sequence_parallel)
+    train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1)
+    engine = _engine(old, spread, replace(stage, train=train))
+    restore(root, lambda reader: fill(engine, growth.identity(old), reader, kinds=("weight",)))
+    engine.publish_weights()
+    norm = gradient_norm(engine, probe)
+    engine.free()
+    return norm
 
 
 def _bits_per_byte(folder: Path) -> float | None:

@@ -118,7 +118,7 @@ class State:
         )
 
 
-def fill(engine: Engine, plan: Plan, reader: Reader | None) -> None:
+def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str] = KINDS) -> None:
     """Evaluate the plan on every box that this rank owns, straight into its ZeRO partition (not collective).
 
     Reads nothing but the blocks that those boxes are made of. Needs a few times `PIECE` of memory. A checkpoint
@@ -130,7 +130,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None) -> None:
         return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
 
     for owned in engine.owned:
-        for kind in KINDS:
+        for kind in kinds:
             fragment = getattr(owned, kind)
             fragment.zero_()  # physical padding
             for box in owned.boxes:

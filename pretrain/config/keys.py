@@ -271,6 +271,9 @@ class Grow(Section):
     """Weight decay of what is new, now and in later stages; absent: train.weight_decay."""
     old_lr: Annotated[float, Field(ge=0)] = 1.0
     """Multiple of the learning rate that everything older than this stage has during it; 0 freezes it."""
+    clip: Literal["keep", "scale"] = "keep"
+    """What the event does to train.clip, for good. keep: nothing. scale: multiply it by what the event multiplied the
+    gradient's norm by, on the same batch of held-out text, so that as much is clipped as before."""
     trial: Trial = Trial()
     """Choose the operators by trial."""
     condense: bool = False

@@ -241,7 +241,7 @@ def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytes
 
 def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
     optimizer = {"moments", "schedule", "rewind", "new_lr", "new_weight_decay", "old_lr", "condense"}
-    keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer - {"trial"}
+    keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer - {"trial", "clip"}
     assert keys == {key for key, operators in OPERATORS.items() if operators}
     assert all(name in OPERATORS[key] for key, name in config.Grow().policy().items())
 
