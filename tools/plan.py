@@ -66,7 +66,12 @@ def work(options: argparse.Namespace) -> Answer:
     curriculum = _resolved(config.load(options.config))
     costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=options.nodes, mfu=_mfu(options.mfu))
     if options.suggest:
-        found = [suggest(c.arch, c.stage.train, gpu, world=c.layout.world, gpus_per_node=per_node) for c in costs]
+        found = [
+            suggest(
+                c.arch, c.stage.train, gpu, world=c.layout.world, grown=bool(c.memory.event), gpus_per_node=per_node
+            )
+            for c in costs
+        ]
         if none := [c.stage.name for c, fitting in zip(costs, found, strict=True) if not fitting]:
             raise UserError(f"nothing fits for {', '.join(none)} on as many GPUs as its layout has: use more of them")
         text = [_suggestions(costs, found), _assumptions(options, gpu)]

@@ -52,6 +52,8 @@ GPUS = {
 """MFU is what SOURCE measured on eight of them, of MPT models of 125M to 7B."""
 SINGLE = 0.75
 """Share of that which is assumed of a model out of torch's single operations: norms, SwiGLU and loss are not fused."""
+LAUNCH = 5e-4
+"""Seconds in which a host launches the kernels of a layer, forward and backward: some 80 of them; an assumption."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def of_step(
 ) -> Speed:
     """The speed of a stage; mfu: measured, bubble and communication included, in place of the assumption.
 
-    The assumption: computing at `kernels` of the peak, the pipeline's bubble, and then communication, none of which is
-    hidden behind computing.
+    The assumption: computing at `kernels` of the peak, or as fast as kernels are launched if that takes longer, the
+    pipeline's bubble, and then communication, none of which is hidden behind computing.
     """
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     bubble = (layout.pp - 1) / (layout.pp - 1 + micro_batches * layout.virtual)
@@ -88,7 +90,9 @@ def of_step(
     flops = training_flops(arch, train.seq_len) * train.global_batch * train.seq_len
     peak = PEAK_FLOPS[gpu.name][train.precision] * layout.world
     if mfu is None:
-        computing = flops / (peak * kernels(arch, layout, train, gpu)) / (1 - bubble)
+        layers = max(sum(len(part) for _, part in layout.chunks(rank)) for rank in range(layout.pp))
+        launching = micro_batches * layers * LAUNCH
+        computing = max(flops / (peak * kernels(arch, layout, train, gpu)), launching) / (1 - bubble)
         mfu = flops / peak / (computing + nvlink / gpu.nvlink + network / gpu.network)
     return Speed(mfu, bubble, flops / (peak * mfu), nvlink, network)
 
