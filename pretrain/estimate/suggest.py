@@ -33,8 +33,8 @@ class Suggestion:
 def suggest(
     arch: Architecture, train: Train, gpu: Gpu, *, world: int, grown: bool, gpus_per_node: int = 8
 ) -> list[Suggestion]:
-    """All layouts of `world` GPUs that fit, each with its best micro-batch, fastest first; within a hundredth of MFU the
-    simpler one first.
+    """All layouts of `world` GPUs that fit, each with its best micro-batch: fastest first, within a hundredth of MFU the
+    simpler one.
 
     grown: whether the stage begins with a growth event. Tensor parallelism stays within a node and has sequence
     parallelism; pipelines are balanced, plain or interleaved.
