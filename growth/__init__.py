@@ -5,6 +5,7 @@ from growth.between import between
 from growth.box import Box
 from growth.errors import GrowthError
 from growth.generations import Generations
+from growth.olds import Kept
 from growth.plan import Plan, identity, initial
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Box",
     "Generations",
     "GrowthError",
+    "Kept",
     "LogicalTensor",
     "Plan",
     "between",
