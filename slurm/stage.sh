@@ -38,6 +38,16 @@ fi
 # shellcheck source=slurm/job.sh
 source "$root/slurm/job.sh"
 
+# SLURM's warning before a preemption or the time limit: the ranks save and leave. TERM would kill them at once.
+asked='' step=''
+# shellcheck disable=SC2329 # the trap calls it
+leave() {
+    asked=yes
+    echo "$stage: SLURM asks for the nodes; saving"
+    [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null
+}
+trap leave USR1 TERM
+
 facts=$(once -m pretrain.stages "$config" --stage "$stage" --nodes "$SLURM_JOB_NUM_NODES" \
     --ranks-per-node "$tasks" --gpus-per-node "${SLURM_GPUS_ON_NODE:-$CAMBIUM_RANKS_PER_NODE}" "$@")
 IFS=$'\t' read -r _ state _ _ folder <<<"$facts"
@@ -71,17 +81,20 @@ newest() { # checkpoint; nothing before the first one
 }
 before=$(newest)
 
-bad=$(CAMBIUM_FOLDER=$folder bash "$root/slurm/preflight.sh") || fail "preflight failed; see above"
+code=0
+bad=$(CAMBIUM_FOLDER=$folder bash "$root/slurm/preflight.sh") || code=$?
 [[ -z $bad ]] || requeue "preflight found bad hosts, $(paste -sd, <<<"$bad")" "$bad"
+[[ -z $asked ]] || requeue "stopped on request"
+if [[ $code != 0 ]]; then
+    note "failed in preflight"
+    exit "$code"
+fi
 
 export CAMBIUM_EXIT=$folder/.exit # on a filesystem that all ranks see
 rm -f "$CAMBIUM_EXIT"
 in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain "$config" --stage "$stage" "$@" &
 step=$!
-# SLURM's warning before a preemption or the time limit: the ranks save and leave. TERM would kill them at once.
-trap 'echo "$stage: SLURM asks for the nodes; saving"; kill -USR1 $step 2>/dev/null' USR1 TERM
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
-code=0
 wait "$step" || code=$?
 [[ ! -s $CAMBIUM_EXIT ]] || code=$(<"$CAMBIUM_EXIT")
 

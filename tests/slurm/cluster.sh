@@ -91,7 +91,7 @@ END
 start() {
     local nodes=$1 number node
     if [[ -e /sys/class/net/cambium0 ]]; then
-        echo "error: there is a cluster already (the bridge cambium0): stop it, or ip link del cambium0" >&2
+        echo "error: there is a cluster already: bash $0 stop $(</sys/class/net/cambium0/ifalias)" >&2
         exit 2
     fi
     mkdir -p "$dir"/{state,spool,munge,log}
@@ -102,6 +102,7 @@ start() {
         --log-file="$dir/munge/log" --seed-file="$dir/munge/seed" 2>"$dir/log/munged"
     chmod 755 "$dir" "$dir/munge"
     ip link add cambium0 type bridge
+    ip link set cambium0 alias "$dir"
     ip addr add 10.231.0.1/24 dev cambium0
     ip link set cambium0 up
     configure "$nodes"

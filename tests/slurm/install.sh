@@ -18,7 +18,9 @@ if ! command -v slurmctld slurmd sbatch munged ip unshare >/dev/null; then
     { apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge iproute2 util-linux; } \
         </dev/null >/tmp/cambium-apt.log 2>&1 || cannot "apt-get could not install SLURM: $(tail -n 1 /tmp/cambium-apt.log)"
 fi
-[[ ! -e /sys/class/net/cambium0 ]] || cannot "A cluster is running already (the bridge cambium0)."
+if [[ -e /sys/class/net/cambium0 ]]; then
+    cannot "One is running: bash tests/slurm/cluster.sh stop $(</sys/class/net/cambium0/ifalias)"
+fi
 ip link add cambium0 type bridge 2>/dev/null || cannot "This machine may not make network interfaces."
 ip link del cambium0
 unshare --uts --ipc --pid --net --mount --fork true 2>/dev/null || cannot "This machine may not make namespaces."

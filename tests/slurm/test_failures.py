@@ -28,6 +28,7 @@ def test_a_stage_that_crashes(cluster: Cluster, new_run: NewRun) -> None:
     failed(cluster, run.submit(), "wide", 1, run)
     assert run.happened("wide") == ["failed with code 1, and nothing saved since the start"]
     assert "FileExistsError" in run.log("wide")
+    assert f"{run.folder}/.submitted/" in run.log("wide")  # the code is that of the submission
 
 
 def test_an_error_of_the_user_after_the_submission(cluster: Cluster, new_run: NewRun, tmp_path: Path) -> None:
@@ -78,6 +79,17 @@ def test_nothing_is_submitted_that_cannot_run(
     answer = cluster.run(*words, cwd=run.config.parent, code=2)
     assert answer.startswith("error: ")
     assert said in answer
+    assert not cluster.jobs()
+    assert not run.folder.exists()
+
+
+def test_a_dry_run(cluster: Cluster, new_run: NewRun) -> None:
+    """SLURM is asked about each stage, GPUs included, and nothing is left behind."""
+    run = new_run()
+    words = ("bash", run.code / "slurm/curriculum.sh", "--test-only", run.config)
+    answer = cluster.run(*words, cwd=run.config.parent, CAMBIUM_GPUS="1")
+    assert answer.count(" to start at ") == 3
+    assert "deep: 3 nodes x 2 ranks" in answer
     assert not cluster.jobs()
     assert not run.folder.exists()
 

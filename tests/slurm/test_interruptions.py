@@ -1,6 +1,5 @@
 """What a cluster does to a job that is in nobody's fault: preemption, a requeue, the time limit."""
 
-
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import NewRun
 from tests.slurm.run import Run
@@ -9,6 +8,7 @@ from tests.slurm.run import Run
 def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> None:
     run = new_run("seed")
     job = run.submit("wide")["wide"]
+    run.config.rename(run.config.with_suffix(".old"))  # the job has a copy of its own
 
     run.reaches("wide", job, 2)
     with cluster.paused(job):

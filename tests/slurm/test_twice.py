@@ -28,6 +28,9 @@ def test_submitted_twice(cluster: Cluster, new_run: NewRun, undisturbed: Run) ->
     with cluster.paused(jobs["wide"]):
         assert run.submit() == jobs
         assert sorted(cluster.jobs()) == sorted(jobs.values())
+        said = cluster.run("bash", run.code / "slurm/status.sh", run.config, cwd=run.config.parent).splitlines()
+        assert [line.split()[:2] for line in said[1:]] == [["seed", "done"], ["wide", "running"], ["deep", "pending"]]
+        assert said[2].split()[-2:] == ["0", jobs["wide"]]
     for stage in jobs:
         assert cluster.ended(jobs[stage]) == "COMPLETED", run.log(stage)
         assert cluster.job(jobs[stage])["Restarts"] == "0"
