@@ -33,8 +33,7 @@ class Suggestion:
 def suggest(
     arch: Architecture, train: Train, gpu: Gpu, *, world: int, grown: bool, gpus_per_node: int = 8
 ) -> list[Suggestion]:
-    """All layouts of `world` GPUs that fit, each with its best micro-batch: fastest first, within a hundredth of MFU the
-    simpler one.
+    """The layouts of `world` GPUs that fit, each with its best micro-batch; fastest first, simpler within 0.01 of MFU.
 
     grown: whether the stage begins with a growth event. Tensor parallelism stays within a node and has sequence
     parallelism; pipelines are balanced, plain or interleaved.

@@ -81,6 +81,7 @@ def test_every_stage_is_built_as_planned(name: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_every_rank_of_every_stage() -> None:
     for stage in stages("llama2_55m_to_7b"):
         layout = layout_of(stage, 8, None)
