@@ -30,5 +30,6 @@ in_step() { # a command on every rank. Without --kill-on-bad-exit one dead rank 
 exclude() { # hosts, one a line, from where this job may run; only once it waits again
     local old
     old=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$(paste -sd, <<<"$1")${old:+,${old/#(null)/}}"
+    [[ $old != '(null)' ]] || old=''
+    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$(paste -sd, <<<"$1")${old:+,$old}"
 }

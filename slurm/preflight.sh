@@ -16,11 +16,10 @@ if [[ ${1:-} == --host ]]; then # on one host: its name when it is bad
         echo "bad $SLURMD_NODENAME"
         exit 0
     }
-    gigabytes() { df --output=avail --block-size=1G "$1" 2>/dev/null | tail -n 1 | tr -d ' '; }
     room() {
         local free
-        free=$(gigabytes "$1")
-        ((${free:--1} >= $2)) || bad "${free:-no folder, 0} GB free in $1, and $2 are wanted"
+        free=$(df --output=avail --block-size=1M "$1" 2>/dev/null | tail -n 1) || bad "there is no folder $1"
+        ((free / 1024 >= $2)) || bad "$((free / 1024)) GB free in $1, and $2 are wanted"
     }
     if [[ $CAMBIUM_GPUS != 0 ]]; then
         found=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | wc -l)
