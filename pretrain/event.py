@@ -46,7 +46,7 @@ def certify(
 ) -> Certificate:
     """Measure the event on the model that has just been loaded (collective).
 
-    parent_logits [n, S, old vocab] are needed on the judge only. probe is held-out text in the parent's segmentation,
+    parent_logits [n, S, old vocab] are needed on the judge only. probe is held-out text in ids that both have,
     batch in the new one, the same on every rank; the batch's size is a multiple of dp * micro_batch. One optimizer step
     is made at `lr`, and undone by `reload`. Dead parameters are new and have no gradient on two backward passes, before
     and after that step. norm_before: the parent's `gradient_norm` of the probe.
@@ -56,7 +56,8 @@ def certify(
     if dist.get_rank() == judge(engine.layout):
         assert new is not None
         assert parent_logits is not None
-        new = new[..., : parent_logits.shape[-1]].cpu()
+        ids = min(new.shape[-1], parent_logits.shape[-1])  # those that both models have
+        new, parent_logits = new[..., :ids].cpu(), parent_logits[..., :ids]
         measured = [relative_error(new, parent_logits), _loss(parent_logits, probe), _loss(new, probe)]
     norm_after = gradient_norm(engine, probe)
     dead = _dead(engine, plan, batch, lr)

@@ -128,7 +128,8 @@ def _grow(
     t = stage.train
     # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
     length = min(t.seq_len, plan.old.sizes.get("positions", t.seq_len))
-    probe = feed.probe(t.micro_batch * layout.pp, plan.old.sizes["vocab"], length)
+    both = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
+    probe = feed.probe(t.micro_batch * layout.pp, both, length)
     batch = feed.batch(t.micro_batch * layout.pp * layout.dp)
     norm_before = _norm_before(root, plan.old, stage, layout, probe)
     engine = _engine(plan.new, layout, stage)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import growth
 from growth import GrowthError
+from growth.operators import OPERATORS
 from pretrain import factors
 from pretrain.config.reading import join_problems
 from pretrain.errors import UserError
@@ -176,12 +177,13 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
     if new.from_scratch:
         return
     before = old.at_end()
-    shrunk = [axis for axis in GROWING if getattr(new.model, axis) < getattr(before, axis)]
+    named = {key for key, value in new.grow.policy().items() if key in OPERATORS and _shrinks(key, value)}
+    shrunk = [axis for axis in GROWING if axis not in named and getattr(new.model, axis) < getattr(before, axis)]
     for axis in shrunk:
         size = getattr(before, axis)
         yield (
-            f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage can only "
-            f"grow, so raise it to {size} or more"
+            f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage grows, so "
+            f"raise it to {size} or more{_instead(axis)}"
         )
     if shrunk or any(_shape(old)) or any(_shape(new)):
         return  # the shape is reported already
@@ -191,7 +193,7 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             "grow.moments: reset makes all parts new, so that grow.old_lr, grow.new_lr and a rewarm cannot tell them "
             "apart; keep the moments, or change those"
         )
-    rows = [[0]] * (new.model.vocab - old.model.vocab)  # the real pieces do not matter here
+    rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces do not matter here
     ways = {"grow": grow}
     for number, candidate in enumerate(grow.trial.candidates):
         where = f"grow.trial.candidates[{number}]"
@@ -213,3 +215,14 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             )
         except GrowthError as error:
             yield f"{where}: {error}"
+
+
+def _shrinks(key: str, value: Any) -> bool:
+    """Whether a policy names an operator that makes its axis smaller."""
+    name = value.get("operator") if isinstance(value, Mapping) else value
+    return name in OPERATORS[key] and OPERATORS[key][name].shrinks
+
+
+def _instead(axis: str) -> str:
+    names = [name for name, operator in OPERATORS.get(axis, {}).items() if operator.shrinks]
+    return f", or make it smaller on purpose: grow.{axis}: {' or '.join(names)}" if names else ""

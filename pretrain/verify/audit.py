@@ -27,8 +27,8 @@ COPIES = 6  # of the grown weights in float64: weights, gradients of two passes,
 
 @dataclass(frozen=True)
 class Text:
-    """Samples of the family (see pretrain.samples): probe in the old segmentation and no longer than the old model's
-    positions, batch in the new one; source: what they are, in words."""
+    """Samples of the family (see pretrain.samples): probe in ids that both models have and no longer than the old
+    one's positions, batch in the new one; source: what they are, in words."""
 
     probe: Samples
     batch: Samples
@@ -47,7 +47,8 @@ def open_corpus(stage: Stage, corpus: Path | None = None) -> Feed | None:
 def text(plan: Plan, stage: Stage, feed: Feed | None) -> Text:
     """What an event is measured on: text held out of the stage's corpus, or ids drawn at random."""
     assert plan.old is not None
-    vocab, length = plan.old.sizes["vocab"], min(stage.train.seq_len, LENGTH)
+    vocab = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
+    length = min(stage.train.seq_len, LENGTH)
     shorter = min(length, plan.old.sizes.get("positions", length))
     if feed is None:
         told = "token ids drawn at random (there is no corpus: name one with --corpus)"
@@ -75,9 +76,9 @@ def function(
 ) -> tuple[float, float, float]:
     """(relative error of the logits, loss of the old model, loss of the new one) in float64 over the old ids, by the
     reference model, a layer at a time."""
-    vocab = old.sizes["vocab"]
+    vocab = min(old.sizes["vocab"], new.sizes["vocab"])
     with torch.no_grad():
-        before = reference.logits(read_old, old, probe["inputs"], torch.float64)
+        before = reference.logits(read_old, old, probe["inputs"], torch.float64)[..., :vocab]
         after = reference.logits(read_new, new, probe["inputs"], torch.float64)[..., :vocab]
         return relative_error(after, before), float(words(before, probe)), float(words(after, probe))
 
@@ -134,7 +135,8 @@ def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, probe: 
     The loss is over the old ids, on samples of the old segmentation; elements born in the event do not count.
     """
     assert plan.old is not None
-    before, after = (_gradients(a, read, probe, plan.old) for a, read in ((plan.old, old), (arch, new)))
+    vocab = min(plan.old.sizes["vocab"], arch.sizes["vocab"])
+    before, after = (_gradients(a, read, probe, vocab) for a, read in ((plan.old, old), (arch, new)))
     errors = {}
     for name, tensor in plan.new.tensors().items():
         box = Box.whole(tensor.shape)
@@ -146,7 +148,7 @@ def moments_follow(plan: Plan, old: Read, arch: Architecture, new: Read, probe: 
     return errors
 
 
-def _gradients(arch: Architecture, read: Read, probe: Samples, old: Architecture) -> dict[str, torch.Tensor]:
+def _gradients(arch: Architecture, read: Read, probe: Samples, vocab: int) -> dict[str, torch.Tensor]:
     weights = {
         name: read("weight", name, Box.whole(t.shape)).double().requires_grad_() for name, t in arch.tensors().items()
     }
@@ -154,5 +156,5 @@ def _gradients(arch: Architecture, read: Read, probe: Samples, old: Architecture
     def model(kind: str, name: str, box: Box) -> torch.Tensor:
         return weights[name][box.slices()]
 
-    loss = objective(model, arch, probe, torch.float64, old.sizes["vocab"])
+    loss = objective(model, arch, probe, torch.float64, vocab)
     return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))

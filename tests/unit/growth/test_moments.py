@@ -10,7 +10,9 @@ from hypothesis import given, settings
 
 from growth import Architecture, Box, Generations, GrowthError, Plan, between
 from growth.evaluate import Read
+from growth.maps import AxisMap
 from growth.reference import loss
+from growth.step import Step
 from tests.unit.growth.events import events
 from tests.unit.growth.models import SMALL, STD, trained, whole
 
@@ -59,19 +61,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_copies_keep_the_trajectory(family: str) -> None:
+def assert_same_trajectory(plan: Plan) -> None:
     """50 steps after growth are the growth of 50 steps, under lr * a, eps * c and decay / a per tensor."""
-    sizes, wider = CASES[family]
-    old = Architecture(family, sizes)
-    copy = {"operator": "replicate", "snr_db": None}
-    plan = between(old, old.replace(wider), dict.fromkeys(("hidden", "heads", "ffn"), copy), seed=0, init_std=STD)
+    assert plan.old is not None
     assert plan.approximate == ()
-    before = state(old, trained(old))
+    before = state(plan.old, trained(plan.old))
     for kind in ("exp_avg", "exp_avg_sq"):
         before[kind] = {n: torch.zeros_like(w) for n, w in before[kind].items()}
-    one = dict.fromkeys(old.tensors(), 1.0)
-    train(old, before, range(1, 11), one, one)
+    one = dict.fromkeys(plan.old.tensors(), 1.0)
+    train(plan.old, before, range(1, 11), one, one)
 
     def ones(kind: str, name: str, box: Box) -> torch.Tensor:
         return torch.ones(box.shape, dtype=torch.float64)
@@ -82,12 +80,43 @@ def test_copies_keep_the_trajectory(family: str) -> None:
     after = grow(before)
     a = {n: whole(plan, n, ones) for n in plan.new.tensors()}
     c = {n: whole(plan, n, ones, "exp_avg") for n in plan.new.tensors()}
-    train(old, before, range(11, 61), one, one)
+    train(plan.old, before, range(11, 61), one, one)
     train(plan.new, after, range(11, 61), a, c)
     expected = grow(before)
     for name, w in after["weight"].items():
         scale = expected["weight"][name].abs().max()
         assert (w - expected["weight"][name]).abs().max() <= 1e-9 * scale, name
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_copies_keep_the_trajectory(family: str) -> None:
+    sizes, wider = CASES[family]
+    old = Architecture(family, sizes)
+    copy = {"operator": "replicate", "snr_db": None}
+    policy = dict.fromkeys(("hidden", "heads", "ffn"), copy)
+    assert_same_trajectory(between(old, old.replace(wider), policy, seed=0, init_std=STD))
+
+
+def test_rescaling_keeps_the_trajectory() -> None:
+    """Writers of the residual stream times 1.7, readers times 1.3, queries times 3, up times 0.6: the same function,
+    undone by epsilon, gains, the softmax scale and down."""
+    s = CASES["llama2"][0]
+    old = Architecture("llama2", s, {"norm_eps": 1e-2})
+    stream = {"write": 1.7, "gain": 1 / 1.3, "read": 1.3}
+    maps = (
+        AxisMap.make(
+            "hidden", s["hidden"], range(s["hidden"]), **stream, gradient={r: 1 / f for r, f in stream.items()}
+        ),
+        AxisMap.make("head_dim", s["head_dim"], range(s["head_dim"]), query=3.0),
+        AxisMap.make("ffn", s["ffn"], range(s["ffn"]), write=0.6, read=1 / 0.6, gate=1.0),
+    )
+    assert_same_trajectory(rescaled(old, maps, {"norm_eps": 1e-2 * 1.7**2, "softmax_scale": 1 / 6}))
+
+
+def rescaled(old: Architecture, maps: tuple[AxisMap, ...], scalars: dict[str, float]) -> Plan:
+    new = old.replace(scalars=scalars)
+    step = Step(old, new, ("rescaled",), True, axes={m.axis: m for m in maps})
+    return Plan(old, new, (step,), 0, STD)
 
 
 def gradients(arch: Architecture, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -43,8 +43,9 @@ def test_operators_that_claim_to_preserve_do(plan: Plan) -> None:
 @given(events(), st.data())
 @settings(max_examples=20)
 def test_events_compose(first: Plan, data: st.DataObject) -> None:
-    second = data.draw(events(old=first.new))
-    joint = first.then(second)
+    joint = first
+    for _ in range(data.draw(st.integers(1, 2))):
+        joint = joint.then(data.draw(events(old=joint.new)))
     assert joint.preserves
     read = trained(first.old)
     assert relative_error(outputs(reader(joint, read), joint, False), outputs(read, joint, True)) < 1e-10

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from growth import Box, Generations, Plan
@@ -14,6 +15,7 @@ from pretrain.planning import grown, plan_of
 from pretrain.state import State
 from tests.unit.tools.runs import Run
 from tools.grow import main
+from tools.verify import main as verify
 
 
 def test_the_same_as_growth_on_load(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,3 +103,24 @@ def test_errors(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "there already" in error(str(run.parent), target, "--stage", "large")
     assert not list((tmp_path / "out").iterdir())
     assert "has begun already" in error(str(run.parent), "--stage", "small")
+
+
+def test_fewer(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers and rows are dropped where the stage says so by name, and by no accident."""
+    document = yaml.safe_load(Path(run.config).read_text())
+    small, large, _ = document["stages"]
+    cut = run.corpus.tokenizer.age.cut
+    fewer = next(v for v in range(small["model"]["vocab"] - 1, 0, -1) if cut[v])
+    model = {**small["model"], "layers": 1, "vocab": fewer}
+    document["stages"] = [small, {**large, "model": model, "grow": {"layers": "drop"}}]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    command = [str(run.parent), str(tmp_path / "out"), "--config", str(tmp_path / "run.yaml"), "--stage", "large"]
+    assert main(command) == 2
+    assert "or make it smaller on purpose: grow.vocab: drop" in capsys.readouterr().err
+    document["stages"][1]["grow"]["vocab"] = "drop"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    assert main([*command, "--json"]) == 0
+    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    assert not certificate["claims"]  # layers are gone
+    assert certificate["operators"] == ["layers: drop", "vocab: drop"]
+    assert verify([str(tmp_path / "out"), "--parent", str(run.parent)]) == 0
