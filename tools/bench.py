@@ -5,6 +5,7 @@ examples:
   python tools/bench.py step --hidden 512 --heads 8 --layers 8 --ffn 1408 --precision bf16 --json
   python tools/bench.py step --generations 1,2,4,8
   python tools/bench.py grow --only hidden
+  python tools/bench.py published
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
 """
@@ -18,6 +19,7 @@ import warnings
 BENCHMARKS = {
     "data": "samples a second against Megatron-core's data sets",
     "grow": "growth plans in memory against a plain copy, per operator",
+    "published": "published rules of growth beside the operators here, on one trained model",
     "step": "a training step against bare Megatron-core and transformers, or of several generations",
     "store": "saves, loads and offline growth against cp + fsync, PyTorch DCP and DeepSpeed",
 }

@@ -1,0 +1,221 @@
+"""Published ways to grow a model against the operators here, on one small trained checkpoint.
+
+A LLaMA-2 and a BERT of bytes learn the King James Bible for a moment, in fp32. Each rule is written out in plain torch
+as its paper or its code has it, with nothing of `growth` but the reference models that run the result.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from demo_corpus import chapters
+from torch import Tensor
+from tqdm import tqdm
+
+import growth
+from benchmarks import rules
+from benchmarks.report import Report
+from benchmarks.rules import Grown, Weights
+from growth import Architecture, Box, probe
+from growth.family import GENERAL
+from growth.reference import logits, loss
+
+STD, LR, STEPS, BATCH, LENGTH = 0.08, 3e-3, 100, 4, 64
+AFTER = (0, 1, 10)  # steps of Adam after which dead and locked are counted
+SAME = 1e-4  # relative difference below which a channel still is a copy
+LLAMA = {"vocab": 256, "hidden": 32, "layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn": 64}
+BERT = {"vocab": 256, "hidden": 32, "layers": 4, "heads": 4, "head_dim": 8, "ffn": 64, "positions": 64, "types": 2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench.py published`."""
+    parser.add_argument("--only", default="", help="only the pairs whose name contains this text")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one rule does. error: largest difference of a logit over the largest logit, fp32; loss: its rise in nats;
+    dead: share of new parameters without gradient, and locked: share of copied channels that still are copies, both
+    after 0, 1 and 10 steps of Adam."""
+
+    error: float
+    loss: float
+    dead: tuple[float, ...]
+    locked: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A published rule and the operators here that do the same: `policy` for the axes that it grows."""
+
+    name: str
+    family: str
+    rule: Callable[[Architecture, Weights, torch.Generator], Grown]
+    policy: Mapping[str, Any]
+
+
+QUIET, WIDE = {"operator": "replicate", "snr_db": None}, ("hidden", "heads", "ffn")
+PAIRS = (
+    Pair("HyperCloning x2, no noise", "llama2", rules.hyper_cloning, dict.fromkeys(WIDE, QUIET)),
+    Pair("HyperCloning x2, 10 dB noise", "llama2", rules.noisy_cloning, dict.fromkeys(WIDE, "replicate")),
+    Pair("LLaMA-Pro blocks", "llama2", rules.llama_pro, {"layers": "identity"}),
+    Pair("G_stack 4 to 8 layers", "llama2", rules.g_stack, {"layers": "stack"}),
+    Pair("zero-padded width without norm correction", "llama2", rules.zero_padded, {"hidden": "zero"}),
+    Pair("block-diagonal width x2", "llama2", rules.block_diagonal, dict.fromkeys(WIDE, "replicate")),
+    Pair(
+        "layer insertion by clone in BERT",
+        "bert",
+        rules.bert_clones,
+        {"layers": {"operator": "insert", "at": [1, 3, 5, 7], "init": "copy"}},
+    ),
+    Pair("SwiGLU gate = 0 and down = 0", "llama2", rules.zero_neurons("gate", "down"), {"ffn": "zero"}),
+    Pair("SwiGLU down = 0", "llama2", rules.zero_neurons("down"), {"ffn": "zero"}),
+    Pair("SwiGLU gate = 0", "llama2", rules.zero_neurons("gate"), {"ffn": "zero"}),
+    Pair("SwiGLU up = 0", "llama2", rules.zero_neurons("up"), {"ffn": "zero"}),
+)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Both sides of every pair; see the notes of the report for the columns."""
+    torch.set_num_threads(1)
+    chosen = [pair for pair in PAIRS if options.only in pair.name]
+    rows: list[Mapping[str, Any]] = []
+    for pair in tqdm(chosen, desc="rules", disable=None, leave=False):
+        for who, figures in zip(
+            (f"{pair.name}, published", f"  here: {_words(pair.policy)}"), compare(pair), strict=True
+        ):
+            rows.append(
+                {
+                    "operator": who,
+                    "error": f"{figures.error:.1g}",
+                    "loss": f"{figures.loss:+.2f}",
+                    "dead": _shares(figures.dead),
+                    "locked": _shares(figures.locked),
+                }
+            )
+    settings = {**LLAMA, "text": "King James Bible, bytes", "steps": STEPS, "precision": "fp32"}
+    notes = [
+        "error: largest difference of a logit over the largest logit, before and after growth; loss: its rise in nats.",
+        f"dead: share of new parameters without gradient after {', '.join(map(str, AFTER))} steps of Adam.",
+        "locked: share of copied channels that still are copies then.",
+    ]
+    return Report("Published rules of growth on one small trained model", settings, rows, notes)
+
+
+def _words(policy: Mapping[str, Any]) -> str:
+    named = {how if isinstance(how, str) else ", ".join(str(v) for v in how.values()): 0 for how in policy.values()}
+    return f"{', '.join(policy)}: {'; '.join(named)}"
+
+
+def _shares(found: tuple[float, ...] | None) -> str | None:
+    return " / ".join(f"{share:.2g}" for share in found) if found else None
+
+
+def compare(pair: Pair) -> tuple[Figures, Figures]:
+    """The figures of the published rule, and of the operators here."""
+    arch, weights = trained(pair.family)
+    theirs = pair.rule(arch, weights, torch.Generator().manual_seed(0))
+    return _figures(arch, weights, theirs), _figures(arch, weights, _here(arch, weights, theirs.arch, pair.policy))
+
+
+def _here(arch: Architecture, weights: Weights, wanted: Architecture, policy: Mapping[str, Any]) -> Grown:
+    plan = growth.between(arch, arch.replace(wanted.sizes), policy, seed=0, init_std=STD)
+    read = _reader(weights)
+    tensors = plan.new.tensors()
+    new = {name: plan.evaluate(name, Box.whole(t.shape), read).clone() for name, t in tensors.items()}
+    return Grown(plan.new, new, {name: probe.added(plan, t) for name, t in tensors.items()}, probe.copies(plan))
+
+
+@cache
+def _bytes() -> Tensor:
+    return torch.tensor(list("\n".join(c["text"] for c in chapters()).encode()), dtype=torch.long)
+
+
+def _batch(number: int, rows: int = BATCH) -> Tensor:
+    """Token ids [rows, LENGTH] from places in the text that follow from the number."""
+    text, generator = _bytes(), torch.Generator().manual_seed(number)
+    places = torch.randint(0, len(text) - LENGTH, (rows,), generator=generator)
+    return torch.stack([text[p : p + LENGTH] for p in places.tolist()])
+
+
+def _reader(weights: Mapping[str, Tensor]) -> Callable[[str, str, Box], Tensor]:
+    return lambda kind, name, box: weights[name][box.slices()]
+
+
+@cache
+def trained(family: str) -> tuple[Architecture, Weights]:
+    """A small model of a family after `STEPS` steps."""
+    arch = Architecture(family, {**BERT, "labels": 2} if family == "bert" else LLAMA)
+    plan = growth.initial(arch, 0, STD)
+    weights = {
+        name: plan.evaluate(name, Box.whole(t.shape), _reader({})).requires_grad_()
+        for name, t in arch.tensors().items()
+    }
+    for _ in _steps(arch, weights, LR, STEPS, 0):
+        pass
+    return arch, {name: w.detach() for name, w in weights.items()}
+
+
+def _steps(arch: Architecture, weights: Weights, lr: float, count: int, first: int) -> Iterator[Weights]:
+    """Steps of Adam; gives the gradients before each and after the last one."""
+    optimizer = torch.optim.Adam(list(weights.values()), lr=lr, betas=(0.9, 0.95))
+    for number in range(count + 1):
+        optimizer.zero_grad()
+        loss(_reader(weights), arch, _batch(first + number), torch.float32).backward()
+        yield {name: w.grad for name, w in weights.items() if w.grad is not None}
+        if number < count:
+            optimizer.step()
+
+
+def _figures(arch: Architecture, weights: Weights, grown: Grown) -> Figures:
+    ids = _batch(-1)
+    with torch.no_grad():
+        before = logits(_reader(weights), arch, ids)
+        after = logits(_reader(grown.weights), grown.arch, ids)
+        rise = loss(_reader(grown.weights), grown.arch, ids, torch.float32) - loss(
+            _reader(weights), arch, ids, torch.float32
+        )
+    error = float((after - before).abs().max() / before.abs().max())
+    live = {name: w.clone().requires_grad_() for name, w in grown.weights.items()}
+    dead, locked = [], []
+    for number, gradients in enumerate(_steps(grown.arch, live, 1e-3, AFTER[-1], 10_000)):
+        if number in AFTER:
+            dead.append(_dead(grown, gradients, _batch(10_000 + number)[:, :-1]))
+            locked.append(_locked(grown, live, gradients))
+    return Figures(error, float(rise), tuple(dead), tuple(locked) if any(grown.copies.values()) else None)
+
+
+def _dead(grown: Grown, gradients: Weights, inputs: Tensor) -> float:
+    """Rows of the embedding that the batch does not reach do not count, nor biases of keys: softmax never sees them."""
+    dead = counted = 0
+    for name, new in grown.added.items():
+        dims = grown.arch.tensor(name).spec.dims
+        if len(dims) == 1 and dims[0].role == "key":
+            continue
+        new = new.clone()
+        if dims[0].role == "read" and dims[0].axes[0] == "vocab":
+            new &= torch.zeros(len(new), dtype=torch.bool).index_fill(0, inputs.unique(), True)[:, None]
+        dead += int((new & (gradients[name] == 0)).sum())
+        counted += int(new.sum())
+    return dead / counted
+
+
+def _locked(grown: Grown, weights: Weights, gradients: Weights) -> float:
+    """Over all axes: copied channels whose writing weights and gradients are those of the channel that they copy."""
+    still = total = 0
+    for axis, pairs in grown.copies.items():
+        new, old = (torch.tensor(side) for side in zip(*pairs, strict=True))
+        differs = torch.zeros(len(pairs), dtype=torch.bool)
+        for name, t in grown.arch.tensors().items():
+            for d, dim in enumerate(t.spec.dims):
+                if axis in dim.axes and GENERAL[dim.role] == "write":
+                    split = [grown.arch.sizes[a] for a in dim.axes]
+                    for values in (weights[name].detach(), gradients[name]):
+                        rows = values.unflatten(d, split).movedim(d + dim.axes.index(axis), 0).flatten(1)
+                        differs |= (rows[new] - rows[old]).norm(dim=1) > SAME * rows[old].norm(dim=1)
+        still += int((~differs).sum())
+        total += len(pairs)
+    return still / max(total, 1)
