@@ -18,7 +18,8 @@ text() {
 
 bible_in_wordpiece() {
     text
-    "$PYTHON" tools/prepare_data.py data/kjv.jsonl --wordpiece --vocab-size 1000 --output data/kjv-wordpiece
+    "$PYTHON" tools/prepare_data.py data/kjv.jsonl --split "train[:80%]" --wordpiece --vocab-size 400 \
+        --output data/kjv-wordpiece
 }
 
 train() { bash slurm/curriculum.sh --here "$1"; }
