@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from growth import Architecture, Box, Generations, Plan
+from growth import Architecture, Box, Generations, Kept, Plan
 from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
 from pretrain.guard import Health
 from pretrain.optim.schedule import Pace
@@ -129,6 +129,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
         assert reader is not None
         return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
 
+    kept: Kept = {}
     for owned in engine.owned:
         for kind in kinds:
             fragment = getattr(owned, kind)
@@ -137,7 +138,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
                 view = box.view(fragment)
                 for part in pieces(box.box, PIECE):
                     here = part.relative_to(box.box).slices()
-                    plan.evaluate(box.tensor, part, read, kind, out=view[here])
+                    plan.evaluate(box.tensor, part, read, kind, out=view[here], kept=kept)
 
 
 def publish(engine: Engine, state: State) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from growth import Box, Plan
+from growth import Box, Kept, Plan
 from growth.certificate import Certificate
 from pretrain import cli
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
@@ -106,8 +106,10 @@ def grow(
     event["seconds"] = time.monotonic() - began
     state = replace(state, events=(*state.events, event))
 
+    kept: Kept = {}
+
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return plan.evaluate(name, box, reader.read, kind)
+        return plan.evaluate(name, box, reader.read, kind, kept=kept)
 
     return write_checkpoint(
         target,

@@ -59,12 +59,15 @@ def test_step_prints_a_table() -> None:
     assert any(line.startswith("bare megatron-core") for line in table)
 
 
-def test_grow_measures_every_operator(capsys: pytest.CaptureFixture[str]) -> None:
+def test_grow_measures_every_sparse_operator(capsys: pytest.CaptureFixture[str]) -> None:
     found = {row["operator"]: row for row in rows(capsys, "grow", *TINY, "--rounds", "1")}
-    expected = {f"{o.key}: {o.name}" for named in OPERATORS.values() for o in named.values() if o.key != "positions"}
-    assert set(found) == expected
-    assert found["hidden: zero"]["moments_x_copy"] > 0
-    assert "rotary" in found["head_dim: zero"]["not_measured"]
+    sparse = {f"{o.key}: {o.name}" for named in OPERATORS.values() for o in named.values() if o.name != "dense"}
+    assert {name.split(",")[0] for name in found} == sparse
+    assert {"hidden: replicate, noise", "hidden: replicate, no noise"} <= set(found)
+    assert all(row["moments_x_copy"] > 0 for row in found.values())
+    assert found["head_dim: zero"]["family"] == "gpt2"
+    assert found["vocab: random"]["drawing_x_numpy"] > 0
+    assert found["layers: stack"]["drawing"] is None
 
 
 def test_store_measures_ours_and_dcp(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
