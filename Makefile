@@ -1,4 +1,4 @@
-# make demo | test | test-cluster | test-long | lint | types | clean. Each sets up .venv first; it needs Python 3.11 and nothing else.
+# make demo | comparisons | test | test-cluster | test-long | lint | types | clean. Each sets up .venv first; it needs Python 3.11 and nothing else.
 # TORCH_INDEX_URL: an extra package index with CPU or CUDA builds of torch (plain PyPI brings gigabytes of CUDA).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,9 +7,9 @@ BIN := .venv/bin
 READY := .venv/ready
 # One thread a process: spinning OpenMP threads of several ranks slow each other down.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WANDB_MODE=offline HF_HUB_OFFLINE=1
-SCRIPTS := $(wildcard slurm/*.sh tests/slurm/*.sh) .ci/run
+SCRIPTS := $(wildcard slurm/*.sh tests/slurm/*.sh configs/*/*.sh) .ci/run
 
-.PHONY: demo test test-cluster test-long lint types clean
+.PHONY: demo comparisons test test-cluster test-long lint types clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo_corpus.py data/kjv.jsonl
@@ -17,6 +17,9 @@ demo: $(READY)
 	bash slurm/curriculum.sh --here configs/demo.yaml
 	$(BIN)/python tools/export_hf.py runs/demo runs/demo/export
 	$(BIN)/python tools/report.py runs/demo
+
+comparisons: $(READY)
+	bash configs/comparisons/run.sh
 
 # The tests of tests/slurm, one after the other: each has the whole cluster. 30 minutes is a stage that never ends.
 CLUSTER_TESTS := $(TEST_ENV) $(BIN)/python -m pytest -n 0 --timeout 1800 --durations 0 -v tests/slurm

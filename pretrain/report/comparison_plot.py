@@ -43,7 +43,7 @@ def draw(compared: Sequence[Line], metric: str, target: float, path: Path) -> No
             color="#666666",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=85)
 
 
 def _line(axes: Axes, line: Line, x: str, metric: str, colour: str, dashes: str) -> None:
