@@ -22,7 +22,7 @@ if [[ ${1:-} == --host ]]; then # on one host: its name when it is bad
         ((free / 1024 >= $2)) || bad "$((free / 1024)) GB free in $1, and $2 are wanted"
     }
     if [[ $CAMBIUM_GPUS != 0 ]]; then
-        found=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | wc -l)
+        found=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | wc -l || true)
         ((found >= $2)) || bad "$found GPUs, and $2 are wanted"
         errors=$(nvidia-smi --query-gpu=ecc.errors.uncorrected.volatile.total --format=csv,noheader,nounits | grep -c '^[1-9]' || true)
         ((errors == 0)) || bad "$errors GPUs with uncorrected ECC errors"

@@ -148,22 +148,7 @@ class Cluster:
         hosts = {rank.node for rank in self.ranks(job)}
         return min(hosts - {self.batch_host(job)})
 
-    @contextmanager
-    def paused(self, job: str) -> Iterator[None]:
-        """All ranks of a job stand still, so that what is done to them comes neither too early nor too late."""
-        ranks = self.ranks(job)
-        for rank in ranks:
-            rank.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for rank in ranks:
-                try:
-                    rank.signal(signal.SIGCONT)
-                except ProcessLookupError:
-                    continue
-
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 240, poll: float = POLL) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 600, poll: float = POLL) -> None:
         """Waits for a condition; AssertionError, with the queue, when it does not come."""
         end = time.monotonic() + seconds
         while not condition():

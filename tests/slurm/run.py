@@ -4,7 +4,8 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,13 +85,24 @@ class Run:
         except (OSError, ValueError, IndexError):
             return -1
 
-    def reaches(self, stage: str, job: str, step: int) -> None:
-        """Waits until the ranks of the job have come to this step, having begun before it."""
-        self.cluster.until(
-            lambda: self.step(stage) >= step and self.cluster.state(job) == "RUNNING" and self.cluster.ranks(job),
-            f"{stage} is at step {step}\n{self.log(stage)}",
-            poll=0.02,
-        )
+    @contextmanager
+    def paused_at(self, stage: str, job: str, step: int) -> Iterator[list[Rank]]:
+        """Stops the ranks of the job once the stage has come to this step, gives them, and lets them go on.
+
+        So what is done to them comes neither too early nor too late, however slow the machine is.
+        """
+        self.cluster.until(lambda: self.step(stage) >= step, f"{stage} is at step {step}\n{self.log(stage)}", poll=0.01)
+        ranks = self.cluster.ranks(job)
+        for rank in ranks:
+            rank.signal(signal.SIGSTOP)
+        assert ranks, f"{stage} was at step {step}, and has no ranks now\n{self.log(stage)}"
+        assert self.step(stage) < STEPS, "the stage was over before its ranks could be stopped"
+        try:
+            yield ranks
+        finally:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    rank.signal(signal.SIGCONT)
 
     def log(self, stage: str) -> str:
         """What the stage's jobs have printed."""

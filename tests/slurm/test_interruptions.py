@@ -10,8 +10,7 @@ def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, un
     job = run.submit("wide")["wide"]
     run.config.rename(run.config.with_suffix(".old"))  # the job has a copy of its own
 
-    run.reaches("wide", job, 2)
-    with cluster.paused(job):
+    with run.paused_at("wide", job, 2):
         words = ("--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
         urgent = cluster.run("sbatch", *words, cwd=run.folder).strip()
         cluster.until(lambda: cluster.state(job) != "RUNNING", "the job is preempted")
@@ -19,13 +18,11 @@ def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, un
 
     first = run.step("wide")
     assert first < 12
-    run.reaches("wide", job, first + 2)
-    with cluster.paused(job):
+    with run.paused_at("wide", job, first + 2):
         cluster.run("scontrol", "requeue", job)
         cluster.until(lambda: cluster.state(job) != "RUNNING", "the job is requeued")
 
-    run.reaches("wide", job, run.step("wide") + 2)
-    with cluster.paused(job):
+    with run.paused_at("wide", job, run.step("wide") + 2):
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
         cluster.until(lambda: "wide: SLURM asks for the nodes" in run.log("wide"), "SLURM warns of the time limit")
     cluster.until(lambda: cluster.state(job) == "PENDING", "the job waits again")

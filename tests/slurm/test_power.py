@@ -9,11 +9,10 @@ from tests.slurm.run import Run
 BATCH, OTHER = "batch host", "other host"
 
 
-def power_cut(cluster: Cluster, run: Run, job: str, host: str, restarts: int) -> str:
-    """Cuts the power of one host of a job; waits until SLURM has noticed and queued the job again."""
+def cut(cluster: Cluster, job: str, host: str) -> str:
+    """Cuts the power of one host of a job; gives its name."""
     node = cluster.batch_host(job) if host == BATCH else cluster.other_host(job)
     cluster.cut(node)
-    cluster.until(lambda: cluster.job(job)["Restarts"] == str(restarts), f"the job restarts\n{run.log('wide')}")
     return node
 
 
@@ -36,8 +35,13 @@ def test_power_cuts(cluster: Cluster, new_run: NewRun, undisturbed: Run, cuts: l
         elif moment == "saves":
             run.saves("wide", job)
         else:
-            run.reaches("wide", job, run.step("wide") + 2)
-        node = power_cut(cluster, run, job, host, number)
+            with run.paused_at("wide", job, run.step("wide") + 2):
+                node = cut(cluster, job, host)
+        if moment != "trains":  # its ranks stand still
+            node = cut(cluster, job, host)
+        cluster.until(
+            lambda count=number: cluster.job(job)["Restarts"] == str(count), f"it restarts\n{run.log('wide')}"
+        )
         if moment == "saves":
             assert any((run.folder / "wide/checkpoints").glob(".step-*.partial"))
         cluster.until(lambda: cluster.state(job) == "RUNNING", "the job runs again")

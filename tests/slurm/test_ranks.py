@@ -12,13 +12,14 @@ def test_a_rank_is_killed_and_another_hangs(cluster: Cluster, new_run: NewRun, u
     run.change(guard={"hang": 30})
     job = run.submit("wide")["wide"]
 
-    run.reaches("wide", job, 2)
-    cluster.ranks(job)[2].signal(signal.SIGKILL)
+    with run.paused_at("wide", job, 2) as ranks:
+        ranks[2].signal(signal.SIGKILL)
     cluster.until(lambda: cluster.job(job)["Restarts"] == "1", f"the job is requeued\n{run.log('wide')}")
     assert run.happened("wide") == ["ended by signal 9; requeued"]
 
-    run.reaches("wide", job, run.step("wide") + 6)  # it has saved something by then
-    cluster.ranks(job)[1].signal(signal.SIGSTOP)
+    with run.paused_at("wide", job, run.step("wide") + 6) as ranks:  # it has saved something by then
+        hangs = ranks.pop(1)  # and is not let go on
+    assert hangs.number == 1
     cluster.until(lambda: cluster.job(job)["Restarts"] == "2", f"the job is requeued\n{run.log('wide')}")
     stacks = {path.name: path.read_text() for path in (run.folder / "wide/stacks").iterdir()}
     assert stacks.keys() == {"rank-0.txt", "rank-2.txt", "rank-3.txt"}

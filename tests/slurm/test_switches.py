@@ -15,13 +15,11 @@ def test_save_and_stop(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> N
     jobs = run.submit()
     folder = run.folder / "wide"
 
-    run.reaches("wide", jobs["wide"], 2)
-    with cluster.paused(jobs["wide"]):
+    with run.paused_at("wide", jobs["wide"], 2):
         (folder / "SAVE").touch()
-    cluster.until(lambda: not (folder / "SAVE").exists(), "it is saved")
-    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
-    with cluster.paused(jobs["wide"]):
-        assert run.step("wide") < 20
+    with run.paused_at("wide", jobs["wide"], 6):
+        assert not (folder / "SAVE").exists()
+        assert len(list((folder / "checkpoints").glob("step-*"))) == 1
         (folder / "STOP").touch()
     assert cluster.ended(jobs["wide"]) == "FAILED"
     assert cluster.job(jobs["wide"])["ExitCode"] == "3:0"

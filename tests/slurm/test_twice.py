@@ -24,8 +24,7 @@ def test_submitted_twice(cluster: Cluster, new_run: NewRun, undisturbed: Run) ->
     jobs = answers[0]
     assert list(jobs) == ["wide", "deep"]
     assert sorted(cluster.jobs()) == sorted(jobs.values())
-    run.reaches("wide", jobs["wide"], 2)
-    with cluster.paused(jobs["wide"]):
+    with run.paused_at("wide", jobs["wide"], 2):
         assert run.submit() == jobs
         assert sorted(cluster.jobs()) == sorted(jobs.values())
         said = cluster.run("bash", run.code / "slurm/status.sh", run.config, cwd=run.config.parent).splitlines()

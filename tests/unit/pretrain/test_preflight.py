@@ -1,10 +1,14 @@
-"""The all-reduce before a stage: passes on ranks that all come, names the hosts of those that do not."""
+"""Before a stage: an all-reduce that names the hosts whose ranks do not come, and a look at each host."""
 
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "slurm/preflight.sh"
 WORLD = 4
 
 
@@ -34,3 +38,31 @@ def test_the_ranks_of_a_host_do_not_come() -> None:
     second.communicate()
     assert first.returncode == 1
     assert out == "bad second its ranks did not come\n"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "errors", "changes", "said"),
+    [
+        (4, "0\n0\n[N/A]\n0", {}, ""),
+        (4, "0\n0\n0\n0", {"CAMBIUM_MIN_SHM_GB": "100000"}, "GB free in /dev/shm, and 100000 are wanted"),
+        (4, "0\n0\n0\n0", {"CAMBIUM_FOLDER": "/nowhere"}, "there is no folder /nowhere"),
+        (3, "0\n0\n0", {}, "3 GPUs, and 4 are wanted"),
+        (3, "0\n0\n0", {"CAMBIUM_GPUS": "0"}, ""),
+        (4, "0\n2\n0\n0", {}, "1 GPUs with uncorrected ECC errors"),
+        (0, "", {}, "0 GPUs, and 4 are wanted"),
+    ],
+)
+def test_a_host(tmp_path: Path, gpus: int, errors: str, changes: dict[str, str], said: str) -> None:
+    """What the driver's tool would answer is given; without GPUs there is no such tool."""
+    if gpus:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/bash\ncase $1 in *index) seq {gpus} ;; *ecc*) printf '{errors}' ;; esac\n")
+        tool.chmod(0o755)
+    settings = {"CAMBIUM_GPUS": "1", "CAMBIUM_MIN_SHM_GB": "0", "CAMBIUM_MIN_DISK_GB": "0", "SLURMD_NODENAME": "node7"}
+    settings |= {"CAMBIUM_FOLDER": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(SCRIPT), "--host", "4"]
+    done = subprocess.run(
+        command, env={**os.environ, **settings, **changes}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ("bad node7\n" if said else "")
+    assert said in done.stderr
