@@ -64,6 +64,7 @@ def _train(
     back: Rollback | None = None,
 ) -> bool | Rollback:
     """As `train`; or the way back, which the next call begins with."""
+    watchdog.beat("start", 0)
     layout = layout_of(stage, world_size())
     feed = open_feed(stage)
     resolved = feed.resolved()

@@ -191,6 +191,25 @@ def test_skips_roll_back_and_leave_the_text_out(corpus: Path, tmp_path: Path) ->
     _same(folder, tmp_path / "cut/run/small")
 
 
+def test_a_rollback_to_the_beginning_grows_again(corpus: Path, tmp_path: Path) -> None:
+    """Bad text in the first steps of a grown stage under TP2: there is no checkpoint of its own to go back to."""
+    path = curriculum(corpus, tmp_path, **WAY)
+    assert run(2, stage, str(path), "small", []) == ["", ""]
+    assert run(2, _grown_with_bad_steps, str(path)) == ["", ""]
+    folder = tmp_path / "run/large"
+    assert _guard(folder) == [("skipped", 1), ("skipped", 2), ("skipped", 3), ("rollback", 3)]
+    assert [r["rolled_back_from"] for r in read(folder / "metrics.jsonl") if "rolled_back_from" in r] == [3]
+    manifest = find(folder / "checkpoints").manifest
+    assert manifest is not None
+    assert manifest.step == 8
+    assert [event["stage"] for event in manifest.events] == ["large"]
+    assert manifest.parent is not None
+
+
+def _grown_with_bad_steps(path: str) -> str:
+    return poisoned(lambda: stage(path, "large", []), 0, inf, lambda number, _: number <= 3)
+
+
 def test_a_stage_that_diverges_ends(corpus: Path, tmp_path: Path) -> None:
     """A learning rate that breaks the model in the first step: no text helps, so it goes back, and then gives up."""
     train = yaml.safe_load(curriculum(corpus, tmp_path / "x").read_text())["train"]

@@ -5,6 +5,8 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint import Checkpointer, Reader, find, restore, step_folder, verify_all
+from pretrain.checkpoint.commit import abandon
+from pretrain.checkpoint.find import steps
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, state
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
@@ -33,6 +35,21 @@ def test_retention(tmp_path: Path) -> None:
         for step in range(1, 11):
             save(checkpointer, step)
     assert sorted(p.name for p in tmp_path.glob("*")) == [".lock"] + [f"step-{s:08}" for s in (4, 8, 9, 10)]
+
+
+def test_retention_spares_the_way_back_and_a_rollback_hides_what_is_after_it(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path, keep_last=1) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, entries(state(SHAPES, step)), fields_of(SHAPES, step), spare=1)
+        assert [p.name for p in steps(tmp_path)] == ["step-00000003", "step-00000001"]
+        abandon(tmp_path, 1)
+        assert find(tmp_path).path == step_folder(tmp_path, 1)
+        checkpointer.save(3, entries(state(SHAPES, 4)), fields_of(SHAPES, 3), spare=1)  # on another way, and no error
+        assert not verify_all(step_folder(tmp_path, 3))
+        abandon(tmp_path, 0)
+        assert find(tmp_path).path is None
+    names = sorted(p.name for p in tmp_path.glob(".step-*"))
+    assert names == [f".step-0000000{name}" for name in ("1.abandoned-1", "3.abandoned-1", "3.abandoned-2")]
 
 
 def test_retention_counts_good_checkpoints_only(tmp_path: Path) -> None:
