@@ -55,6 +55,8 @@ def work(options: argparse.Namespace) -> cli.Answer:
         raise UserError(f"--processes {options.processes}: it takes at least one")
     curriculum = load(options.config)
     stage = curriculum.stage(options.stage)
+    if stage.grow.trial.candidates:
+        raise UserError(f"stage {stage.name!r} chooses by grow.trial, which trains: start it, or empty its candidates")
     source = locate(options.source, finished=True)
     target = options.target or _first_of(curriculum, stage)
     if step_of(target) not in (None, 0):
