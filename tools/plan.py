@@ -14,10 +14,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
-from growth import Architecture
 from growth.describe import table
 from pretrain import cli, config
 from pretrain.cli import Answer
@@ -26,19 +24,12 @@ from pretrain.errors import UserError
 from pretrain.estimate import cost, picture
 from pretrain.estimate.cost import HOST, STORAGE, Cost
 from pretrain.estimate.flops import PEAK_FLOPS
+from pretrain.estimate.parts import PARTS, parameters_by_part
 from pretrain.estimate.speed import GPUS, SINGLE, SOURCE, Gpu
 from pretrain.estimate.suggest import Suggestion, suggest
 from pretrain.feed import open_feed
 from pretrain.report.plot import duration, short
 
-PARTS = {
-    "embedding": ("embed", "wte", "wpe"),
-    "norms": ("norm", ".ln", "ln_", "LayerNorm"),
-    "head": ("lm_head", "cls.", "pooler"),
-    "attention": ("attn", "attention"),
-    "MLP": ("mlp", "dense"),
-}
-"""Parts of a model by what the names of their tensors contain; the first that fits counts."""
 SHOWN = 3
 """Layouts that are suggested for a stage."""
 
@@ -64,22 +55,12 @@ def work(options: argparse.Namespace) -> Answer:
     """Raises UserError when a stage does not fit its GPUs."""
     gpu, per_node = GPUS[options.gpu], options.gpus_per_node
     curriculum = _resolved(config.load(options.config))
-    costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=options.nodes, mfu=_mfu(options.mfu))
+    # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
+    nodes = None if options.suggest else options.nodes
+    costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=nodes, mfu=_mfu(options.mfu))
     if options.suggest:
-        found = [
-            suggest(
-                c.arch, c.stage.train, gpu, world=c.layout.world, grown=bool(c.memory.event), gpus_per_node=per_node
-            )
-            for c in costs
-        ]
-        if none := [c.stage.name for c, fitting in zip(costs, found, strict=True) if not fitting]:
-            raise UserError(f"nothing fits for {', '.join(none)} on as many GPUs as its layout has: use more of them")
-        text = [_suggestions(costs, found), _assumptions(options, gpu)]
-        data = [
-            {"stage": c.stage.name, "suggestions": [_suggestion(s) for s in fitting[:SHOWN]]}
-            for c, fitting in zip(costs, found, strict=True)
-        ]
-        return Answer("\n\n".join(text), {"stages": data})
+        world = options.nodes and options.nodes * per_node
+        return _suggested(costs, world, options, gpu)
     if problems := [_too_large(c, gpu) for c in costs if c.memory.total > gpu.memory]:
         raise UserError("\n".join(problems))
     text = [_stages(costs), _batches(costs), _parameters(costs), _memory(costs, gpu), _traffic(costs)]
@@ -87,19 +68,37 @@ def work(options: argparse.Namespace) -> Answer:
     return Answer("\n\n".join([*text, _total(costs), _assumptions(options, gpu)]), _data(costs))
 
 
+def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Namespace, gpu: Gpu) -> Answer:
+    """For `world` GPUs, or as many as each stage has."""
+    found = [
+        suggest(
+            c.arch,
+            c.stage.train,
+            gpu,
+            world=world or c.layout.world,
+            grown=bool(c.memory.event),
+            gpus_per_node=options.gpus_per_node,
+        )[:SHOWN]
+        for c in costs
+    ]
+    if none := [c.stage.name for c, fitting in zip(costs, found, strict=True) if not fitting]:
+        where = f"{world} GPUs" if world else "the GPUs of its layout"
+        raise UserError(
+            f"nothing fits for {', '.join(none)} on {where}: give more --nodes, or make train.global_batch and its "
+            "ramp divisible by more data-parallel ranks"
+        )
+    text = "\n\n".join([_suggestions(costs, found), _assumptions(options, gpu)])
+    stages = [
+        {"stage": c.stage.name, "suggestions": [_suggestion(s) for s in fitting]}
+        for c, fitting in zip(costs, found, strict=True)
+    ]
+    return Answer(text, {"stages": stages})
+
+
 def _resolved(curriculum: Curriculum) -> Curriculum:
     """With budgets in tokens; those in epochs take the corpus to know."""
     stages = [stage if stage.train.tokens else open_feed(stage).resolved() for stage in curriculum.stages]
     return replace(curriculum, stages=tuple(stages))
-
-
-def parameters_by_part(arch: Architecture) -> dict[str, int]:
-    """Parameters of a model by part, in the order of PARTS."""
-    found = dict.fromkeys(PARTS, 0)
-    for name, tensor in arch.tensors().items():
-        part = next(part for part, keys in PARTS.items() if any(key in name for key in keys))
-        found[part] += prod(tensor.shape)
-    return found
 
 
 def _stages(costs: Sequence[Cost]) -> str:
@@ -183,31 +182,13 @@ def _suggestions(costs: Sequence[Cost], found: Sequence[Sequence[Suggestion]]) -
     head = ["suggested", "TP x PP x DP", "chunks a rank", "micro-batch", "recompute", "GiB on a GPU", "MFU", "tokens/s"]
     rows = [head]
     for c, fitting in zip(costs, found, strict=True):
-        for number, s in enumerate(fitting[:SHOWN]):
-            rows.append(
-                [
-                    "" if number else c.stage.name,
-                    f"{s.layout.tp} x {s.layout.pp} x {s.layout.dp}",
-                    str(s.layout.virtual),
-                    str(s.train.micro_batch),
-                    s.train.recompute,
-                    f"{s.memory.total / 2**30:.1f}",
-                    f"{s.speed.mfu:.3f}",
-                    short(c.batch_tokens / s.speed.seconds),
-                ]
-            )
-        rows.append(
-            [
-                "  as it is",
-                f"{c.layout.tp} x {c.layout.pp} x {c.layout.dp}",
-                str(c.layout.virtual),
-                str(c.stage.train.micro_batch),
-                c.stage.train.recompute,
-                f"{c.memory.total / 2**30:.1f}",
-                f"{c.speed.mfu:.3f}",
-                short(c.tokens_per_second),
-            ]
-        )
+        as_it_is = Suggestion(c.layout, c.stage.train, c.memory, c.speed)
+        names = [c.stage.name, *[""] * (len(fitting) - 1), "  as it is"]
+        for name, s in zip(names, [*fitting, as_it_is], strict=True):
+            layout = f"{s.layout.tp} x {s.layout.pp} x {s.layout.dp}"
+            how = [layout, str(s.layout.virtual), str(s.train.micro_batch), s.train.recompute]
+            speed = [f"{s.speed.mfu:.3f}", short(c.batch_tokens / s.speed.seconds)]
+            rows.append([name, *how, f"{s.memory.total / 2**30:.1f}", *speed])
     return table(rows)
 
 

@@ -14,6 +14,7 @@ from pretrain import config
 from pretrain.config import Stage
 from pretrain.data.merge_age import Piece, merge_age
 from pretrain.estimate import cost, speed
+from pretrain.estimate.parts import parameters_by_part
 from pretrain.estimate.speed import GPUS
 from tests.unit.small import TEXT, small_curriculum
 from tools import plan
@@ -230,6 +231,15 @@ def test_suggestions_fit_and_are_sorted(capsys: pytest.CaptureFixture[str]) -> N
             assert (again.memory.total, again.speed.mfu) == (s["memory_bytes"], s["mfu"])
 
 
+def test_suggestions_for_other_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([BERT, "--suggest", "--json", "--nodes", "2"]) == 0
+    for stage in json.loads(capsys.readouterr().out)["stages"]:
+        for s in stage["suggestions"]:
+            assert s["parallel"]["tp"] * s["parallel"]["pp"] * s["parallel"]["dp"] == 16
+    assert plan.main([LARGE, "--suggest", "--nodes", "3"]) == 2
+    assert "nothing fits for 55m" in capsys.readouterr().err
+
+
 def test_nodes_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(small_curriculum(tmp_path).path)
     assert plan.main([path, "--nodes", "1"]) == 2
@@ -248,7 +258,7 @@ def test_an_absent_dp_fills_the_nodes(tmp_path: Path) -> None:
 
 def test_parts_add_up() -> None:
     sizes = {"vocab": 64, "hidden": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn": 32}
-    parts = plan.parameters_by_part(Architecture("llama2", sizes))
+    parts = parameters_by_part(Architecture("llama2", sizes))
     assert parts == {
         "embedding": 64 * 16, "attention": 2 * (2 * 16 * 16 + 2 * 16 * 8), "MLP": 2 * 3 * 16 * 32, "norms": 5 * 16,
         "head": 64 * 16,
