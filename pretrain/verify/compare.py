@@ -34,7 +34,7 @@ class Difference:
 def differences(plan: Plan, parent: Reader, child: Reader, progress: bool = False) -> list[Difference]:
     """All tensors of `child` that are not, bit for bit, what the plan makes of `parent`. Memory: a few pieces.
 
-    Where a plan multiplies by learned factors, the order of summation depends on the box: there the last bit may differ.
+    With learned factors the order of summation depends on the box: there the last bit of an element may differ.
     Moments that the parent does not have are zeros. Raises CorruptCheckpoint as reading does.
     """
     kinds = [kind for kind in KINDS if child.has(kind)]
