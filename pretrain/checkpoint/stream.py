@@ -73,7 +73,7 @@ def write_checkpoint(
 
 def _give_memory_back() -> None:
     """From now on, memory as large as a piece goes back to the system when it is freed. Otherwise glibc keeps it in its
-    heap once it has seen some, where aligned pieces do not fit into each other's holes: half of what is written leaks."""
+    heap once it has seen some, where aligned pieces do not fit into each other's holes: half of all that is written."""
     ctypes.CDLL(None).mallopt(-3, PIECE // 2)  # M_MMAP_THRESHOLD, in bytes
 
 
