@@ -23,4 +23,5 @@ if [[ -e /sys/class/net/cambium0 ]]; then
 fi
 ip link add cambium0 type bridge 2>/dev/null || cannot "This machine may not make network interfaces."
 ip link del cambium0
+{ ip netns add cambium-probe && ip netns del cambium-probe; } 2>/dev/null || cannot "This machine may not make network namespaces."
 unshare --uts --ipc --pid --net --mount --fork true 2>/dev/null || cannot "This machine may not make namespaces."

@@ -9,7 +9,7 @@ from tests.slurm.run import Run
 
 def test_a_rank_is_killed_and_another_hangs(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> None:
     run = new_run("seed")
-    run.change(guard={"hang": 30})
+    run.change(guard={"hang": 45})
     job = run.submit("wide")["wide"]
 
     with run.paused_at("wide", job, 2) as ranks:
