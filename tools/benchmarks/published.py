@@ -63,7 +63,7 @@ PAIRS = (
     Pair("HyperCloning x2, 10 dB noise", "llama2", rules.noisy_cloning, dict.fromkeys(WIDE, "replicate")),
     Pair("LLaMA-Pro blocks", "llama2", rules.llama_pro, {"layers": "identity"}),
     Pair("G_stack 4 to 8 layers", "llama2", rules.g_stack, {"layers": "stack"}),
-    Pair("zero-padded width without norm correction", "llama2", rules.zero_padded, {"hidden": "zero"}),
+    Pair("zero-padded width, no norm correction", "llama2", rules.zero_padded, {"hidden": "zero"}),
     Pair("block-diagonal width x2", "llama2", rules.block_diagonal, dict.fromkeys(WIDE, "replicate")),
     Pair(
         "layer insertion by clone in BERT",
@@ -204,18 +204,38 @@ def _dead(grown: Grown, gradients: Weights, inputs: Tensor) -> float:
 
 
 def _locked(grown: Grown, weights: Weights, gradients: Weights) -> float:
-    """Over all axes: copied channels whose writing weights and gradients are those of the channel that they copy."""
+    """Over all axes: copied channels whose writing weights and gradients are those of the channel that they copy, as
+    they are or with what they read exchanged for its copies (two models side by side)."""
     still = total = 0
     for axis, pairs in grown.copies.items():
         new, old = (torch.tensor(side) for side in zip(*pairs, strict=True))
-        differs = torch.zeros(len(pairs), dtype=torch.bool)
+        differs = torch.zeros(2, len(pairs), dtype=torch.bool)
         for name, t in grown.arch.tensors().items():
             for d, dim in enumerate(t.spec.dims):
                 if axis in dim.axes and GENERAL[dim.role] == "write":
                     split = [grown.arch.sizes[a] for a in dim.axes]
                     for values in (weights[name].detach(), gradients[name]):
-                        rows = values.unflatten(d, split).movedim(d + dim.axes.index(axis), 0).flatten(1)
-                        differs |= (rows[new] - rows[old]).norm(dim=1) > SAME * rows[old].norm(dim=1)
-        still += int((~differs).sum())
+                        for way, theirs in enumerate((values, _exchanged(grown, name, values, d))):
+                            mine, copied = (
+                                x.unflatten(d, split).movedim(d + dim.axes.index(axis), 0).flatten(1)
+                                for x in (values, theirs)
+                            )
+                            differs[way] |= (mine[new] - copied[old]).norm(dim=1) > SAME * mine[old].norm(dim=1)
+        still += int((~differs).any(dim=0).sum())
         total += len(pairs)
     return still / max(total, 1)
+
+
+def _exchanged(grown: Grown, name: str, values: Tensor, but: int) -> Tensor:
+    """A tensor with the copies along every dimension but one in each other's places."""
+    for d, dim in enumerate(grown.arch.tensor(name).spec.dims):
+        if d != but:
+            split = [grown.arch.sizes[a] for a in dim.axes]
+            parts = values.unflatten(d, split)
+            for n, axis in enumerate(dim.axes):
+                order = torch.arange(grown.arch.sizes[axis])
+                for i, j in grown.copies.get(axis, ()):
+                    order[i], order[j] = j, i
+                parts = parts.index_select(d + n, order)
+            values = parts.flatten(d, d + len(split) - 1)
+    return values

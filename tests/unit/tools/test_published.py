@@ -1,0 +1,46 @@
+"""No operator here is worse than the published rule that does the same, on any column."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROUNDING = 1e-6  # of the largest logit, fp32
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, tuple[Any, Any]]:
+    """Of each rule: what is published, and what is here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[3] / "tools"))
+        from benchmarks.published import PAIRS, compare
+
+        return {pair.name: compare(pair) for pair in PAIRS}
+
+
+def test_no_operator_is_worse(figures: dict[str, tuple[Any, Any]]) -> None:
+    for name, (theirs, ours) in figures.items():
+        assert ours.error <= max(theirs.error, ROUNDING), name
+        assert ours.loss <= max(theirs.loss, ROUNDING), name
+        assert all(here <= there for here, there in zip(ours.dead, theirs.dead, strict=True)), name
+        if ours.locked is not None:
+            assert all(here <= there for here, there in zip(ours.locked, theirs.locked, strict=True)), name
+
+
+def test_the_defaults_keep_the_function_and_leave_nothing_behind(figures: dict[str, tuple[Any, Any]]) -> None:
+    replicated = figures["HyperCloning x2, 10 dB noise"][1]
+    assert replicated.error < ROUNDING
+    assert replicated.locked is not None
+    assert replicated.locked[-1] == 0.0
+    padded = figures["zero-padded width, no norm correction"][1]
+    assert padded.error < ROUNDING
+    assert padded.dead[1] == 0.0
+
+
+def test_the_published_rules_are_what_is_known_of_them(figures: dict[str, tuple[Any, Any]]) -> None:
+    assert figures["HyperCloning x2, no noise"][0].locked == (1.0, 1.0, 1.0)
+    assert min(figures["block-diagonal width x2"][0].locked) > 0.9  # rounding parts a few
+    assert figures["SwiGLU gate = 0 and down = 0"][0].dead == (1.0, 1.0, 1.0)
+    assert figures["SwiGLU down = 0"][0].dead == pytest.approx((2 / 3, 0.0, 0.0))
+    assert figures["zero-padded width, no norm correction"][0].error > 0.1
+    assert figures["layer insertion by clone in BERT"][0].error > 0.01
