@@ -81,6 +81,6 @@ def _choose(key: str, value: Any, arch: Architecture) -> tuple[Operator, dict[st
         raise GrowthError(f"a growth policy has no key {key!r}: its keys are {', '.join(OPERATORS)}, moments")
     options = dict(value) if isinstance(value, Mapping) else {"operator": value}
     name = options.pop("operator", default(arch.table, key))
-    if name not in OPERATORS[key]:
+    if not isinstance(name, str) or name not in OPERATORS[key]:
         raise GrowthError(f"{key}: there is no operator {name!r}: choose one of {', '.join(OPERATORS[key])}")
     return OPERATORS[key][name], options

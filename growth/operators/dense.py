@@ -21,7 +21,10 @@ from growth.step import Step
 
 def _matrix(axis: str, what: str, value: ArrayLike, old: int, new: int) -> NDArray[Any]:
     """float64 [new, old]; raises GrowthError for another shape or numbers that are not finite."""
-    matrix = np.asarray(value, dtype=np.float64)
+    try:
+        matrix = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise GrowthError(f"{axis}: {what} is no matrix of numbers: {value!r:.60}") from None
     if matrix.shape != (new, old):
         raise GrowthError(f"{axis}: {what} must be a matrix of {new} x {old} (new x old), not of shape {matrix.shape}")
     if not np.isfinite(matrix).all():

@@ -42,7 +42,7 @@ def _step(
     coefficient: ArrayLike = 1.0,
 ) -> Step:
     """The step of a source, an init and a birth for each layer."""
-    if unknown := sorted(set(inits) - set(INITS)):
+    if unknown := sorted({str(i) for i in inits} - set(INITS)):
         raise GrowthError(f"layers: there is no init {', '.join(unknown)}: choose one of {', '.join(INITS)}")
     src = np.asarray(source, dtype=np.int64).reshape(len(born), -1)
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
@@ -139,6 +139,8 @@ def insert(
     the list so far. `source` is an old layer or "clone" (the default): what the layer before it is made of, at 0 the
     first old one. Raises GrowthError for an index outside the list and for another number of patches than new layers.
     """
+    if not isinstance(at, list | tuple):
+        raise GrowthError(f"layers: at is {at!r}: give a list of positions, or of mappings of index, source and init")
     layers: list[tuple[int, str | None]] = [(i, None) for i in range(arch.layers)]  # (source, init of a new layer)
     for n, patch in enumerate(at):
         given = dict(patch) if isinstance(patch, Mapping) else {"index": patch}
@@ -192,7 +194,11 @@ def drop(arch: Architecture, sizes: Mapping[str, int], keep: Sequence[int] | Non
     """Fewer layers: those of `keep`, by default spread evenly ("every other": Fan et al., 2020, "Reducing transformer
     depth on demand with structured dropout" (LayerDrop), section 4.2). Does not preserve."""
     old, new = arch.layers, sizes["layers"]
+    if keep is not None and not (isinstance(keep, list | tuple) and all(isinstance(i, int) for i in keep)):
+        raise GrowthError(f"layers: keep is {keep!r}: give a list of old layers")
     kept = [i * old // new for i in range(new)] if keep is None else sorted(keep)
-    if len(kept) != new or len(set(kept)) != new or not all(0 <= i < old for i in kept):
-        raise GrowthError(f"layers: {old} to {new} keeps {new} different layers out of 0 to {old - 1}, not {kept}")
+    if not kept or len(kept) != new or len(set(kept)) != new or not all(0 <= i < old for i in kept):
+        raise GrowthError(
+            f"layers: {old} to {new} keeps {new} different layers, at least one, out of 0 to {old - 1}, not {kept}"
+        )
     return _step(arch, kept, np.zeros(new, dtype=bool), ["copy"] * new)

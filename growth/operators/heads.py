@@ -131,7 +131,7 @@ def rotary_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     the softmax scale, which stays head_dim ** -0.5. Padding the tail instead would turn old pairs at other speeds."""
     old, new = arch.sizes["head_dim"], sizes["head_dim"]
     if "rope_theta" not in arch.scalars:
-        raise GrowthError(f"head_dim: {arch.family} has no rotary embedding; use the operator zero")
+        raise GrowthError(f"head_dim: {old} to {new}: {arch.family} has no rotary embedding; use the operator zero")
     if new % old:
         raise GrowthError(
             f"head_dim: {old} to {new}: rotary embeddings allow whole factors only, because the frequencies of the old "

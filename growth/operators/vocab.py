@@ -70,7 +70,9 @@ def piece_rows(arch: Architecture, sizes: Mapping[str, int], pieces: Sequence[Se
     if len(pieces) != new - old:
         raise GrowthError(f"vocab: {old} to {new} needs the pieces of {new - old} new tokens, not of {len(pieces)}")
     if any(len(p) == 0 for p in pieces):
-        raise GrowthError("vocab: a new token has no pieces")
+        raise GrowthError(f"vocab: {old} to {new}: a new token has no pieces")
+    if wrong := [i for p in pieces for i in p if not 0 <= i < old]:
+        raise GrowthError(f"vocab: {old} to {new}: piece {wrong[0]} of a new token is not one of the {old} old ones")
     return _step(arch, new, _sums(old, pieces))
 
 

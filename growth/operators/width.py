@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def noise_of(axis: str, snr_db: float | None) -> float:
     """The relative standard deviation of noise at a signal-to-noise ratio in decibels; none without one."""
     if snr_db is None:
         return 0.0
-    if isinstance(snr_db, bool) or not isinstance(snr_db, int | float):
+    if isinstance(snr_db, bool) or not isinstance(snr_db, int | float) or not isfinite(snr_db):
         raise GrowthError(f"{axis}: snr_db is {snr_db!r}: give a number of decibels, or null for no noise")
     return float(10 ** (-snr_db / 20))
 
@@ -80,6 +80,8 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
     old rows into the new channels: exact but where a head puts a nonlinearity between (BERT's MLM head).
     After Chen et al., 2016 (Net2Net), and Gesmundo and Maile, 2023, section 3.6.
     """
+    if not isinstance(keep_eps, bool):
+        raise GrowthError(f"hidden: keep_eps is {keep_eps!r}: give true or false")
     d, new = arch.sizes["hidden"], sizes["hidden"]
     s = sqrt(d / new)
     source = appended(d, new)
