@@ -81,6 +81,6 @@ def test_frozen_parts(family: str, layers: Any, how: dict[str, Any], numerics: N
     count = hardware_flops(arch, SEQ_LEN, recompute=numerics.recompute, tp=how.get("tp", 1), frozen=parts)
     if numerics.recompute == "none":
         assert count == pytest.approx(flops, rel=2e-2)
-    assert flops < 0.8 * sum(rank[3] for rank in slow) / SAMPLES / SEQ_LEN
+    assert flops < 0.9 * sum(rank[3] for rank in slow) / SAMPLES / SEQ_LEN
     assert all(rank[4] == [7, 3] for rank in ranks)
     assert all(rank[2][0] < slow[0][2][0] for rank in ranks)  # the norm of what is trained
