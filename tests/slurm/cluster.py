@@ -116,6 +116,12 @@ class Cluster:
     def state(self, number: str) -> str:
         return self.job(number)["JobState"]
 
+    def seconds(self, number: str) -> int:
+        """How long the job has run since its last start."""
+        days, _, time = self.job(number)["RunTime"].rpartition("-")
+        hours, minutes, seconds = map(int, time.split(":"))
+        return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
     def ended(self, number: str) -> str:
         """The state in which a job ends; waits for it."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}

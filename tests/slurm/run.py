@@ -14,7 +14,7 @@ import yaml
 from tests.slurm.cluster import Cluster, Rank
 
 ROOT = Path(__file__).parents[2]
-STEPS = 24
+STEPS = 40
 SAMPLES, LENGTH = 12, 64  # of a batch
 STAGES = {"seed": {"dp": 2}, "wide": {"tp": 2, "dp": 2}, "deep": {"pp": 3, "dp": 2}}
 """The stages of the demo on 1, 2 and 3 nodes of two ranks."""
