@@ -32,19 +32,21 @@ def poisoned(
     work: Callable[[], Any], rank: int, value: float, bad: Callable[[int, Samples], bool], crash_at: int = 0
 ) -> Any:
     """Does `work` while one rank's gradient of one parameter turns into `value`, by a hook in its backward pass, where
-    `bad` says so of a step's number (in this process) and its samples. Before step `crash_at` all ranks crash."""
+    `bad` says so of a step's number (in this process) and its samples. Before step `crash_at` all ranks crash.
+
+    Steps are those with a judge, as the loop makes them; the certificate of a growth event has others."""
     train_step = Engine.train_step
     taken = iter(range(1, 1_000_000))
 
-    def step(engine: Engine, samples: Samples, *args: Any) -> StepResult:
-        number = next(taken)
-        if number == crash_at:
+    def step(engine: Engine, samples: Samples, lr: Any, *judge: Any) -> StepResult:
+        number = next(taken) if judge else 0
+        if judge and number == crash_at:
             raise RuntimeError("as if it were killed")
         _, parameter = engine.parameters[-1]
-        hit = bad(number, samples) and dist.get_rank() == rank
+        hit = judge and bad(number, samples) and dist.get_rank() == rank
         hook = parameter.register_hook(lambda grad: grad * value) if hit else None
         try:
-            return train_step(engine, samples, *args)
+            return train_step(engine, samples, lr, *judge)
         finally:
             if hook:
                 hook.remove()
@@ -68,7 +70,8 @@ def _skips(how: dict[str, Any], precision: str, rank: int, value: float) -> Any:
 
     def steps() -> None:
         for batch in ranks.batches(ranks.GQA, 3):
-            results.append(engine.train_step(part(batch, engine.dp_rank, engine.layout.dp), 1e-2))
+            samples = part(batch, engine.dp_rank, engine.layout.dp)
+            results.append(engine.train_step(samples, 1e-2, lambda *_: ""))
             weights = [parameter.detach().float().numpy().copy() for _, parameter in engine.parameters]
             seen.append(([values for *_, values in ranks.collected(engine)], weights, list(engine.adam.steps)))
 
