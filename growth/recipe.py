@@ -110,6 +110,8 @@ class DimMap:
         groups = np.split(used, edges)
         starts = np.array([g[0] for g in groups])
         lengths = np.array([g[-1] + 1 - g[0] for g in groups])
+        if 2 * lengths.sum() > high - low:
+            return self
         group = np.maximum(np.searchsorted(starts, self.source, side="right") - 1, 0)
         moved = self.source - starts[group] + (np.cumsum(lengths) - lengths)[group]
         spans = tuple((low + int(a), low + int(a + n)) for a, n in zip(starts, lengths, strict=True))
