@@ -112,6 +112,8 @@ def work(options: argparse.Namespace) -> cli.Answer:
     text = "\n".join(
         [str(options.target), table(rows), f"in stage {stage.name!r} of {options.config}:", "grow:", *lines]
     )
+    if not measured["learned"] < measured["start"]:
+        text += "\nNothing was gained over copies: try more steps, a larger --batch or a smaller --lr."
     return cli.Answer(text, {"target": str(options.target), "grow": policy, "losses": losses, "held_out": measured})
 
 
