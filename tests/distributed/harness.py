@@ -56,6 +56,8 @@ def _started(
         finally:
             for process in ranks:
                 process.kill()
+            for process in ranks:
+                process.join()
 
 
 def run(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -77,9 +79,10 @@ def run(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 def run_killed(world: int, target: str, nth: int, function: Callable[..., Any], *args: Any) -> None:
     """`function(*args)` on each rank, killed by SIGKILL: the last rank by itself when it calls `target` (a function
     "module:name" or "module:Class.name") for the nth time, the others as soon as it is dead, like those of a job."""
-    with _started(world, _killing, (target, nth, function, args)) as (ranks, _):
+    with _started(world, _killing, (target, nth, function, args)) as (ranks, results):
         ranks[-1].join(TIMEOUT)
-        assert ranks[-1].exitcode == -signal.SIGKILL, f"{target} was not called {nth} times: {ranks[-1].exitcode}"
+        if ranks[-1].exitcode != -signal.SIGKILL:
+            raise AssertionError(f"{target} was not called {nth} times: {results.get(timeout=TIMEOUT)}")
 
 
 def _killing(target: str, nth: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
