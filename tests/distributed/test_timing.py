@@ -52,7 +52,7 @@ def test_a_plateau_ends_a_stage_wherever_it_was_killed(corpus: Path, tmp_path: P
     paths = [two(corpus, tmp_path / which, small, {"train": {"tokens": 2 * STEP}}) for which in ("alone", "cut")]
     assert run(1, stage, str(paths[0]), "small", []) == [""]
     run_killed(1, "pretrain.engine:Engine.train_step", 5, stage, str(paths[1]), "small", [])
-    run_killed(1, "pretrain.train:mark_done", 1, stage, str(paths[1]), "small", [])
+    run_killed(1, "pretrain.run:mark_done", 1, stage, str(paths[1]), "small", [])
     alone, cut = (path.parent / "run/small" for path in paths)
     assert not is_done(cut)
     assert run(1, stage, str(paths[1]), "small", []) == [""]
@@ -99,7 +99,7 @@ def test_a_trial_chooses_wherever_it_was_killed(corpus: Path, tmp_path: Path) ->
     alone, cut = (path.parent / "run/large" for path in paths)
     run_killed(2, "pretrain.trial:rates", 5, stage, str(paths[1]), "large", [])  # of the steps of candidates
     assert [each["candidate"] for each in decision(cut, "trial")["tried"]] == [wild]
-    run_killed(2, "pretrain.train:rates", 1, stage, str(paths[1]), "large", [])
+    run_killed(2, "pretrain.run:rates", 1, stage, str(paths[1]), "large", [])
     before = (cut / "decisions/trial.json").read_text()
     assert not (cut / "checkpoints").exists() or not list((cut / "checkpoints").glob("step-*"))
     assert run(2, stage, str(paths[1]), "large", []) == ["", ""]

@@ -1,0 +1,193 @@
+"""A stage while it trains: what the training loop does at each turn."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+
+from pretrain.checkpoint import Checkpointer, mark_done
+from pretrain.config import Curriculum, Stage, to_yaml
+from pretrain.engine import Engine
+from pretrain.estimate.flops import training_flops
+from pretrain.feed import Feed
+from pretrain.guard import Rollback, note, roll_back
+from pretrain.layout import Layout
+from pretrain.metrics import Metrics
+from pretrain.optim.schedule import rates
+from pretrain.pacing import Pacing
+from pretrain.start import finish_event, patch
+from pretrain.state import State, boxes
+from pretrain.timing import Ending, keep_decision
+from pretrain.validate import Validation
+from pretrain.watchdog import STEP, Watchdog
+
+
+class Run:
+    """The engine of a stage and where it is. Every method is collective over the ranks of the stage.
+
+    As a context manager it writes metrics and, in the background, checkpoints; on leaving, what was begun is finished.
+    given: the stage as it was configured, which is what a checkpoint holds; stage: with its budget in tokens.
+    """
+
+    engine: Engine
+    state: State
+    validation: Validation
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        given: Stage,
+        layout: Layout,
+        feed: Feed,
+        watchdog: Watchdog,
+        engine: Engine,
+        state: State,
+    ) -> None:
+        self.curriculum, self.given, self.stage = curriculum, given, feed.resolved()
+        self.layout, self.feed, self.watchdog = layout, feed, watchdog
+        self.folder = curriculum.folder / given.name
+        progress = state.progress
+        self.pacing = Pacing.of(curriculum, self.stage, progress)
+        self.ending = Ending.of(curriculum, self.stage, progress.tokens - progress.stage_tokens)
+        self._drive(engine, state)
+        self.record: dict[str, float] = {}  # of the newest validation
+        keep = given.checkpoint
+        folder = self.folder / "checkpoints"
+        self.checkpointer = Checkpointer(folder, None, keep.keep, keep.keep_every, asynchronous=True)
+        if dist.get_rank() == 0:
+            (self.folder / "config.yaml").write_text(to_yaml(given))
+        self.metrics = Metrics(self.folder, curriculum, self.stage, progress, layout.world)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.metrics.__exit__(*error)
+        self.checkpointer.close()
+
+    def begin(self, began: float, back: Rollback | None) -> None:
+        """Measure the model as it starts, and finish its growth event when it has just grown.
+
+        began: when its start did, by the monotonic clock, in seconds.
+        """
+        self.record = self.validation()
+        if not self.state.progress.step:
+            if self.state.parent:
+                self._finish_event(began)
+            self.metrics.log(self.state.progress, **self.record)
+        if back:
+            self.metrics.log(self.state.progress, rolled_back_from=back.since)
+
+    def grow(self) -> None:
+        """The growth event of a patch: another engine in the same processes, its weights through the store."""
+        self.watchdog.beat("growth event", self.state.progress.step)
+        began = time.monotonic()
+        before = self.record.get("validation_bits_per_byte")
+        self.engine.free()
+        self._drive(*patch(self.curriculum, self.given, self.layout, self.feed, self.state, before))
+        self.record = self.validation()
+        self._finish_event(began)
+        self.metrics.log(self.state.progress, **self.record)
+
+    def step(self) -> str:
+        """One optimizer step; or the trouble for which it was not made."""
+        self.watchdog.beat(STEP, self.state.progress.step)
+        clock = time.monotonic()
+        state, t, rules = self.state, self.stage.train, self.stage.guard
+        done = state.progress.stage_tokens
+        n = t.batch_at(done)
+        tokens = n * t.seq_len
+        batch = self.feed.take(n, done / t.tokens, self.engine.dp_rank, self.layout.dp)
+        lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
+        result = self.engine.train_step(batch.samples, lrs, partial(state.health.trouble, rules=rules))
+        flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
+        self.state = replace(
+            state,
+            progress=state.progress.after(tokens=tokens, flops=flops, seconds=time.monotonic() - clock),
+            health=state.health.after(result.loss, result.grad_norm, result.trouble, rules),
+        )
+        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lrs[-1]}
+        if len(lrs) > 1:
+            values |= {f"lr_generation_{number}": lr for number, lr in enumerate(lrs)}
+        if batch.bytes is not None:
+            values["bits_per_byte"] = result.loss * tokens / math.log(2) / batch.bytes
+        if len(result.terms) > 1:
+            values |= result.terms
+        if result.trouble:
+            values["skipped"] = 1
+        self.metrics.step(self.state.progress, **values)
+        if result.trouble:
+            note(self.folder, "skipped", self.state.progress.step, result.trouble)
+        return result.trouble
+
+    def way_back(self, trouble: str) -> Rollback | None:
+        """To the newest good checkpoint, after too many steps in a row that were not made; this run is then over."""
+        step = self.state.progress.step
+        back = roll_back(self.stage.guard, step, self.feed.cursor, self.state.health, trouble)
+        if back:
+            note(self.folder, "rollback", back.since, f"back to step {back.good}", to=back.good)
+            self.checkpointer.wait()
+            self.engine.free()
+        return back
+
+    def finished(self) -> bool:
+        """Whether the stage ends here."""
+        return self.ending.decision(self.state.progress) is not None
+
+    def patch_is_due(self) -> bool:
+        """Whether the stage has fewer layers than its patches give it by now."""
+        tokens, done = self.stage.train.tokens, self.state.progress.stage_tokens
+        passed = sum(patch.at * tokens <= done for patch in self.stage.patches)
+        return self.state.arch.layers < self.stage.model.layers + passed
+
+    def validation_is_due(self) -> bool:
+        """At every interval, and when the tokens of the stage are spent."""
+        progress = self.state.progress
+        return self.ending.spent(progress) or progress.step % self.stage.train.eval_interval == 0
+
+    def validate(self) -> None:
+        """Measure the loss on held-out text."""
+        self.watchdog.beat("validation", self.state.progress.step)
+        self.record = self.validation()
+        progress = self.state.progress
+        self.metrics.log(progress, **self.record)
+        self.state = replace(self.state, progress=progress.validated(self.record["validation_loss"]))
+
+    def save_if_due(self, now: bool) -> None:
+        """Save, at an interval in the background; `now`, or before a patch: it is on the disk on return."""
+        step, patching = self.state.progress.step, self.patch_is_due()
+        regular = patching or step % self.given.checkpoint.interval == 0
+        if regular:
+            self.state = replace(self.state, health=self.state.health.saved(step))
+        if now or regular:
+            self.watchdog.beat("checkpoint", step)
+            state = replace(self.state, cursor=self.feed.cursor)
+            fields = state.fields(self.given.name, self.given.to_dict(), self.engine.adam.steps)
+            self.checkpointer.save(step, boxes(self.engine), fields, spare=state.health.good)
+        saved = self.checkpointer.wait() if now or patching else self.checkpointer.poll()
+        if saved:
+            seconds = {"checkpoint_stall_seconds": saved.stall_seconds, "checkpoint_seconds": saved.write_seconds}
+            self.metrics.log(self.state.progress, **seconds)
+
+    def mark_done(self) -> None:
+        """The stage is finished: why it ended, and the marker that later stages wait for."""
+        if dist.get_rank() == 0:
+            keep_decision(self.folder, "end", self.ending.decision(self.state.progress))
+            mark_done(self.folder, {**vars(self.state.progress), **self.record})
+        dist.barrier()
+
+    def _drive(self, engine: Engine, state: State) -> None:
+        """Go on with this engine, from here."""
+        self.engine = engine
+        self.state = self.pacing.set(engine, state)
+        self.validation = Validation(engine, self.feed)
+        self.feed.seek(state.cursor)
+
+    def _finish_event(self, began: float) -> None:
+        seconds = time.monotonic() - began
+        self.state = finish_event(self.folder, self.state, self.record.get("validation_bits_per_byte"), seconds)
