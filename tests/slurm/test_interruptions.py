@@ -4,6 +4,8 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import NewRun
 from tests.slurm.run import Run
 
+WARNED = "wide: SLURM asks for the nodes"
+
 
 def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> None:
     run = new_run("seed")
@@ -22,9 +24,10 @@ def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, un
         cluster.until(lambda: cluster.state(job) != "RUNNING", "the job is requeued")
 
     with run.paused_at("wide", job, run.step("wide") + 2):
+        warnings = run.log("wide").count(WARNED)
         minutes = cluster.seconds(job) // 60 + 3  # so it ends in two to three: within stage.sh's warning of 180 s
         cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
-        cluster.until(lambda: "wide: SLURM asks for the nodes" in run.log("wide"), "SLURM warns of the time limit")
+        cluster.until(lambda: run.log("wide").count(WARNED) > warnings, "SLURM warns of the time limit")
     cluster.until(lambda: cluster.job(job)["Restarts"] == "3", "the job is requeued")
     assert run.happened("wide")[-1] == "stopped on request; requeued"
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
