@@ -62,10 +62,9 @@ def _line(axes: Axes, line: Line, x: str, metric: str, colour: str, dashes: str)
         markersize=4,
     )
     for mark in line.marks:
-        at = line.records[mark.record][x]
-        after = next((p["value"] for p in points if p[x] >= at), points[-1]["value"])
-        size = 9 if mark.patch else 7
-        axes.plot([at], [after], marker="|" if mark.patch else "D", markersize=size, color=colour, linestyle="none")
+        after = next((r[metric] for r in line.records[mark.record :] if metric in r), points[-1]["value"])
+        style = {"marker": "|", "markersize": 9} if mark.patch else {"marker": "D", "markersize": 5}
+        axes.plot([line.records[mark.record][x]], [after], color=colour, linestyle="none", **style)
 
 
 def _limits(compared: Sequence[Line], metric: str) -> tuple[float, float]:
