@@ -63,8 +63,8 @@ def _line(axes: Axes, line: Line, x: str, metric: str, colour: str, dashes: str)
     )
     for mark in line.marks:
         after = next((r[metric] for r in line.records[mark.record :] if metric in r), points[-1]["value"])
-        style = {"marker": "|", "markersize": 9} if mark.patch else {"marker": "D", "markersize": 5}
-        axes.plot([line.records[mark.record][x]], [after], color=colour, linestyle="none", **style)
+        at, size = line.records[mark.record][x], 9 if mark.patch else 5
+        axes.plot([at], [after], marker="|" if mark.patch else "D", markersize=size, color=colour, linestyle="none")
 
 
 def _limits(compared: Sequence[Line], metric: str) -> tuple[float, float]:
