@@ -34,6 +34,7 @@ from pretrain.errors import UserError  # noqa: E402
 EXAMPLE = """example:
   python -m pretrain configs/demo.yaml --stage seed
   python -m torch.distributed.run --nproc_per_node 2 -m pretrain configs/demo.yaml --stage wide --train.lr 1e-3
+  python -m pretrain configs/demo.yaml --stage wide --help        every key that may be overridden, with its value
 
 signals: USR1 and TERM save a checkpoint and leave with code 0; the same command goes on from there."""
 
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help="--stage" not in arguments,  # of a stage: the help that lists its keys
     )
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument("--stage", required=True, help="name of the stage")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,5 +47,8 @@ def run(
     except (UserError, GrowthError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(answer.data) if options.json else answer.text)
+    try:
+        print(json.dumps(answer.data) if options.json else answer.text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; what Python flushes at its exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return answer.code
