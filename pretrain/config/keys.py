@@ -264,8 +264,8 @@ class Grow(Section):
     """What the event does to the learning rate, for good. continue: old parts go on at the rate they have, what is new
     joins them. rewind: likewise, after the schedule is set back by `rewind`. rewarm: old parts go on, what is new has
     the schedule from its beginning. restart: everything has. Measured in configs/comparisons, with one event half-way:
-    rewind and rewarm end some 0.5 % below continue, which is ahead until late; restart ends last. continue is the default
-    because it leaves what has been learned as it was, however many events there are."""
+    rewind and rewarm end some 0.5 % below continue, which is ahead until late; restart ends last. continue is the
+    default because it leaves what has been learned as it was, however many events there are."""
     rewind: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the way along the schedule that a rewind undoes."""
     new_lr: Annotated[float, Field(ge=0)] = 1.0
