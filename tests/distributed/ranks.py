@@ -34,9 +34,7 @@ def layout(arch: Architecture, how: dict[str, Any]) -> Layout:
 
 
 def engine_for(arch: Architecture, how: dict[str, Any], numerics: Numerics = FP32, clip: float = 0.5) -> Engine:
-    return Engine(
-        arch, layout(arch, how), numerics, Adam(clip=clip), seq_len=SEQ_LEN, micro_batch=MICRO_BATCH
-    )
+    return Engine(arch, layout(arch, how), numerics, Adam(clip=clip), seq_len=SEQ_LEN, micro_batch=MICRO_BATCH)
 
 
 def batches(arch: Architecture, count: int) -> list[Samples]:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.harness import run
-from tests.distributed.test_stage import corpus, curriculum, stage
-
-__all__ = ["corpus"]  # a fixture
+from tests.distributed.test_stage import curriculum, stage
 
 RAMP = {"global_batch": 12, "ramp_from": 4, "ramp_by": 4, "ramp_tokens": 512}
 

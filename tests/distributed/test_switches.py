@@ -8,6 +8,7 @@ from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 
 from pretrain import config
 from pretrain.checkpoint.find import steps
@@ -34,6 +35,7 @@ def _stage_with_switches(path: str, switches: dict[int, list[str]]) -> list[tupl
 
     looks = look()
     finished = train(curriculum, curriculum.stages[0], lambda: next(looks))
+    dist.barrier()  # rank 0 may still be at its files
     seen.append(([p.name for p in steps(folder / "checkpoints")], _present(folder)))
     assert finished == (len(seen) == 9)
     return seen

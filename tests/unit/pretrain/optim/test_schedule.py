@@ -77,9 +77,7 @@ MODEL = {"vocab": 100, "hidden": 32, "layers": 2, "heads": 2, "ffn": 64}
 
 def curriculum(tmp_path: Path, *grow: dict[str, Any], train: dict[str, Any] | None = None) -> config.Curriculum:
     """Stages of 1000 tokens, cosine from 1e-3 to 0 unless train says otherwise; grow is of the later ones."""
-    stages = [
-        {"name": f"s{i}", "model": {**MODEL, "layers": 2 + i}, "grow": g} for i, g in enumerate(({}, *grow))
-    ]
+    stages = [{"name": f"s{i}", "model": {**MODEL, "layers": 2 + i}, "grow": g} for i, g in enumerate(({}, *grow))]
     defaults = {"tokens": 1000, "seq_len": 10, "global_batch": 1, "lr": 1e-3, **(train or {})}
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"name": "x", "data": {"corpus": "c"}, "train": defaults, "stages": stages}))
