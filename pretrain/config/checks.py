@@ -188,10 +188,10 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
     if shrunk or any(_shape(old)) or any(_shape(new)):
         return  # the shape is reported already
     grow = new.grow
-    if grow.moments == "reset" and ((grow.old_lr, grow.new_lr) != (1, 1) or grow.schedule == "rewarm"):
+    if grow.moments == "reset" and (grow.old_lr, grow.new_lr) != (1, 1):
         yield (
-            "grow.moments: reset makes all parts new, so that grow.old_lr, grow.new_lr and a rewarm cannot tell them "
-            "apart; keep the moments, or change those"
+            "grow.moments: reset makes all parts new, so that grow.old_lr and grow.new_lr cannot tell them apart; keep "
+            "the moments, or change those"
         )
     rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces do not matter here
     ways = {"grow": grow}

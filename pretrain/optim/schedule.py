@@ -122,7 +122,7 @@ def paced(births: Sequence[Birth], stage: Stage, begins: bool, tokens: int, unti
     old = [replace(p, until=until) for p in old]
     new = Pace(tokens, 0.0, until).restarted(tokens, warmup)
     if old:
-        joined = old[0] if grow.schedule != "rewarm" else new
+        joined = new if begins and grow.schedule == "rewarm" else old[0]
         new = replace(
             joined,
             warmup_from=tokens,

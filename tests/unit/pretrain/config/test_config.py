@@ -133,7 +133,6 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.grow": {"width": "zero"}}, ["stages[1].grow.width: unknown key", "hidden"]),
         ({"stages.1.grow": {"ffn": {"operator": "zero", "to": 3}}}, ["stages[1].grow: ffn: zero has no option to"]),
         ({"stages.1.grow": {"moments": "reset", "old_lr": 0.0}}, ["stages[1].grow.moments: reset makes all parts new"]),
-        ({"stages.1.grow": {"moments": "reset", "schedule": "rewarm"}}, ["stages[1].grow.moments: reset makes all"]),
         ({"stages.1.grow": {"schedule": "cool"}}, ["stages[1].grow.schedule: should be 'continue', 'rewind'"]),
         ({"stages.0.patches": [{"at": 0.5, "index": 5}]}, ["stages[0].patches[0].index: 5", "choose 0 to 4"]),
         (

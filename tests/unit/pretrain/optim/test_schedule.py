@@ -102,7 +102,12 @@ def trained(c: config.Curriculum, lengths: list[int] | None = None) -> list[tupl
 @pytest.mark.parametrize("shape", ["cosine", "linear", "wsd"])
 def test_continue_is_one_curve_over_the_curriculum(tmp_path: Path, shape: Shape) -> None:
     """What has been learned keeps the rate it would have had; what is new joins it, after a warm-up of its own."""
-    c = curriculum(tmp_path, {}, {}, train={"warmup_tokens": 100, "schedule": shape, "decay": 0.5})
+    c = curriculum(
+        tmp_path,
+        {"schedule": "continue"},
+        {"schedule": "continue"},
+        train={"warmup_tokens": 100, "schedule": shape, "decay": 0.5},
+    )
     for _, tokens, lrs in trained(c):
         expected = rate(tokens, warmup=100, end=3000, min_lr=0.0, shape=shape, decay=0.5)
         assert lrs[0] == pytest.approx(expected, rel=1e-9, abs=1e-15)
@@ -131,7 +136,7 @@ def test_rewind(tmp_path: Path) -> None:
 
 
 def test_rewarm_is_of_what_is_new_only(tmp_path: Path) -> None:
-    c = curriculum(tmp_path, {"schedule": "rewarm", "new_lr": 1.5})
+    c = curriculum(tmp_path, {"new_lr": 1.5})
     stage = replace(c.stages[1], train=replace(c.stages[1].train, warmup_tokens=200))
     c = replace(c, stages=(c.stages[0], stage))
     for name, tokens, lrs in trained(c):
@@ -141,7 +146,7 @@ def test_rewarm_is_of_what_is_new_only(tmp_path: Path) -> None:
 
 
 def test_restart_ends_the_curve_before_it(tmp_path: Path) -> None:
-    c = curriculum(tmp_path, {}, {"schedule": "restart"}, train={"warmup_tokens": 100})
+    c = curriculum(tmp_path, {"schedule": "continue"}, {"schedule": "restart"}, train={"warmup_tokens": 100})
     for name, tokens, lrs in trained(c):
         if name == "s2":
             assert lrs == [pytest.approx(rate(tokens - 2000, warmup=100, end=1000, min_lr=0.0), abs=1e-15)] * 3
@@ -163,8 +168,9 @@ def test_factors_and_freezing(tmp_path: Path) -> None:
     assert weight_decays(births, c.stages[2]) == [0.1, 0.01]
 
 
-def test_growth_inside_a_stage_and_a_resume_leave_old_paces_alone(tmp_path: Path) -> None:
-    c = curriculum(tmp_path, {"schedule": "restart"}, train={"warmup_tokens": 100})
+@pytest.mark.parametrize("schedule", ["rewarm", "restart"])
+def test_growth_inside_a_stage_and_a_resume_leave_old_paces_alone(tmp_path: Path, schedule: str) -> None:
+    c = curriculum(tmp_path, {"schedule": schedule}, train={"warmup_tokens": 100})
     stage = c.stages[1]
     births = paced([Birth(0, "s0", 0)], c.stages[0], True, 0, 1000)
     births = paced([*births, Birth(1000, "s1", 0)], stage, True, 1000, 2000)
