@@ -261,9 +261,9 @@ class Grow(Section):
     and all parts count as new from then on); default: transform what is old, reset what is new (best of these in
     configs/comparisons, by little)."""
     schedule: Literal["continue", "rewind", "rewarm", "restart"] = "rewarm"
-    """What the event that begins the stage does to the learning rate, for good. rewarm: old parts go on at the rate they
-    have, what is new has the schedule from its beginning. continue: what is new joins the old parts at their rate.
-    rewind: likewise, after the schedule is set back by `rewind`. restart: everything has it from its beginning.
+    """What the event that begins the stage does to the learning rate, for good. rewarm: old parts go on at the rate
+    they have, what is new has the schedule from its beginning. continue: what is new joins the old parts at their
+    rate. rewind: likewise, after the schedule is set back by `rewind`. restart: all has it from its beginning.
     Measured in configs/comparisons with one event half-way: rewind ends 0.1 % below rewarm, continue 0.5 % and restart
     1.3 % above it. rewarm is the default as the best that leaves what has been learned as it was, however many events
     there are; layers that come inside a stage (patches) always join."""

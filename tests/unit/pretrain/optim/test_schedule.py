@@ -168,9 +168,17 @@ def test_factors_and_freezing(tmp_path: Path) -> None:
     assert weight_decays(births, c.stages[2]) == [0.1, 0.01]
 
 
-@pytest.mark.parametrize("schedule", ["rewarm", "restart"])
-def test_growth_inside_a_stage_and_a_resume_leave_old_paces_alone(tmp_path: Path, schedule: str) -> None:
-    c = curriculum(tmp_path, {"schedule": schedule}, train={"warmup_tokens": 100})
+def test_layers_that_come_inside_a_stage_join_it(tmp_path: Path) -> None:
+    stage = curriculum(tmp_path, train={"warmup_tokens": 100}).stages[0]
+    births = paced([Birth(0, "s0", 0)], stage, True, 0, 1000)
+    inside = paced([*births, Birth(500, "s0", 0)], stage, False, 500, 1000)
+    for tokens, share in ((550, 0.5), (600, 1.0), (900, 1.0)):
+        old, new = rates(inside, stage, tokens)
+        assert new == pytest.approx(share * old)
+
+
+def test_growth_inside_a_stage_and_a_resume_leave_old_paces_alone(tmp_path: Path) -> None:
+    c = curriculum(tmp_path, {"schedule": "restart"}, train={"warmup_tokens": 100})
     stage = c.stages[1]
     births = paced([Birth(0, "s0", 0)], c.stages[0], True, 0, 1000)
     births = paced([*births, Birth(1000, "s1", 0)], stage, True, 1000, 2000)
