@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,10 +22,12 @@ class Rows:
 
     patterns: int64 [distinct rows, columns]; index: int64 [rows]. A byte for every element would be more, and slower
     to look up: an element's generation is the later of its row's and its column's, so few rows differ.
+    blocks: (first row, end, pattern) of the rows that are updated at a time; pattern is None where they differ.
     """
 
     patterns: Tensor
     index: Tensor
+    blocks: Sequence[tuple[int, int, int | None]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,27 @@ def _patterns(ids: Tensor, device: torch.device) -> Rows:
     """Neighbours are mostly alike: only the first of each run of equal rows is compared with all others."""
     begins = torch.cat([torch.ones(1, dtype=torch.bool), (ids[1:] != ids[:-1]).any(1)])
     patterns, index = torch.unique(ids[begins], dim=0, return_inverse=True)
-    return Rows(patterns.long().to(device), index[begins.long().cumsum(0) - 1].to(device))
+    rows, columns = ids.shape
+    blocks: list[tuple[int, int, int | None]] = [(0, rows, None)]
+    if device.type == "cpu":
+        blocks = _blocks([*begins.nonzero().flatten().tolist(), rows], index.tolist(), max(1, BLOCK // columns))
+    return Rows(patterns.long().to(device), index[begins.long().cumsum(0) - 1].to(device), blocks)
+
+
+def _blocks(cuts: Sequence[int], patterns: Sequence[int], height: int) -> list[tuple[int, int, int | None]]:
+    """At most `height` rows each. A run of equal rows that is not much shorter has blocks of its own: one row of
+    coefficients then serves them all.
+
+    cuts: where the runs begin, and the end of the last; patterns: of each run.
+    """
+    blocks: list[tuple[int, int, int | None]] = []
+    mixed = 0  # where the rows begin that are in no block yet
+    for (start, stop), pattern in zip(pairwise(cuts), patterns, strict=True):
+        if stop - start >= height // 4:
+            blocks += [(at, min(at + height, start), None) for at in range(mixed, start, height)]
+            blocks += [(at, min(at + height, stop), pattern) for at in range(start, stop, height)]
+            mixed = stop
+    return blocks + [(at, min(at + height, cuts[-1]), None) for at in range(mixed, cuts[-1], height)]
 
 
 class AdamW(torch.optim.Optimizer):
@@ -154,7 +177,7 @@ class AdamW(torch.optim.Optimizer):
         self.steps = [n + (g not in self.resting) for g, n in enumerate(self.steps)]
         beta1, beta2 = group["betas"]
         each = zip(self.lrs, self.weight_decays, (max(1, n) for n in self.steps), strict=True)
-        table = np.array([(-lr / (1 - beta1**n), (1 - beta2**n) ** -0.5, -lr * wd) for lr, wd, n in each], "f4")
+        table = np.array([_coefficients(lr, wd, n, (beta1, beta2), group["eps"]) for lr, wd, n in each], "f4")
         # The bias corrections of generations with one learning rate end up equal, and then they are as one.
         first = [int((table == row).all(1).argmax()) for row in table]
         whole: dict[tuple[float, float], list[tuple[Segment, int]]] = {}
@@ -199,22 +222,35 @@ class AdamW(torch.optim.Optimizer):
     def _update_mixed(self, segment: Segment, table_3G: Tensor, tensors: tuple[Tensor, ...]) -> None:
         """A segment of several generations, some rows at a time; equal to the others up to rounding.
 
-        table_3G: of each generation, minus its step size, the factor of the root of exp_avg_sq, minus its decay.
+        table_3G: the coefficients of each generation.
         """
         assert segment.rows is not None
         (group,) = self.param_groups
-        (beta1, beta2), eps = group["betas"], group["eps"]
+        beta1, beta2 = group["betas"]
         patterns, index = segment.rows.patterns, segment.rows.index
         columns = patterns.shape[1]
-        minus_step_size, scale, minus_decay = table_3G[:, patterns]  # [distinct rows, columns] each
+        scale, shift, minus_decay = table_3G[:, patterns]  # [distinct rows, columns] each
         params, grads, exp_avgs, exp_avg_sqs = (x[segment.start : segment.stop].view(-1, columns) for x in tensors)
-        height = max(1, BLOCK // columns) if params.device.type == "cpu" else len(index)
-        for start in range(0, len(index), height):
-            at = slice(start, start + height)
-            p, g, m, v, row = params[at], grads[at], exp_avgs[at], exp_avg_sqs[at], index[at]
+        for start, stop, pattern in segment.rows.blocks:
+            at = slice(start, stop)
+            p, g, m, v = params[at], grads[at], exp_avgs[at], exp_avg_sqs[at]
+
+            def rows(coefficients: Tensor, at: slice = at, pattern: int | None = pattern) -> Tensor:
+                return coefficients.index_select(0, index[at]) if pattern is None else coefficients[pattern]
+
             if segment.decay:
-                p.addcmul_(p, minus_decay.index_select(0, row))
+                p.addcmul_(p, rows(minus_decay))
             m.lerp_(g, 1 - beta1)
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            denominator = scale.index_select(0, row).mul_(v.sqrt()).add_(eps)
-            p.addcdiv_(minus_step_size.index_select(0, row).mul_(m), denominator)
+            p.addcdiv_(m, torch.addcmul(rows(shift), v.sqrt(), rows(scale)))
+
+
+def _coefficients(
+    lr: float, weight_decay: float, steps: int, betas: tuple[float, float], eps: float
+) -> tuple[float, float, float]:
+    """(scale, shift, minus decay) of an update: p += minus decay * p, then p += exp_avg / (scale * root + shift), where
+    root is that of exp_avg_sq. Learning rate and bias corrections in two numbers: as few passes as there can be."""
+    if lr == 0:
+        return 0.0, -math.inf, 0.0
+    size = -lr / (1 - betas[0] ** steps)
+    return (1 - betas[1] ** steps) ** -0.5 / size, eps / size, -lr * weight_decay
