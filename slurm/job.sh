@@ -22,8 +22,9 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=1 PYTHONFA
 export TMPDIR=${SLURM_TMPDIR:-/tmp}
 
 # shellcheck disable=SC2154 # step_options is set by common.sh
-in_step() { # a command on every rank. Without --kill-on-bad-exit one dead rank would hang the others for ever.
-    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks))" --ntasks-per-node="$tasks" \
+in_step() { # a command on every rank, in place of this shell, whose caller runs it in one of its own and may signal it.
+    # Without --kill-on-bad-exit one dead rank would hang the others for ever.
+    exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks))" --ntasks-per-node="$tasks" \
         --kill-on-bad-exit=1 --wait=60 "${step_options[@]}" "$@"
 }
 
