@@ -24,7 +24,7 @@ def test_a_rank_is_killed_and_another_hangs(cluster: Cluster, new_run: NewRun, u
     stacks = {path.name: path.read_text() for path in (run.folder / "wide/stacks").iterdir()}
     assert stacks.keys() == {"rank-0.txt", "rank-2.txt", "rank-3.txt"}
     for text in stacks.values():
-        assert "train_step" in text
+        assert "in _train" in text  # in a step, or in the checkpoint after it
 
     assert cluster.ended(job) == "COMPLETED", run.log("wide")
     run.same_as(undisturbed, "wide")
