@@ -30,9 +30,10 @@ from pretrain.layout import Layout, Parameter, fragment_boxes, parameters
 from pretrain.layout.zero import FragmentBox
 from pretrain.model import build
 from pretrain.model.build import Numerics
-from pretrain.optim.adamw import AdamW, Segment, segments
+from pretrain.optim.adamw import AdamW
 from pretrain.optim.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.optim.gradients import FlatGradients
+from pretrain.optim.segments import Segment, segments
 from pretrain.samples import Samples, size
 
 # It warns of every optimizer that is not its own.

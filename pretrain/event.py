@@ -141,4 +141,3 @@ def _reached(engine: Engine) -> list[Tensor]:
         dist.all_reduce(nonzero, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
         found.append(nonzero)
     return found
-

@@ -98,9 +98,7 @@ def merge_defaults(raw: Mapping[str, Any], sections: Sequence[str]) -> dict[str,
     if isinstance(stages, list):
         defaults = {section: raw.get(section, {}) for section in sections}
         defaults["seed"] = raw.get("seed", 0)
-        merged["stages"] = [
-            _merge(defaults, stage) if isinstance(stage, Mapping) else stage for stage in stages
-        ]
+        merged["stages"] = [_merge(defaults, stage) if isinstance(stage, Mapping) else stage for stage in stages]
     return merged
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,98 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-BLOCK = 1 << 15  # elements updated at a time: their weights, gradients, moments and temporaries fit a core's cache
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The generations of rows of equal length: row i has those of `patterns[index[i]]`.
-
-    patterns: int64 [distinct rows, columns]; index: int64 [rows]. A byte for every element would be more, and slower
-    to look up: an element's generation is the later of its row's and its column's, so few rows differ.
-    blocks: (first row, end, pattern) of the rows that are updated at a time; pattern is None where they differ.
-    """
-
-    patterns: Tensor
-    index: Tensor
-    blocks: Sequence[tuple[int, int, int | None]]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The elements [start, stop) of a partition that share weight decay.
-
-    present: the generations among them; rows: which element has which, None when there is only one.
-    """
-
-    start: int
-    stop: int
-    decay: bool
-    present: tuple[int, ...]
-    rows: Rows | None = None
-
-
-def segments(start: int, ids: Tensor, columns: int, into: int, decay: bool, device: torch.device) -> Iterator[Segment]:
-    """Describe a flat range of a parameter that lies at `start` in the partition.
-
-    ids: uint8 [elements], the generation of each. columns: the length of the parameter's rows; into: how many elements
-    of its first row are not in the range (a partition may begin and end inside a row). Long runs of rows of one
-    generation become segments of their own.
-    """
-    head = min(-into % columns, len(ids))
-    full = (len(ids) - head) // columns * columns
-    for offset, part, width in (
-        (0, ids[:head], head),
-        (head, ids[head : head + full], columns),
-        (head + full, ids[head + full :], len(ids) - head - full),
-    ):
-        if len(part):
-            yield from _rows(start + offset, part.view(-1, width), decay, device)
-
-
-def _rows(start: int, ids: Tensor, decay: bool, device: torch.device) -> Iterator[Segment]:
-    """ids: uint8 [rows, columns]."""
-    columns = ids.shape[1]
-    first, last = ids.amin(1), ids.amax(1)
-    key = torch.where(first == last, first.int(), -1)  # the one generation of a row, -1 of a mixed one
-    cuts = [0, *((key[1:] != key[:-1]).nonzero().flatten() + 1).tolist(), len(ids)]
-    whole = [(a, b) for a, b in pairwise(cuts) if key[a] >= 0 and ((b - a) * columns >= BLOCK or b - a == len(ids))]
-    at = 0
-    for a, b in [*whole, (len(ids), len(ids))]:
-        if at < a:
-            present = tuple(ids[at:a].unique().tolist())
-            rows = _patterns(ids[at:a], device) if len(present) > 1 else None
-            yield Segment(start + at * columns, start + a * columns, decay, present, rows)
-        if a < b:
-            yield Segment(start + a * columns, start + b * columns, decay, (int(key[a]),))
-        at = b
-
-
-def _patterns(ids: Tensor, device: torch.device) -> Rows:
-    """Neighbours are mostly alike: only the first of each run of equal rows is compared with all others."""
-    begins = torch.cat([torch.ones(1, dtype=torch.bool), (ids[1:] != ids[:-1]).any(1)])
-    patterns, index = torch.unique(ids[begins], dim=0, return_inverse=True)
-    rows, columns = ids.shape
-    blocks: list[tuple[int, int, int | None]] = [(0, rows, None)]
-    if device.type == "cpu":
-        blocks = _blocks([*begins.nonzero().flatten().tolist(), rows], index.tolist(), max(1, BLOCK // columns))
-    return Rows(patterns.long().to(device), index[begins.long().cumsum(0) - 1].to(device), blocks)
-
-
-def _blocks(cuts: Sequence[int], patterns: Sequence[int], height: int) -> list[tuple[int, int, int | None]]:
-    """At most `height` rows each. A run of equal rows that is not much shorter has blocks of its own: one row of
-    coefficients then serves them all.
-
-    cuts: where the runs begin, and the end of the last; patterns: of each run.
-    """
-    blocks: list[tuple[int, int, int | None]] = []
-    mixed = 0  # where the rows begin that are in no block yet
-    for (start, stop), pattern in zip(pairwise(cuts), patterns, strict=True):
-        if stop - start >= height // 4:
-            blocks += [(at, min(at + height, start), None) for at in range(mixed, start, height)]
-            blocks += [(at, min(at + height, stop), pattern) for at in range(start, stop, height)]
-            mixed = stop
-    return blocks + [(at, min(at + height, cuts[-1]), None) for at in range(mixed, cuts[-1], height)]
+from pretrain.optim import mixed
+from pretrain.optim.segments import Segment
 
 
 class AdamW(torch.optim.Optimizer):
@@ -112,8 +20,8 @@ class AdamW(torch.optim.Optimizer):
 
     Every generation has its learning rate (0: frozen; its moments go on), its weight decay, and its own step, so that
     the bias correction of what was born at a growth event starts at its birth. Weight decay is switched off by
-    segment. Whatever the number of generations, an element is read and written once. With one generation an update
-    equals that of torch.optim.AdamW(fused=True) bit for bit.
+    segment. Whatever the number of generations, an element is read and written once on CPU. With one generation an
+    update equals that of torch.optim.AdamW(fused=True) bit for bit.
 
     State of the partition: exp_avg and exp_avg_sq, like it. `steps`, `lrs` and `weight_decays` have an item for each
     generation: the updates it has had, and what the next one takes.
@@ -220,29 +128,17 @@ class AdamW(torch.optim.Optimizer):
         )
 
     def _update_mixed(self, segment: Segment, table_3G: Tensor, tensors: tuple[Tensor, ...]) -> None:
-        """A segment of several generations, some rows at a time; equal to the others up to rounding.
+        """A segment of several generations; equal to the others up to rounding.
 
         table_3G: the coefficients of each generation.
         """
         assert segment.rows is not None
-        (group,) = self.param_groups
-        beta1, beta2 = group["betas"]
-        patterns, index = segment.rows.patterns, segment.rows.index
-        columns = patterns.shape[1]
+        patterns = segment.rows.patterns
+        p, g, m, v = (x[segment.start : segment.stop].view(-1, patterns.shape[1]) for x in tensors)
         scale, shift, minus_decay = table_3G[:, patterns]  # [distinct rows, columns] each
-        params, grads, exp_avgs, exp_avg_sqs = (x[segment.start : segment.stop].view(-1, columns) for x in tensors)
-        for start, stop, pattern in segment.rows.blocks:
-            at = slice(start, stop)
-            p, g, m, v = params[at], grads[at], exp_avgs[at], exp_avg_sqs[at]
-
-            def rows(coefficients: Tensor, at: slice = at, pattern: int | None = pattern) -> Tensor:
-                return coefficients.index_select(0, index[at]) if pattern is None else coefficients[pattern]
-
-            if segment.decay:
-                p.addcmul_(p, rows(minus_decay))
-            m.lerp_(g, 1 - beta1)
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            p.addcdiv_(m, torch.addcmul(rows(shift), v.sqrt(), rows(scale)))
+        if not segment.decay:
+            minus_decay = torch.zeros_like(minus_decay)
+        mixed.update((p, g, m, v), scale, shift, minus_decay, segment.rows.index, self.param_groups[0]["betas"])
 
 
 def _coefficients(

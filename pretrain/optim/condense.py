@@ -24,9 +24,7 @@ def condensed(state: State, beta2: float) -> State:
     if not last:
         return state
     merged = _merged(state.births[: last + 1], state.progress.tokens)
-    return replace(
-        state, births=(merged, *state.births[last + 1 :]), generations=state.generations.merged(last + 1)
-    )
+    return replace(state, births=(merged, *state.births[last + 1 :]), generations=state.generations.merged(last + 1))
 
 
 def _merged(births: Sequence[Birth], tokens: int) -> Birth:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.optim import adamw
-from pretrain.optim.adamw import AdamW, Segment, segments
+from pretrain.optim import mixed
+from pretrain.optim.adamw import AdamW
+from pretrain.optim.segments import Segment, segments
 
 CPU = torch.device("cpu")
 HOW = dict(betas=(0.9, 0.95), eps=1e-8)
@@ -122,14 +123,10 @@ def described(ids: Tensor, parts: list[tuple[int, int, int, bool]]) -> tuple[lis
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts(), st.sampled_from([16, 200, 1 << 15]))
-def test_segments_say_what_every_element_is(
-    layout: tuple[Tensor, list[tuple[int, int, int, bool]]], block: int
-) -> None:
+@given(layouts())
+def test_segments_say_what_every_element_is(layout: tuple[Tensor, list[tuple[int, int, int, bool]]]) -> None:
     ids, parts = layout
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adamw, "BLOCK", block)
-        found, decays = described(ids, parts)
+    found, decays = described(ids, parts)
     assert [s.start for s in found] == [0, *(s.stop for s in found[:-1])]
     assert found[-1].stop == len(ids)
     for s in found:
@@ -143,9 +140,9 @@ def test_segments_say_what_every_element_is(
 
 
 @settings(max_examples=25, deadline=None)
-@given(layouts(), st.sampled_from([16, 200, 1 << 15]), st.integers(0, 2**31))
+@given(layouts(), st.integers(0, 2**31), st.booleans())
 def test_generations_are_parameter_groups(
-    layout: tuple[Tensor, list[tuple[int, int, int, bool]]], block: int, seed: int
+    layout: tuple[Tensor, list[tuple[int, int, int, bool]]], seed: int, compiled: bool
 ) -> None:
     """Own rates, own weight decay and own births, on any arrangement; the reference is double precision."""
     ids, parts = layout
@@ -155,7 +152,8 @@ def test_generations_are_parameter_groups(
     factors = [1.0, 0.0, 0.3, 2.0]
     weight_decays = [0.1, 0.0, 0.5, 0.1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adamw, "BLOCK", block)
+        if not compiled:
+            patch.setattr(mixed, "_on_cpu", mixed._on_device)
         found, decays = described(ids, parts)
         ours, adam = flat(start)
         adam.describe(found, [0] * count, weight_decays)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from growth import Architecture, Box, Generations, GrowthError, between
-from pretrain.optim.adamw import AdamW, segments
+from pretrain.optim.adamw import AdamW
 from pretrain.optim.condense import condensed
 from pretrain.optim.schedule import Curve, Pace
+from pretrain.optim.segments import segments
 from pretrain.state import Birth, Progress, State
 
 SIZES = {"vocab": 9, "hidden": 8, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn": 8}
