@@ -22,17 +22,20 @@ from growth.olds import Read as Read
 from growth.recipe import Copies, Recipe
 from growth.segments import Index, Segment, Term
 
-Fresh = Callable[[Box], torch.Tensor]
+Fresh = Callable[[Box, torch.Tensor | None], torch.Tensor]
 _CHUNK = 1 << 16  # elements
 
 
-def init(tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: int) -> torch.Tensor:
-    """The fresh init of a box, float32: what a model without a parent has there."""
+def init(
+    tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The fresh init of a box, float32, in `out` if it is given: what a model without a parent has there."""
+    out = torch.empty(box.shape) if out is None else out
     how = tensor.spec.init
     if how in ("one", "zero"):
-        return torch.full(box.shape, 1.0 if how == "one" else 0.0)
+        return out.fill_(1.0 if how == "one" else 0.0)
     std = init_std / (2 * layers) ** 0.5 if how == "branch" else init_std
-    return philox.normal(seed, tensor.name, tensor.shape, box).mul_(std)
+    return philox.normal(seed, tensor.name, tensor.shape, box, std=std, out=out)
 
 
 def evaluate(
@@ -52,8 +55,8 @@ def evaluate(
     if r.all_zero:
         return torch.zeros(r.box.shape, dtype=dtype) if out is None else out.zero_()
 
-    def fresh(box: Box) -> torch.Tensor:
-        return init(r.tensor, box, seed, init_std, layers)
+    def fresh(box: Box, out: torch.Tensor | None) -> torch.Tensor:
+        return init(r.tensor, box, seed, init_std, layers, out)
 
     if r.fresh:
         out = torch.empty(r.box.shape, dtype=dtype) if out is None else out
@@ -103,12 +106,46 @@ def _unchanged(r: Recipe, segments: list[list[Segment]], olds: Olds) -> torch.Te
 def _sum(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
     """A region with sources: over layers, then over the sources of each dimension, each term gathered and scaled."""
     first = True
+    if _sums_of_rows(r, region, target):
+        _sum_rows(target, r, region, olds)
+        return
     for n, source in enumerate(r.sources):
         for terms in itertools.product(*(s.terms for s in region)):
             mixed = frozenset(d for d, t in enumerate(terms) if t.mixed)
             index = [_moved(t.source, -olds.first_mix(d)) if t.mixed else t.source for d, t in enumerate(terms)]
             _term(target, olds.table(n, mixed), index, source.factor, terms, first)
             first = False
+
+
+def _sums_of_rows(r: Recipe, region: Sequence[Segment], target: torch.Tensor) -> bool:
+    """Whether a region is sums of rows of old matrices, each times one number."""
+    if len(region) != 2 or len(r.sources) * len(region[0].terms) < 2 or len(region[1].terms) > 1:
+        return False
+    (columns,) = region[1].terms
+    straight = isinstance(columns.source, slice) and columns.source.step == 1 and np.all(columns.factor == 1.0)
+    if not straight or target.stride(1) != 1 or any(t.mixed for s in region for t in s.terms):
+        return False
+    return all(s.factor == 1.0 for s in r.sources) or all(np.all(t.factor == 1.0) for t in region[0].terms)
+
+
+def _sum_rows(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
+    """Term by term, and part by part of what was read."""
+    from growth.sums import add_rows  # compiles when it is first called
+
+    rows, columns = region[0], region[1].terms[0].source
+    for n, source in enumerate(r.sources):
+        parts = olds.parts(n)
+        edges = np.cumsum([0, *map(len, parts)])
+        for k, term in enumerate(rows.terms):
+            index = np.broadcast_to(_indices(term.source), rows.size)
+            factor = np.broadcast_to(source.factor * term.factor, rows.size)
+            for part, a, b in zip(parts, edges[:-1], edges[1:], strict=True):
+                to = np.flatnonzero((a <= index) & (index < b))
+                add_rows(target, to, part[:, columns], index[to] - a, factor[to], first=n == k == 0)
+
+
+def _indices(index: Index) -> Ints:
+    return np.arange(index.start, index.stop, index.step) if isinstance(index, slice) else index
 
 
 def _moved(index: Index, by: int) -> Index:
@@ -174,15 +211,19 @@ def _chunks(value: torch.Tensor, d: int = 0) -> Iterator[tuple[int, int]]:
 
 def _draw(target: torch.Tensor, places: Sequence[Index], r: Recipe, fresh: Fresh) -> None:
     """A region of fresh elements; `places` says where it is in the box."""
-    index = [np.arange(n)[p] for p, n in zip(places, r.box.shape, strict=True)]
     if r.tensor.spec.init in ("one", "zero"):
         target.fill_(1.0 if r.tensor.spec.init == "one" else 0.0)
         return
+    index = [np.arange(n)[p] for p, n in zip(places, r.box.shape, strict=True)]
+    whole = all(int(i[-1]) - int(i[0]) == len(i) - 1 for i in index)
     for a, b in _chunks(target):
         rows = [index[0][a:b], *index[1:]]
         start = tuple(int(i[0]) + o for i, o in zip(rows, r.box.start, strict=True))
         stop = tuple(int(i[-1]) + 1 + o for i, o in zip(rows, r.box.start, strict=True))
-        value = fresh(Box(start, stop))
+        if whole and target.dtype == torch.float32 and target.stride(-1) == 1:
+            fresh(Box(start, stop), target[a:b])
+            continue
+        value = fresh(Box(start, stop), None)
         for d, i in enumerate(rows):
             value = _pick(value, d, i - i[0])
         target[a:b].copy_(value)

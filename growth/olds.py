@@ -28,6 +28,7 @@ class Olds:
         self._read = read
         self._kept = kept
         self._direct: dict[int, torch.Tensor] = {}
+        self._parts: dict[int, list[torch.Tensor]] = {}
 
     def table(self, n: int, mixed: frozenset[int]) -> torch.Tensor:
         """The old tensor of source n at the spans of the recipe; along the dimensions `mixed` instead its linear
@@ -51,11 +52,16 @@ class Olds:
         rest = m.whole // m.mixes.shape[1]
         return 0 if self._ordered(d) else int(m.mix[m.mix >= 0].min()) // rest * rest
 
+    def parts(self, n: int) -> list[torch.Tensor]:
+        """The old tensor of source n at each of the spans of the recipe's first dimension."""
+        if n not in self._parts:
+            self._parts[n] = [self._region(self.recipe.sources[n], box) for box in self.recipe.boxes]
+        return self._parts[n]
+
     def direct(self, n: int) -> torch.Tensor:
         """The old tensor of source n at the spans of the recipe."""
         if n not in self._direct:
-            boxes = self.recipe.boxes
-            parts = [self._region(self.recipe.sources[n], box) for box in boxes]
+            parts = self.parts(n)
             self._direct[n] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._direct[n]
 
@@ -95,25 +101,16 @@ class Olds:
         for a in range(0, size, _GRID):
             b = min(a + _GRID, size)
             here = self._mixed(n, mixed - {d}, (*spans[:d], ((a * rest, b * rest),), *spans[d + 1 :]))
-            rows = here.movedim(d, 0).unflatten(0, (b - a, rest)).double()
+            rows = here.movedim(d, 0).unflatten(0, (b - a, rest))
             part = weights[:, a:b]
+            if total is None:
+                total = torch.zeros(len(weights), *rows.shape[1:], dtype=torch.float64)
             if self._ordered(d):
-                term = torch.stack([_weighted_sum(rows, w) for w in part])
+                from growth.sums import add_weighted
+
+                add_weighted(total.view(len(weights), -1), rows.reshape(b - a, -1), part)
             else:  # the order of summation is the library's: equal to 1e-12 in any box
-                term = torch.einsum("mo,o...->m...", torch.from_numpy(np.ascontiguousarray(part)), rows)
-            total = term if total is None else total.add_(term)
+                matrix = torch.from_numpy(np.ascontiguousarray(part))
+                total.add_(torch.einsum("mo,o...->m...", matrix, rows.double()))
         assert total is not None
         return total.to(self.dtype).flatten(0, 1).movedim(0, d)
-
-
-def _weighted_sum(rows: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
-    """sum_i weights[i] * rows[i] as a tree of additions of halves: the same sum in any box."""
-    used = np.flatnonzero(weights)
-    if not len(used):
-        return torch.zeros_like(rows[0])
-    terms = rows[torch.from_numpy(used)] * torch.from_numpy(weights[used]).view(-1, *(1 for _ in rows.shape[1:]))
-    while len(terms) > 1:
-        half = len(terms) // 2
-        odd = terms[2 * half :]
-        terms = torch.cat((terms[:half] + terms[half : 2 * half], odd))
-    return terms[0]

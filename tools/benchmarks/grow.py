@@ -122,9 +122,10 @@ def _measure(name: str, plan: Plan, old: Mapping[str, Tensor], rounds: int) -> d
         before = memory.resident()
         with _drawing() as drawn:
             weight = _cpu(lambda: _evaluate(plan, old, new, "weight"))
-        above = max(above, memory.peak() - before)
+        rise = memory.peak() - before
         moments = _cpu(lambda: _evaluate(plan, old, new, "exp_avg"))
-        if number:  # the first round is not measured
+        if number:  # the first round is not measured: it compiles
+            above = max(above, rise)
             figures["weight"].append(copied / weight)
             figures["map"].append(copied / max(weight - drawn[0], 1e-9))
             figures["exp_avg"].append(copied / moments)

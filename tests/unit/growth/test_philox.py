@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import Box
+from growth.normals import normals
 from growth.philox import normal
 from tests.unit.growth.models import boxes
 
@@ -35,15 +36,22 @@ def test_standard_normal() -> None:
 
 
 def test_polynomials_are_box_and_muller() -> None:
-    from growth.philox import _normals
-
     words = np.random.Philox(key=3).random_raw(100_000)
     words[:2] = [0, 2**64 - 1]
     u = ((words >> np.uint64(32)).astype(np.float64) + 0.5) / 2**32
     v = (words & np.uint64(2**32 - 1)).astype(np.float64) / 2**32
     drawn = np.empty(len(words), dtype=np.float32)
-    _normals(words, drawn)
+    normals(words, 1.0, drawn)
     assert np.abs(np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v) - drawn).max() < 1e-6
+
+
+def test_into_a_part_of_another_tensor_and_scaled() -> None:
+    box = Box((1, 5), (4, 60))
+    out = torch.zeros(5, 100)
+    normal(3, "w", (9, 64), box, std=0.02, out=out[1:4, 20:75])
+    assert torch.equal(out[1:4, 20:75], normal(3, "w", (9, 64), box) * 0.02)
+    out[1:4, 20:75] = 0
+    assert not out.any()
 
 
 @pytest.mark.parametrize(("seed", "name"), [(1, "w"), (0, "v")])

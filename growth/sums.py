@@ -1,0 +1,70 @@
+"""Weighted sums of rows, compiled; a process compiles them when it first needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+
+_WIDTH = 1 << 10  # columns that are summed at a time, in the cache
+
+
+def add_rows(
+    out: torch.Tensor, to: np.ndarray, old: torch.Tensor, index: np.ndarray, factor: np.ndarray, *, first: bool
+) -> None:
+    """out[to[i]] = (if `first`) or += factor[i] * old[index[i]], in the type of `out`.
+
+    out and old: matrices of as many columns and of the same type, `out` contiguous along them; to, index: int64 [n];
+    factor: [n].
+    """
+    new, row = _flat(out)
+    _add_rows(new, row, to, *_flat(old), index, factor.astype(new.dtype), out.shape[1], first)
+
+
+def add_weighted(total: torch.Tensor, rows: torch.Tensor, weights: np.ndarray) -> None:
+    """total[m] += sum over i of weights[m, i] * rows[i], one i after the other.
+
+    total: float64 [M, columns], contiguous; rows: [n, columns]; weights: float64 [M, n].
+    """
+    _add_weighted(total.numpy(), *_flat(rows), np.ascontiguousarray(weights))
+
+
+def _flat(x: torch.Tensor) -> tuple[np.ndarray, int]:
+    """The memory from the first to the last element of a matrix, and from row to row: a compiled loop over that
+    becomes vector instructions where one over a strided matrix would not."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    return x.as_strided(((x.shape[0] - 1) * x.stride(0) + x.shape[1],), (1,)).numpy(), x.stride(0)
+
+
+@njit(error_model="numpy", nogil=True)
+def _add_rows(
+    out: Any, out_row: int, to: Any, old: Any, old_row: int, index: Any, factor: Any, columns: int, first: bool
+) -> None:  # pragma: no cover
+    for i in range(len(to)):
+        new = out[to[i] * out_row : to[i] * out_row + columns]
+        row = old[index[i] * old_row : index[i] * old_row + columns]
+        f = factor[i]
+        if first:
+            for c in range(columns):
+                new[c] = row[c] * f
+        else:
+            for c in range(columns):
+                new[c] += row[c] * f
+
+
+@njit(error_model="numpy", nogil=True)
+def _add_weighted(total: Any, rows: Any, stride: int, weights: Any) -> None:  # pragma: no cover
+    columns = total.shape[1]
+    for a in range(0, columns, _WIDTH):
+        b = min(a + _WIDTH, columns)
+        for m in range(total.shape[0]):
+            to = total[m, a:b]
+            for i in range(weights.shape[1]):
+                w = weights[m, i]
+                if w != 0.0:
+                    row = rows[i * stride + a : i * stride + b]
+                    for c in range(b - a):
+                        to[c] += w * row[c]
