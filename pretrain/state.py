@@ -12,6 +12,7 @@ from torch import Tensor
 
 from growth import Architecture, Box, Generations, Kept, Plan
 from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
+from pretrain.checkpoint.heap import given_back
 from pretrain.guard import Health
 from pretrain.optim.schedule import Pace
 
@@ -129,16 +130,17 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
         assert reader is not None
         return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
 
-    kept: Kept = {}
-    for owned in engine.owned:
-        for kind in kinds:
-            fragment = getattr(owned, kind)
-            fragment.zero_()  # physical padding
-            for box in owned.boxes:
-                view = box.view(fragment)
-                for part in pieces(box.box, PIECE):
-                    here = part.relative_to(box.box).slices()
-                    plan.evaluate(box.tensor, part, read, kind, out=view[here], kept=kept)
+    with given_back(PIECE // 2):
+        kept: Kept = {}
+        for owned in engine.owned:
+            for kind in kinds:
+                fragment = getattr(owned, kind)
+                fragment.zero_()  # physical padding
+                for box in owned.boxes:
+                    view = box.view(fragment)
+                    for part in pieces(box.box, PIECE):
+                        here = part.relative_to(box.box).slices()
+                        plan.evaluate(box.tensor, part, read, kind, out=view[here], kept=kept)
 
 
 def publish(engine: Engine, state: State) -> None:

@@ -1,6 +1,5 @@
 """Writes a whole checkpoint outside of training, piece by piece: offline growth and imports."""
 
-import ctypes
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pretrain.checkpoint.blocks import BLOCK, BlockReader
 from pretrain.checkpoint.comm import in_words
 from pretrain.checkpoint.commit import LOCK, commit, partial_of, progress_of
 from pretrain.checkpoint.find import check, step_of
+from pretrain.checkpoint.heap import given_back
 from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, StoredFile, canonical
 from pretrain.checkpoint.spread import spread
 from pretrain.checkpoint.writer import PIECE, Writer, file_name, header_of
@@ -63,18 +63,12 @@ def write_checkpoint(
         if path.exists():  # by now
             return _finished(path, about)
         try:
-            _give_memory_back()
             _begin(path, about)
-            return _write(path, step, files, read, fields, processes, progress)
+            with given_back(PIECE // 2):
+                return _write(path, step, files, read, fields, processes, progress)
         except Exception as error:
             words = in_words(error, partial_of(path))
             raise UserError(f"{path} is not complete. {words}. Run it again to go on where it stopped.") from error
-
-
-def _give_memory_back() -> None:
-    """From now on, memory as large as a piece goes back to the system when it is freed. Otherwise glibc keeps it in its
-    heap once it has seen some, where aligned pieces do not fit into each other's holes: half of all that is written."""
-    ctypes.CDLL(None).mallopt(-3, PIECE // 2)  # M_MMAP_THRESHOLD, in bytes
 
 
 @dataclass(frozen=True)
