@@ -258,14 +258,14 @@ class Grow(Section):
     """random: new positions as in a fresh model; keeps the function of samples that are no longer than before."""
     moments: Literal["default", "transform", "copy", "reset"] = "default"
     """Adam's moments of what is old, and of what is made of it: transform (as their gradients), copy, or reset (zero,
-    and all parts count as new from then on); default: transform what is old, reset what is new (best of these in
-    configs/comparisons, by little)."""
+    and all parts count as new from then on); default: transform what is old, reset what is new (level with the best of
+    these in configs/comparisons)."""
     schedule: Literal["continue", "rewind", "rewarm", "restart"] = "rewarm"
     """What the event that begins the stage does to the learning rate, for good. rewarm: old parts go on at the rate
     they have, what is new has the schedule from its beginning. continue: what is new joins the old parts at their
     rate. rewind: likewise, after the schedule is set back by `rewind`. restart: all has it from its beginning.
-    Measured in configs/comparisons with one event half-way: rewind ends 0.1 % below rewarm, continue 0.5 % and restart
-    1.3 % above it. rewarm is the default as the best that leaves what has been learned as it was, however many events
+    Measured in configs/comparisons with one event half-way: rewind ends 0.2 % below rewarm, continue 0.4 % and restart
+    1.8 % above it. rewarm is the default as the best that leaves what has been learned as it was, however many events
     there are; layers that come inside a stage (patches) always join."""
     rewind: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the way along the schedule that a rewind undoes."""
