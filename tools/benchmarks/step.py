@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -169,11 +170,11 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
     plan = growth.initial(arch, seed=0, init_std=0.02)
     weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
     if options.generations:
-        inside = {f"generations: {n}": _our_step(arch, options, n)[1] for n in options.generations}
+        inside = {f"generations: {n}": s for n, s in _our_steps(arch, options, options.generations)[1].items()}
         models = {n: _transformers(arch, weights, numerics.dtype, options) for n in options.generations}
         split = {f"blocks: {n}": _transformers_step(model, blocks.split(model, n)) for n, model in models.items()}
         return inside | split
-    engine, ours = _our_step(arch, options, 1)
+    engine, steps = _our_steps(arch, options, [1])
 
     (bare,) = build.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
     with torch.no_grad():
@@ -182,28 +183,45 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
 
     model = _transformers(arch, weights, numerics.dtype, options)
     return {
-        "cambium": ours,
+        "cambium": steps[1],
         "bare megatron-core": _bare_step(bare, options.seq_len),
         "transformers": _transformers_step(model, [list(model.parameters())]),
     }
 
 
-def _our_step(arch: Architecture, options: argparse.Namespace, count: int) -> tuple["Engine", Step]:
-    """An engine, and its step when the channels, neurons and vocabulary of its model were born in `count` events."""
+def _our_steps(
+    arch: Architecture, options: argparse.Namespace, counts: Sequence[int]
+) -> tuple["Engine", dict[int, Step]]:
+    """An engine, and for each count its step when the channels, neurons and vocabulary of its model were born in so
+    many events. It is one engine for all, since the place in memory makes a difference of 2 %."""
     from pretrain.engine import Adam, Engine
     from pretrain.model.build import Numerics
     from pretrain.state import Birth, Progress, State, fill, publish
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
     engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
+    described: dict[int, tuple[Any, list[int]]] = {}  # of each count: segments, and the steps of its generations
+
+    def step(count: int, tokens: Tensor) -> float:
+        if count in described:
+            engine.adam.describe(*described[count])
+        else:
+            fill(engine, growth.initial(arch, seed=0, init_std=0.02), None)
+            births = tuple(Birth(0, "bench", 0) for _ in range(count))
+            publish(engine, State(arch, _born(arch, count), births, Progress(), None))
+        loss = engine.train_step(causal(tokens), _rates(count)).loss
+        described[count] = engine.adam.segments, engine.adam.steps
+        return loss
+
     fill(engine, growth.initial(arch, seed=0, init_std=0.02), None)
+    engine.publish_weights()
+    return engine, {count: partial(step, count) for count in counts}
+
+
+def _born(arch: Architecture, count: int) -> growth.Generations:
     cuts = {axis: [arch.sizes[axis] * n // count for n in range(count + 1)] for axis in ("hidden", "ffn", "vocab")}
     grown = {axis: tuple((n, b - a) for n, (a, b) in enumerate(pairwise(at))) for axis, at in cuts.items()}
-    generations = growth.Generations({**growth.Generations.first(arch).births, **grown}, count)
-    births = tuple(Birth(0, "bench", 0) for _ in range(count))
-    publish(engine, State(arch, generations, births, Progress(), None))
-    lrs = _rates(count)
-    return engine, lambda tokens: engine.train_step(causal(tokens), lrs).loss
+    return growth.Generations({**growth.Generations.first(arch).births, **grown}, count)
 
 
 def _rates(count: int) -> list[float]:
