@@ -129,19 +129,23 @@ def _sums_of_rows(r: Recipe, region: Sequence[Segment], target: torch.Tensor) ->
 
 
 def _sum_rows(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
-    """Term by term, and part by part of what was read."""
+    """Term by term and part by part of what was read; all terms at once where that is one part."""
     from growth.sums import add_rows  # compiles when it is first called
 
     rows, columns = region[0], region[1].terms[0].source
     for n, source in enumerate(r.sources):
+        index = np.stack([np.broadcast_to(_indices(t.source), rows.size) for t in rows.terms], axis=1)
+        factor = np.stack([np.broadcast_to(source.factor * t.factor, rows.size) for t in rows.terms], axis=1)
         parts = olds.parts(n)
+        if len(parts) == 1:
+            add_rows(target, np.arange(rows.size), parts[0][:, columns], index, factor, first=n == 0)
+            continue
         edges = np.cumsum([0, *map(len, parts)])
-        for k, term in enumerate(rows.terms):
-            index = np.broadcast_to(_indices(term.source), rows.size)
-            factor = np.broadcast_to(source.factor * term.factor, rows.size)
+        for k in range(len(rows.terms)):
             for part, a, b in zip(parts, edges[:-1], edges[1:], strict=True):
-                to = np.flatnonzero((a <= index) & (index < b))
-                add_rows(target, to, part[:, columns], index[to] - a, factor[to], first=n == k == 0)
+                to = np.flatnonzero((a <= index[:, k]) & (index[:, k] < b))
+                here = slice(k, k + 1)
+                add_rows(target, to, part[:, columns], index[to, here] - a, factor[to, here], first=n == k == 0)
 
 
 def _indices(index: Index) -> Ints:

@@ -14,10 +14,11 @@ _WIDTH = 1 << 10  # columns that are summed at a time, in the cache
 def add_rows(
     out: torch.Tensor, to: np.ndarray, old: torch.Tensor, index: np.ndarray, factor: np.ndarray, *, first: bool
 ) -> None:
-    """out[to[i]] = (if `first`) or += factor[i] * old[index[i]], in the type of `out`.
+    """out[to[i]] = (if `first`) or += the sum over k of factor[i, k] * old[index[i, k]], one after the other, in the
+    type of `out`.
 
-    out and old: matrices of as many columns and of the same type, `out` contiguous along them; to, index: int64 [n];
-    factor: [n].
+    out and old: matrices of as many columns and of the same type, `out` contiguous along them; to: int64 [n]; index:
+    int64 [n, K]; factor: [n, K].
     """
     new, row = _flat(out)
     _add_rows(new, row, to, *_flat(old), index, factor.astype(new.dtype), out.shape[1], first)
@@ -45,14 +46,14 @@ def _add_rows(
 ) -> None:  # pragma: no cover
     for i in range(len(to)):
         new = out[to[i] * out_row : to[i] * out_row + columns]
-        row = old[index[i] * old_row : index[i] * old_row + columns]
-        f = factor[i]
-        if first:
-            for c in range(columns):
-                new[c] = row[c] * f
-        else:
-            for c in range(columns):
-                new[c] += row[c] * f
+        for k in range(index.shape[1]):
+            row, f = old[index[i, k] * old_row : index[i, k] * old_row + columns], factor[i, k]
+            if first and k == 0:
+                for c in range(columns):
+                    new[c] = row[c] * f
+            else:
+                for c in range(columns):
+                    new[c] += row[c] * f
 
 
 @njit(error_model="numpy", nogil=True)

@@ -23,8 +23,8 @@ from benchmarks.report import Report, spread
 from growth import Architecture, Box, GrowthError, Plan, philox
 from growth.operators import AXES, OPERATORS, Operator
 from pretrain.checkpoint.flat import pieces
-from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
+from pretrain.state import PIECE
 
 MIB = 1 << 20
 
