@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -135,13 +136,15 @@ def save_as(rank: int, root: Path, store: Path) -> Callable[[Say], None]:
     """What `save_steps` does, as one of two ranks."""
 
     def work(say: Say) -> None:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
         try:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+            )
             with Checkpointer(root, keep_last=10) as checkpointer:
                 for step in range(1, LAST + 1):
                     checkpointer.save(step, entries(state(SHAPES, step), halves(rank)), fields_of(SHAPES, step))
                     say(str(step))
-        except RuntimeError as error:  # gloo's, when the other rank is gone
+        except RuntimeError as error:  # gloo's, when the other rank is gone, or was before it joined
             say(f"lost: {error}")
 
     return work
