@@ -23,6 +23,7 @@ from benchmarks.report import Report, spread
 from growth import Architecture, Box, GrowthError, Plan, philox
 from growth.operators import AXES, OPERATORS, Operator
 from pretrain.checkpoint.flat import pieces
+from pretrain.checkpoint.heap import given_back
 from pretrain.errors import UserError
 from pretrain.state import PIECE
 
@@ -159,9 +160,10 @@ def _evaluate(plan: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor], 
         return old[name][box.slices()]
 
     kept: growth.Kept = {}
-    for name, destination in new.items():
-        for box in pieces(Box.whole(destination.shape), PIECE):
-            plan.evaluate(name, box, read, kind, out=destination[box.slices()], kept=kept)
+    with given_back(PIECE // 2):
+        for name, destination in new.items():
+            for box in pieces(Box.whole(destination.shape), PIECE):
+                plan.evaluate(name, box, read, kind, out=destination[box.slices()], kept=kept)
 
 
 def _cpu(work: Callable[[], object]) -> float:
