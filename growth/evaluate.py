@@ -105,10 +105,10 @@ def _unchanged(r: Recipe, segments: list[list[Segment]], olds: Olds) -> torch.Te
 
 def _sum(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
     """A region with sources: over layers, then over the sources of each dimension, each term gathered and scaled."""
-    first = True
     if _sums_of_rows(r, region, target):
         _sum_rows(target, r, region, olds)
         return
+    first = True
     for n, source in enumerate(r.sources):
         for terms in itertools.product(*(s.terms for s in region)):
             mixed = frozenset(d for d, t in enumerate(terms) if t.mixed)
@@ -130,7 +130,7 @@ def _sums_of_rows(r: Recipe, region: Sequence[Segment], target: torch.Tensor) ->
 
 def _sum_rows(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
     """Term by term and part by part of what was read; all terms at once where that is one part."""
-    from growth.sums import add_rows  # compiles when it is first called
+    from growth.sums import add_rows  # brings numba: not before it is needed
 
     rows, columns = region[0], region[1].terms[0].source
     for n, source in enumerate(r.sources):

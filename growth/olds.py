@@ -90,6 +90,8 @@ class Olds:
         memory that this takes does not grow with the axis, nor does the order of the sum depend on the box."""
         if not mixed:
             return self._at(n, spans)
+        from growth.sums import add_weighted  # brings numba: not before it is needed
+
         d = max(mixed)
         m = self.recipe.dims[d]
         assert m.mixes is not None
@@ -106,8 +108,6 @@ class Olds:
             if total is None:
                 total = torch.zeros(len(weights), *rows.shape[1:], dtype=torch.float64)
             if self._ordered(d):
-                from growth.sums import add_weighted
-
                 add_weighted(total.view(len(weights), -1), rows.reshape(b - a, -1), part)
             else:  # the order of summation is the library's: equal to 1e-12 in any box
                 matrix = torch.from_numpy(np.ascontiguousarray(part))
