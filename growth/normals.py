@@ -1,4 +1,4 @@
-"""Philox and its words made normal numbers, compiled: the import takes two seconds, so it is done where they are drawn.
+"""Philox and its words made normal numbers, compiled at the import, which is done where they are drawn.
 
 Philox4x64-10: Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3". Box and Muller (1958): logarithm and
 cosine are polynomials in IEEE additions and multiplications only, none of them fused, so that every machine draws the
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from growth.compiled import compiled
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
@@ -41,7 +43,7 @@ def _product(context: Any, a: Any, b: Any) -> Any:
     return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), code
 
 
-@njit("void(u8, u8, i8[::1], i8, u8[::1])", nogil=True)
+@compiled("void(u8, u8, i8[::1], i8, u8[::1])")
 def words(key0: Any, key1: Any, starts: Any, length: Any, out: Any) -> None:  # pragma: no cover
     """The words start...start + length of the sequence of a key, for each of `starts`, one after the other. It is the
     sequence of numpy's Philox."""
@@ -63,7 +65,7 @@ def words(key0: Any, key1: Any, starts: Any, length: Any, out: Any) -> None:  # 
         at += length
 
 
-@njit("void(u8[::1], f4, f4[::1])", error_model="numpy", nogil=True)
+@compiled("void(u8[::1], f4, f4[::1])")
 def normals(words: Any, std: Any, out: Any) -> None:  # pragma: no cover
     """uint64 [n] -> float32 [n], normal with a standard deviation of `std`. `words` are used up.
 

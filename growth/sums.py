@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+
+from growth.compiled import compiled
 
 _WIDTH = 1 << 10  # columns that are summed at a time, in the cache
 
@@ -40,7 +41,7 @@ def _flat(x: torch.Tensor) -> tuple[np.ndarray, int]:
     return x.as_strided(((x.shape[0] - 1) * x.stride(0) + x.shape[1],), (1,)).numpy(), x.stride(0)
 
 
-@njit(error_model="numpy", nogil=True)
+@compiled()
 def _add_rows(
     out: Any, out_row: int, to: Any, old: Any, old_row: int, index: Any, factor: Any, columns: int, first: bool
 ) -> None:  # pragma: no cover
@@ -56,7 +57,7 @@ def _add_rows(
                     new[c] += row[c] * f
 
 
-@njit(error_model="numpy", nogil=True)
+@compiled()
 def _add_weighted(total: Any, rows: Any, stride: int, weights: Any) -> None:  # pragma: no cover
     columns = total.shape[1]
     for a in range(0, columns, _WIDTH):

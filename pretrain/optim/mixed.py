@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numba import njit
 from torch import Tensor
+
+from growth.compiled import compiled
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
 _PART = 1 << 24  # elements that are updated at a time on a device, where each operation has a temporary
@@ -48,7 +49,7 @@ def _on_device(
         p.addcdiv_(m, torch.addcmul(shift[which], v.sqrt(), scale[which]))
 
 
-@njit(error_model="numpy", nogil=True)
+@compiled()
 def _compiled(
     params: Any,
     grads: Any,
