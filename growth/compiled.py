@@ -14,7 +14,7 @@ def compiled(signature: str | None = None) -> Callable[[Callable[..., Any]], Cal
         signatures = [signature] if signature else []
         try:
             return njit(*signatures, error_model="numpy", nogil=True, cache=True)(function)
-        except RuntimeError:  # no folder for the cache
+        except RuntimeError:  # no folder for the cache; any other error comes again
             return njit(*signatures, error_model="numpy", nogil=True)(function)
 
     return decorate

@@ -140,9 +140,9 @@ def test_segments_say_what_every_element_is(layout: tuple[Tensor, list[tuple[int
 
 
 @settings(max_examples=25, deadline=None)
-@given(layouts(), st.integers(0, 2**31), st.booleans())
+@given(layouts(), st.integers(0, 2**31), st.sampled_from([None, 16, 200, mixed._PART]))
 def test_generations_are_parameter_groups(
-    layout: tuple[Tensor, list[tuple[int, int, int, bool]]], seed: int, compiled: bool
+    layout: tuple[Tensor, list[tuple[int, int, int, bool]]], seed: int, part: int | None
 ) -> None:
     """Own rates, own weight decay and own births, on any arrangement; the reference is double precision."""
     ids, parts = layout
@@ -152,8 +152,9 @@ def test_generations_are_parameter_groups(
     factors = [1.0, 0.0, 0.3, 2.0]
     weight_decays = [0.1, 0.0, 0.5, 0.1]
     with pytest.MonkeyPatch.context() as patch:
-        if not compiled:
+        if part:  # as on a device, in parts of so many elements
             patch.setattr(mixed, "_on_cpu", mixed._on_device)
+            patch.setattr(mixed, "_PART", part)
         found, decays = described(ids, parts)
         ours, adam = flat(start)
         adam.describe(found, [0] * count, weight_decays)
