@@ -23,7 +23,7 @@ from growth.recipe import Copies, Recipe
 from growth.segments import Index, Segment, Term
 
 Fresh = Callable[[Box, torch.Tensor | None], torch.Tensor]
-_CHUNK = 1 << 16  # elements
+_CHUNK = 1 << 18  # elements
 
 
 def init(
@@ -254,22 +254,13 @@ def _add_noise(r: Recipe, out: torch.Tensor, seed: int) -> None:
 
 def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies) -> None:
     """Noise along dimension d of which the shares of the copies of each index are taken away."""
+    from growth.noise import multiply  # brings numba: not before it is needed
+
     low, high = copies.span
-    at = r.box.start[d] - low
     other = 1 if d == 0 and out.dim() > 1 else 0
     for a, b in _chunks(out, other) if other != d else [(0, len(out))]:
         start, stop = list(r.box.start), list(r.box.stop)
         start[other], stop[other] = r.box.start[other] + a, r.box.start[other] + b
         start[d], stop[d] = low, high
-        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop))).to(out.dtype)
-        noise = z.narrow(d, at, r.box.shape[d]).clone()
-        for s in copies.segments:
-            where = tuple(s.place if i == d else slice(None) for i in range(out.dim()))
-            for t in s.terms:
-                part = z[tuple(t.source if i == d else slice(None) for i in range(out.dim()))]
-                share = _along(t.factor, d, out) if isinstance(t.factor, np.ndarray) else t.factor
-                noise[where] -= part * share
-        for s in copies.segments:
-            if len(s.terms) < 2:
-                noise[tuple(s.place if i == d else slice(None) for i in range(out.dim()))] = 0.0
-        out.narrow(other, a, b - a).mul_(noise.mul_(copies.noise).add_(1.0))
+        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop)))
+        multiply(out.narrow(other, a, b - a).movedim(d, -1), z.to(out.dtype).movedim(d, -1), r.box.start[d] - low, copies)

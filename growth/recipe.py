@@ -67,11 +67,14 @@ class Copies:
         return int(members.min()), int(members.max()) + 1
 
     @cached_property
-    def segments(self) -> list[Segment]:
-        """Where the copies of each index are, counted within `span`; those without another one have one term."""
-        none = np.full(len(self.index), -1)
-        index = np.where(self.index >= 0, self.index - self.span[0], -1)
-        return segments(index, self.share, none, none >= 0, 1 << 10)
+    def runs(self) -> tuple[Ints, Ints, Floats, Ints]:
+        """Ranges of indices whose copies are neighbours and have equal shares: where they begin and end [R + 1], and of
+        each the copies of its first index, counted within `span` [R, C], their shares [R, C] and their number [R]."""
+        same = (self.index[1:] == np.where(self.index[:-1] >= 0, self.index[:-1] + 1, -1)) & (self.share[1:] == self.share[:-1])
+        first = np.concatenate([[0], np.flatnonzero(~same.all(axis=1)) + 1])
+        index = self.index[first]
+        edges = np.append(first, len(self.index))
+        return edges, index - self.span[0], self.share[first], (index >= 0).sum(axis=1)
 
 
 @dataclass(frozen=True, eq=False)

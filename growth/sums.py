@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from growth.compiled import compiled
+from growth.compiled import compiled, flat
 
 _WIDTH = 1 << 10  # columns that are summed at a time, in the cache
 
@@ -21,8 +21,8 @@ def add_rows(
     out and old: matrices of as many columns and of the same type, `out` contiguous along them; to: int64 [n]; index:
     int64 [n, K]; factor: [n, K].
     """
-    new, row = _flat(out)
-    _add_rows(new, row, to, *_flat(old), index, factor.astype(new.dtype), out.shape[1], first)
+    new, row = flat(out)
+    _add_rows(new, row, to, *flat(old), index, factor.astype(new.dtype), out.shape[1], first)
 
 
 def add_weighted(total: torch.Tensor, rows: torch.Tensor, weights: np.ndarray) -> None:
@@ -30,15 +30,7 @@ def add_weighted(total: torch.Tensor, rows: torch.Tensor, weights: np.ndarray) -
 
     total: float64 [M, columns], contiguous; rows: [n, columns]; weights: float64 [M, n].
     """
-    _add_weighted(total.numpy(), *_flat(rows), np.ascontiguousarray(weights))
-
-
-def _flat(x: torch.Tensor) -> tuple[np.ndarray, int]:
-    """The memory from the first to the last element of a matrix, and from row to row: a compiled loop over that
-    becomes vector instructions where one over a strided matrix would not."""
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    return x.as_strided(((x.shape[0] - 1) * x.stride(0) + x.shape[1],), (1,)).numpy(), x.stride(0)
+    _add_weighted(total.numpy(), *flat(rows), np.ascontiguousarray(weights))
 
 
 @compiled()
