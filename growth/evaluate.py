@@ -23,7 +23,7 @@ from growth.recipe import Copies, Recipe
 from growth.segments import Index, Segment, Term
 
 Fresh = Callable[[Box, torch.Tensor | None], torch.Tensor]
-_CHUNK = 1 << 18  # elements
+_CHUNK = 1 << 17  # elements
 
 
 def init(
@@ -242,17 +242,18 @@ def _pick(value: torch.Tensor, d: int, index: Ints) -> torch.Tensor:
 
 def _add_noise(r: Recipe, out: torch.Tensor, seed: int) -> None:
     """Relative noise, in place: of copied layers, and of the readers of copied channels, where it sums to nothing."""
+    drawn = torch.empty(0)  # the same memory for every chunk
     if r.noise:
         for a, b in _chunks(out):
-            start, stop = (r.box.start[0] + a, *r.box.start[1:]), (r.box.start[0] + b, *r.box.stop[1:])
-            z = philox.normal(seed, f"{r.tensor.name}#layer", r.tensor.shape, Box(start, stop))
+            box = Box((r.box.start[0] + a, *r.box.start[1:]), (r.box.start[0] + b, *r.box.stop[1:]))
+            z = _normal(f"{r.tensor.name}#layer", r, box, seed, drawn)
             out[a:b].mul_(z.to(out.dtype).mul_(r.noise).add_(1.0))
     for d, m in enumerate(r.dims):
         if m.copies is not None and m.copies.several:
-            _add_null(r, out, seed, d, m.copies)
+            _add_null(r, out, seed, d, m.copies, drawn)
 
 
-def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies) -> None:
+def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies, drawn: torch.Tensor) -> None:
     """Noise along dimension d of which the shares of the copies of each index are taken away."""
     from growth.noise import multiply  # brings numba: not before it is needed
 
@@ -262,5 +263,9 @@ def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies) -
         start, stop = list(r.box.start), list(r.box.stop)
         start[other], stop[other] = r.box.start[other] + a, r.box.start[other] + b
         start[d], stop[d] = low, high
-        z = philox.normal(seed, f"{r.tensor.name}#{d}", r.tensor.shape, Box(tuple(start), tuple(stop)))
-        multiply(out.narrow(other, a, b - a).movedim(d, -1), z.to(out.dtype).movedim(d, -1), r.box.start[d] - low, copies)
+        z = _normal(f"{r.tensor.name}#{d}", r, Box(tuple(start), tuple(stop)), seed, drawn).to(out.dtype)
+        multiply(out.narrow(other, a, b - a).movedim(d, -1), z.movedim(d, -1), r.box.start[d] - low, copies)
+
+
+def _normal(name: str, r: Recipe, box: Box, seed: int, out: torch.Tensor) -> torch.Tensor:
+    return philox.normal(seed, name, r.tensor.shape, box, out=out.resize_(box.shape))

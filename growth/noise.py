@@ -10,7 +10,7 @@ import torch
 from growth.compiled import compiled, flat
 from growth.recipe import Copies
 
-_SHORT = 8  # runs of fewer indices are not worth vector instructions
+_SHORT = 8  # indices in a run, on average, that are too few for vector instructions
 
 
 def multiply(out: torch.Tensor, z: torch.Tensor, at: int, copies: Copies) -> None:
@@ -19,44 +19,52 @@ def multiply(out: torch.Tensor, z: torch.Tensor, at: int, copies: Copies) -> Non
 
     out: [rows, n]; z: [rows, the span of the copies], of the same type.
     """
-    edges, index, share, count = copies.runs
     new = out if out.stride(1) == 1 else out.contiguous()
     to, row = flat(new)
-    noise = to.dtype.type(copies.noise)
-    _multiply(to, row, *flat(z), len(out), at, edges, index, share.astype(to.dtype), count, noise)
+    starts = row * np.arange(len(out))
+    index, share = copies.index - copies.span[0], copies.share.astype(to.dtype)
+    noise, one = to.dtype.type(copies.noise), to.dtype.type(1)
+    if len(copies.runs) * _SHORT < len(index):
+        edges = np.append(copies.runs, len(index))
+        _by_run(to, starts, *flat(z), at, edges, index, share, noise, one)
+    else:
+        _by_index(to, starts, *flat(z), at, index, share, noise, one)
     if new is not out:
         out.copy_(new)
 
 
 @compiled()
-def _multiply(
-    out: Any, out_row: int, z: Any, z_row: int, rows: int, at: int, edges: Any, index: Any, share: Any, count: Any,
-    noise: Any,
+def _by_index(
+    out: Any, starts: Any, z: Any, z_row: int, at: int, index: Any, share: Any, noise: Any, one: Any
 ) -> None:  # pragma: no cover
-    one = noise / noise
-    null = np.empty(edges[-1], out.dtype)
-    for row in range(rows):
-        for run in range(len(count)):
-            a, n, terms = edges[run], edges[run + 1] - edges[run], count[run]
-            if terms < 2:
+    for row, start in enumerate(starts):
+        drawn, new = z[row * z_row :], out[start : start + len(index)]
+        for i in range(len(index)):
+            x = drawn[at + i]
+            for k in range(index.shape[1]):
+                if index[i, k] >= 0:
+                    x -= drawn[index[i, k]] * share[i, k]
+            new[i] *= (x * noise + one) if index.shape[1] > 1 and index[i, 1] >= 0 else one
+
+
+@compiled()
+def _by_run(
+    out: Any, starts: Any, z: Any, z_row: int, at: int, edges: Any, index: Any, share: Any, noise: Any, one: Any
+) -> None:  # pragma: no cover
+    null = np.empty(len(index), out.dtype)
+    for row, start in enumerate(starts):
+        drawn = z[row * z_row :]
+        for run in range(len(edges) - 1):
+            a, b = edges[run], edges[run + 1]
+            last = (index[a] >= 0).sum() - 1
+            if last == 0:
                 continue
-            new, own = out[row * out_row + a : row * out_row + a + n], z[row * z_row + at + a : row * z_row + at + a + n]
-            if n < _SHORT:
-                for i in range(n):
-                    x = own[i]
-                    for k in range(terms):
-                        x -= z[row * z_row + index[run, k] + i] * share[run, k]
-                    new[i] *= x * noise + one
-                continue
-            x, last = null[:n], terms - 1
+            n, own, new = b - a, drawn[at + a : at + b], out[start + a : start + b]
             for k in range(last):
-                f, copy = share[run, k], z[row * z_row + index[run, k] : row * z_row + index[run, k] + n]
-                if k == 0:
-                    for i in range(n):
-                        x[i] = own[i] - copy[i] * f
-                else:
-                    for i in range(n):
-                        x[i] -= copy[i] * f
-            f, copy = share[run, last], z[row * z_row + index[run, last] : row * z_row + index[run, last] + n]
+                copy, f = drawn[index[a, k] : index[a, k] + n], share[a, k]
+                for i in range(n):
+                    null[i] = own[i] - copy[i] * f
+                own = null
+            copy, f = drawn[index[a, last] : index[a, last] + n], share[a, last]
             for i in range(n):
-                new[i] *= (x[i] - copy[i] * f) * noise + one
+                new[i] *= (own[i] - copy[i] * f) * noise + one

@@ -67,14 +67,11 @@ class Copies:
         return int(members.min()), int(members.max()) + 1
 
     @cached_property
-    def runs(self) -> tuple[Ints, Ints, Floats, Ints]:
-        """Ranges of indices whose copies are neighbours and have equal shares: where they begin and end [R + 1], and of
-        each the copies of its first index, counted within `span` [R, C], their shares [R, C] and their number [R]."""
-        same = (self.index[1:] == np.where(self.index[:-1] >= 0, self.index[:-1] + 1, -1)) & (self.share[1:] == self.share[:-1])
-        first = np.concatenate([[0], np.flatnonzero(~same.all(axis=1)) + 1])
-        index = self.index[first]
-        edges = np.append(first, len(self.index))
-        return edges, index - self.span[0], self.share[first], (index >= 0).sum(axis=1)
+    def runs(self) -> Ints:
+        """Where ranges of indices begin whose copies are neighbours and have equal shares."""
+        following = np.where(self.index >= 0, self.index + 1, -1)
+        same = (self.index[1:] == following[:-1]) & (self.share[1:] == self.share[:-1])
+        return np.append(0, np.flatnonzero(~same.all(axis=1)) + 1)
 
 
 @dataclass(frozen=True, eq=False)
