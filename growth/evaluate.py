@@ -255,16 +255,17 @@ def _add_noise(r: Recipe, out: torch.Tensor, seed: int) -> None:
 
 def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies, drawn: torch.Tensor) -> None:
     """Noise along dimension d of which the shares of the copies of each index are taken away."""
-    from growth.noise import multiply  # brings numba: not before it is needed
+    from growth.noise import Null  # brings numba: not before it is needed
 
     low, high = copies.span
+    noise = Null(copies, r.box.start[d] - low, out.dtype)
     other = 1 if d == 0 and out.dim() > 1 else 0
     for a, b in _chunks(out, other) if other != d else [(0, len(out))]:
         start, stop = list(r.box.start), list(r.box.stop)
         start[other], stop[other] = r.box.start[other] + a, r.box.start[other] + b
         start[d], stop[d] = low, high
         z = _normal(f"{r.tensor.name}#{d}", r, Box(tuple(start), tuple(stop)), seed, drawn).to(out.dtype)
-        multiply(out.narrow(other, a, b - a).movedim(d, -1), z.movedim(d, -1), r.box.start[d] - low, copies)
+        noise.multiply(out.narrow(other, a, b - a).movedim(d, -1), z.movedim(d, -1))
 
 
 def _normal(name: str, r: Recipe, box: Box, seed: int, out: torch.Tensor) -> torch.Tensor:

@@ -13,24 +13,32 @@ from growth.recipe import Copies
 _SHORT = 8  # indices in a run, on average, that are too few for vector instructions
 
 
-def multiply(out: torch.Tensor, z: torch.Tensor, at: int, copies: Copies) -> None:
-    """out[:, i] *= 1 + noise * (z[:, at + i] - the sum over the copies c of index i of share * z[:, c]), in the type of
-    `out`; indices without another copy stay as they are.
+class Null:
+    """Noise along the last dimension of a matrix, of `dtype`, that the readers of copies take."""
 
-    out: [rows, n]; z: [rows, the span of the copies], of the same type.
-    """
-    new = out if out.stride(1) == 1 else out.contiguous()
-    to, row = flat(new)
-    starts = row * np.arange(len(out))
-    index, share = copies.index - copies.span[0], copies.share.astype(to.dtype)
-    noise, one = to.dtype.type(copies.noise), to.dtype.type(1)
-    if len(copies.runs) * _SHORT < len(index):
-        edges = np.append(copies.runs, len(index))
-        _by_run(to, starts, *flat(z), at, edges, index, share, noise, one)
-    else:
-        _by_index(to, starts, *flat(z), at, index, share, noise, one)
-    if new is not out:
-        out.copy_(new)
+    def __init__(self, copies: Copies, at: int, dtype: torch.dtype) -> None:
+        """at: where the first index of the matrix is in the span of the copies."""
+        number = torch.empty(0, dtype=dtype).numpy().dtype.type
+        self._copies = at, copies.index - copies.span[0], copies.share.astype(number)
+        self._scale = number(copies.noise), number(1)
+        self._edges = np.append(copies.runs, len(copies.index))
+        self._by_run = len(copies.runs) * _SHORT < len(copies.index)
+
+    def multiply(self, out: torch.Tensor, z: torch.Tensor) -> None:
+        """out[:, i] *= 1 + noise * (z[:, at + i] - the sum over the copies c of index i of share * z[:, c]); indices
+        without another copy stay as they are.
+
+        out: [rows, n]; z: [rows, the span of the copies].
+        """
+        new = out if out.stride(1) == 1 else out.contiguous()
+        to, row = flat(new)
+        starts = row * np.arange(len(out))
+        if self._by_run:
+            _by_run(to, starts, *flat(z), self._edges, *self._copies, *self._scale)
+        else:
+            _by_index(to, starts, *flat(z), *self._copies, *self._scale)
+        if new is not out:
+            out.copy_(new)
 
 
 @compiled()
@@ -49,7 +57,7 @@ def _by_index(
 
 @compiled()
 def _by_run(
-    out: Any, starts: Any, z: Any, z_row: int, at: int, edges: Any, index: Any, share: Any, noise: Any, one: Any
+    out: Any, starts: Any, z: Any, z_row: int, edges: Any, at: int, index: Any, share: Any, noise: Any, one: Any
 ) -> None:  # pragma: no cover
     null = np.empty(len(index), out.dtype)
     for row, start in enumerate(starts):

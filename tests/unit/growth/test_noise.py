@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth.noise import multiply
+from growth.noise import Null
 from growth.recipe import Copies
 
 NOISE = 0.25
@@ -60,7 +60,7 @@ def test_any_part_is_what_a_plain_loop_makes(
     low, high = part.span
     out = value[:, start:stop].clone()
     out = out.t().contiguous().t() if transposed else out
-    multiply(out, z[:, low:high], start - low, part)
+    Null(part, start - low, dtype).multiply(out, z[:, low:high])
     expected = (value * factors(z, copies))[:, start:stop]
     tolerance = 1e-14 if dtype == torch.float64 else 4e-6  # a few roundings of numbers up to about 4
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
@@ -71,7 +71,8 @@ def test_it_sums_to_nothing_over_the_copies_and_leaves_others_alone(pattern: str
     source = PATTERNS[pattern](20)
     copies = copies_of(source, split=0.5)
     out = torch.ones(3, len(source), dtype=torch.float64)
-    multiply(out, torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).double(), 0, copies)
+    z = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).double()
+    Null(copies, 0, out.dtype).multiply(out, z)
     for s in range(20):
         members = [c for c, other in enumerate(source) if other == s]
         share = torch.from_numpy(copies.share[members[0], : len(members)])
