@@ -4,12 +4,10 @@ Everything is written to OUTPUT.partial, which is renamed when it is complete. W
 there says up to which row the tokens are safe; a second run with the same request cuts off what came after and goes on.
 """
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pretrain.checkpoint.atomic import Lock
 from pretrain.data.corpus import DESCRIPTION, FORMAT_VERSION, TOKENIZER, TOKENS, AnyTokenizer
 from pretrain.data.encoders import Encoder
 from pretrain.data.indexed import token_dtype, write_index
@@ -62,7 +61,7 @@ def prepare(
         return _existing(output, request), True
     partial = output.with_name(output.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with _only_one(partial):
+    with Lock(partial / "lock"):
         _drop_other_request(partial, request)
         tokenizer = _tokenizer(partial / TOKENIZER, source, encoder, threads, progress)
         encoder.check(tokenizer, _beginning(source))
@@ -84,16 +83,6 @@ def _existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
             f"{output} was prepared from another {' and '.join(changed)}: remove it or choose another --output"
         )
     return description
-
-
-@contextmanager
-def _only_one(partial: Path) -> Iterator[None]:
-    with open(partial / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is working in {partial}: wait for it, or stop it") from None
-        yield
 
 
 def _drop_other_request(partial: Path, request: dict[str, Any]) -> None:

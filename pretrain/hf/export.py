@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from growth import Architecture, Box
 from pretrain.checkpoint import Reader
-from pretrain.checkpoint.atomic import fsync_folder, write_file
+from pretrain.checkpoint.atomic import Lock, fsync_folder, make_folder, write_file
 from pretrain.errors import UserError
 from pretrain.hf import HfFamily, hf_family
 from pretrain.hf.card import card
@@ -21,7 +21,7 @@ from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
 
-MARK = "cambium.json"
+MARK, LOCK = "cambium.json", "lock"
 TRANSFORMERS = "5.23.0"  # whose conventions the files follow
 
 
@@ -50,7 +50,8 @@ def export(
 
     dtype: fp32, bf16 or fp16. shard_bytes: the largest file of weights; above, they are cut into shards with an index.
     Stopped and called again, it goes on after the last shard that was finished. Raises UserError when the folder holds
-    something else, the model cannot be expressed, the tokenizer is missing, or the disk is full; CorruptCheckpoint.
+    something else, another process writes it, the model cannot be expressed, the tokenizer is missing, or the disk is
+    full; CorruptCheckpoint.
     """
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
@@ -70,24 +71,27 @@ def export(
             "shard_bytes": shard_bytes,
             "tokenizer": words.identity,
         }
-        existed = _is_there(folder, mark)
-        if not existed:
-            work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
-            try:
-                _begin(work, mark)
-                _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, order, progress)
-                _json(work / "config.json", config)
-                if family.generates:
-                    _json(work / "generation_config.json", _generation(config))
-                words.write(work)
-                write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
-                work.rename(folder)
-                fsync_folder(folder.absolute().parent)
-            except OSError as error:
-                raise UserError(
-                    f"{folder} cannot be written: {error.strerror} ({error.filename or work}); "
-                    "put that right and run it again: it goes on after the last file that was finished"
-                ) from error
+        work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+        try:
+            existed = _is_there(folder, mark)
+            if not existed:
+                make_folder(work)
+                with Lock(work / LOCK):
+                    _begin(work, mark)
+                    _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, order, progress)
+                    _json(work / "config.json", config)
+                    if family.generates:
+                        _json(work / "generation_config.json", _generation(config))
+                    words.write(work)
+                    write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
+                    (work / LOCK).unlink()
+                    work.rename(folder)
+                    fsync_folder(work.parent)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written: {error.strerror} ({error.filename or work}); "
+                "put that right and run it again: it goes on after the last file that was finished"
+            ) from error
     files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
     return Exported(checkpoint, folder, existed, dtype, arch.parameters(), files)
 
@@ -138,10 +142,11 @@ def _is_there(folder: Path, mark: dict[str, Any]) -> bool:
 
 
 def _begin(work: Path, mark: dict[str, Any]) -> None:
-    """An empty folder, or the one of this very export that was stopped."""
-    if work.exists() and not ((work / MARK).exists() and json.loads((work / MARK).read_text()) == mark):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
+    """Leaves only what an export like this one, that was stopped, has finished."""
+    if not ((work / MARK).exists() and json.loads((work / MARK).read_text()) == mark):
+        for path in work.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     _json(work / MARK, mark)
 
 

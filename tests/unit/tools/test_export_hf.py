@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from growth import Architecture, reference
 from pretrain.checkpoint import Reader
+from pretrain.checkpoint.atomic import Lock
 from pretrain.errors import UserError
 from pretrain.hf import hf_family
 from pretrain.hf.llama2 import LLAMA
+from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run, rewrite
 from tools.export_hf import bytes_of, main
 
@@ -87,6 +89,20 @@ def test_again_and_elsewhere(run: Run, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "mine" / "notes").write_text("keep")
     assert main([str(run.parent), str(tmp_path / "mine")]) == 2
     assert "is no export" in capsys.readouterr().err
+
+
+def test_two_at_once(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A second export into the same folder is refused, whatever it is of, and what the first has written stays."""
+    work = tmp_path / ".out.partial"
+    work.mkdir()
+    (work / "model.safetensors").write_text("of the first")
+    with Lock(work / "lock"):
+        assert run_ranks(1, lambda rank: main([str(run.parent), str(tmp_path / "out")]), tmp_path / "store") == [2]
+    assert "must not write one folder" in capfd.readouterr().err
+    assert (work / "model.safetensors").read_text() == "of the first"
+    assert main([str(run.parent), str(tmp_path / "out")]) == 0  # its folder was of no export like this one
+    assert not work.exists()
+    assert not (tmp_path / "out" / "lock").exists()
 
 
 def test_a_table_of_rotary_frequencies(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,9 @@
 """Preparing a corpus: every kind of file, interruptions, and what is refused."""
 
-import fcntl
 import gzip
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pretrain.checkpoint.atomic import Lock
 from pretrain.data import prepare as module
 from pretrain.data.corpus import Corpus
 from pretrain.data.encoders import SentencePieceEncoder
@@ -19,6 +20,7 @@ from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import UserError
+from tests.unit.pretrain.checkpoint.ranks import run_ranks
 
 ROWS = ["one two\nthree", "", "four", "  five six  "]
 
@@ -166,10 +168,16 @@ def test_two_at_once(tmp_path: Path, given: Path) -> None:
     """A second process on the same output is turned away."""
     (tmp_path / "x.txt").write_text("text")
     (tmp_path / "out.partial").mkdir()
-    with open(tmp_path / "out.partial" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process"):
+
+    def second(rank: int) -> str:
+        with pytest.raises(UserError) as error:
             prepare(Source((tmp_path / "x.txt",)), tmp_path / "out", SentencePieceEncoder(given))
+        return str(error.value)
+
+    with Lock(tmp_path / "out.partial" / "lock"):
+        (message,) = run_ranks(1, second, tmp_path / "store")
+    assert f"process {os.getpid()} on" in message
+    assert "must not write one folder" in message
 
 
 def test_refused_sources(tmp_path: Path, given: Path) -> None:
