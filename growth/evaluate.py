@@ -240,33 +240,41 @@ def _pick(value: torch.Tensor, d: int, index: Ints) -> torch.Tensor:
     return value.index_select(d, torch.from_numpy(index))
 
 
+class _Noise:
+    """The random numbers of one box, chunk after chunk in the same memory."""
+
+    def __init__(self, r: Recipe, seed: int) -> None:
+        self._tensor, self._seed, self._memory = r.tensor, seed, torch.empty(0)
+
+    def normal(self, kind: str, box: Box) -> torch.Tensor:
+        if len(self._memory) < box.numel:
+            self._memory = torch.empty(box.numel)
+        out = self._memory[: box.numel].view(box.shape)
+        return philox.normal(self._seed, f"{self._tensor.name}#{kind}", self._tensor.shape, box, out=out)
+
+
 def _add_noise(r: Recipe, out: torch.Tensor, seed: int) -> None:
     """Relative noise, in place: of copied layers, and of the readers of copied channels, where it sums to nothing."""
-    drawn = torch.empty(0)  # the same memory for every chunk
+    noise = _Noise(r, seed)
     if r.noise:
         for a, b in _chunks(out):
             box = Box((r.box.start[0] + a, *r.box.start[1:]), (r.box.start[0] + b, *r.box.stop[1:]))
-            z = _normal(f"{r.tensor.name}#layer", r, box, seed, drawn)
-            out[a:b].mul_(z.to(out.dtype).mul_(r.noise).add_(1.0))
+            out[a:b].mul_(noise.normal("layer", box).to(out.dtype).mul_(r.noise).add_(1.0))
     for d, m in enumerate(r.dims):
         if m.copies is not None and m.copies.several:
-            _add_null(r, out, seed, d, m.copies, drawn)
+            _add_null(r, out, noise, d, m.copies)
 
 
-def _add_null(r: Recipe, out: torch.Tensor, seed: int, d: int, copies: Copies, drawn: torch.Tensor) -> None:
+def _add_null(r: Recipe, out: torch.Tensor, noise: _Noise, d: int, copies: Copies) -> None:
     """Noise along dimension d of which the shares of the copies of each index are taken away."""
     from growth.noise import Null  # brings numba: not before it is needed
 
     low, high = copies.span
-    noise = Null(copies, r.box.start[d] - low, out.dtype)
+    null = Null(copies, r.box.start[d] - low, out.dtype)
     other = 1 if d == 0 and out.dim() > 1 else 0
     for a, b in _chunks(out, other) if other != d else [(0, len(out))]:
         start, stop = list(r.box.start), list(r.box.stop)
         start[other], stop[other] = r.box.start[other] + a, r.box.start[other] + b
         start[d], stop[d] = low, high
-        z = _normal(f"{r.tensor.name}#{d}", r, Box(tuple(start), tuple(stop)), seed, drawn).to(out.dtype)
-        noise.multiply(out.narrow(other, a, b - a).movedim(d, -1), z.movedim(d, -1))
-
-
-def _normal(name: str, r: Recipe, box: Box, seed: int, out: torch.Tensor) -> torch.Tensor:
-    return philox.normal(seed, name, r.tensor.shape, box, out=out.resize_(box.shape))
+        z = noise.normal(str(d), Box(tuple(start), tuple(stop))).to(out.dtype)
+        null.multiply(out.narrow(other, a, b - a).movedim(d, -1), z.movedim(d, -1))
