@@ -21,46 +21,64 @@ ROLES = {"layers": ("layers",), "kv_heads": ("write",)}
 Factors = dict[tuple[str, str], torch.Tensor]  # (axis, "write" | "read" | "layers") -> [new, old]
 
 
-def learn_dense(
-    read: Read,
-    old: Architecture,
-    new: Architecture,
-    objective: Callable[[Read, int], torch.Tensor],
-    *,
-    steps: int = 100,
-    lr: float = 1e-3,
-    progress: Callable[[int, float], None] = lambda step, nats: None,
-) -> dict[str, Any]:
-    """The policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, learned with Adam on `objective(model,
-    step)`, a loss of the grown model that `model` reads, differentiable (float32). It starts at copies: stacked layers,
-    tiled channels whose readers share. `progress` gets each step and its loss.
+class Learner:
+    """Learns the policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, with Adam. It starts at copies:
+    stacked layers, tiled channels whose readers share.
 
     Raises GrowthError for axes other than layers, hidden, heads, kv_heads and ffn.
     """
-    grown = [axis for axis in new.sizes if new.sizes[axis] != old.sizes[axis]]
-    if other := sorted(set(grown) - {*AXES, "layers"}):
-        raise GrowthError(f"{', '.join(other)}: dense growth is learned for layers, {', '.join(AXES)} only")
-    if {"heads", "kv_heads"} & set(grown):  # one operator, hence factors of both
-        both = [axis for axis in ("heads", "kv_heads") if axis in new.sizes]
-        grown = [*(axis for axis in grown if axis not in both), *both]
-    weights = {name: read("weight", name, Box.whole(t.shape)).float() for name, t in old.tensors().items()}
-    factors = {
-        (axis, role): _tiled(old.sizes[axis], new.sizes[axis], role)
-        for axis in grown
-        for role in ROLES.get(axis, ("write", "read"))
-    }
-    optimizer = torch.optim.Adam(list(factors.values()), lr=lr)
-    for step in range(steps):
+
+    def __init__(self, read: Read, old: Architecture, new: Architecture, *, lr: float = 1e-3) -> None:
+        grown = [axis for axis in new.sizes if new.sizes[axis] != old.sizes[axis]]
+        if other := sorted(set(grown) - {*AXES, "layers"}):
+            raise GrowthError(f"{', '.join(other)}: dense growth is learned for layers, {', '.join(AXES)} only")
+        if {"heads", "kv_heads"} & set(grown):  # one operator, hence factors of both
+            both = [axis for axis in ("heads", "kv_heads") if axis in new.sizes]
+            grown = [*(axis for axis in grown if axis not in both), *both]
+        self._old, self._new = old, new
+        self._weights = {name: read("weight", name, Box.whole(t.shape)).float() for name, t in old.tensors().items()}
+        self._factors = {
+            (axis, role): _tiled(old.sizes[axis], new.sizes[axis], role)
+            for axis in grown
+            for role in ROLES.get(axis, ("write", "read"))
+        }
+        self._optimizer = torch.optim.Adam(list(self._factors.values()), lr=lr)
+        self.steps = 0
+
+    def step(self, objective: Callable[[Read], torch.Tensor]) -> float:
+        """One step on `objective(model)`, a loss of the grown model that `model` reads, differentiable (float32); gives
+        the loss before it."""
 
         def grow(kind: str, name: str, box: Box) -> torch.Tensor:
-            return _grown(new.tensor(name), old, weights, factors)[box.slices()]
+            return _grown(self._new.tensor(name), self._old, self._weights, self._factors)[box.slices()]
 
-        optimizer.zero_grad()
-        value = objective(grow, step)
+        self._optimizer.zero_grad()
+        value = objective(grow)
         value.backward()
-        optimizer.step()
-        progress(step, value.item())
-    return _policy(factors)
+        self._optimizer.step()
+        self.steps += 1
+        return value.item()
+
+    def policy(self) -> dict[str, Any]:
+        """What it has learned, for growth.between."""
+        return _policy(self._factors)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What another Learner of the same growth needs to go on: factors and Adam's moments."""
+        found = {"steps": torch.tensor(self.steps)}
+        for (axis, role), factor in self._factors.items():
+            found[f"{axis}.{role}"] = factor.detach()
+            found |= {f"{axis}.{role}.{key}": value for key, value in self._optimizer.state[factor].items()}
+        return found
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the `state` of another one."""
+        self.steps = int(state["steps"])
+        for (axis, role), factor in self._factors.items():
+            name = f"{axis}.{role}"
+            factor.data.copy_(state[name])
+            moments = {key.removeprefix(f"{name}."): x for key, x in state.items() if key.startswith(f"{name}.")}
+            self._optimizer.state[factor] = {key: x.clone() for key, x in moments.items()}
 
 
 def _tiled(old: int, new: int, role: str) -> torch.Tensor:

@@ -8,13 +8,14 @@ carries the matrices themselves, and so does every checkpoint after it: once a s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from growth import Architecture
@@ -22,6 +23,7 @@ from pretrain.checkpoint.atomic import make_folder, write_file
 from pretrain.errors import UserError
 
 OPTION = "factors"
+_ABOUT = "about"
 
 
 def write(path: Path, policy: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> None:
@@ -34,6 +36,22 @@ def write(path: Path, policy: Mapping[str, Mapping[str, Any]], about: Mapping[st
     }
     make_folder(path.absolute().parent)
     write_file(path, save(tensors, dict(about)))
+
+
+def write_progress(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Store the state of a growth.learn.Learner; `about` (JSON) says whose it is."""
+    make_folder(path.absolute().parent)
+    tensors = {name: x.detach().contiguous() for name, x in state.items()}
+    write_file(path, save(tensors, {_ABOUT: json.dumps(about)}))
+
+
+def read_progress(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """The state and the `about` that were stored, if there are any."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()[_ABOUT])
+    return load_file(path), about
 
 
 def filled(policy: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ New weights are linear maps of the old ones: A W B, and sums over layers. A few 
 start from copies and make the best of them. Layers, hidden, heads and ffn are learned where they grow, or those that
 --only names; the rest grows as the stage says. It is done in one process, with a reference model in plain PyTorch. OUT
 is a safetensors file that the stage's `grow` can name, on any layout of ranks; the lines to put there are printed. The
-text is the training text of the stage from its beginning, and the stage will see it all the same.
+text is the training text of the stage from its beginning, and the stage will see it all the same. Stopped and started
+again, it goes on from the last ten steps that were done.
 
 examples:
   python tools/learn_growth.py runs/demo/seed factors/wide.safetensors --config configs/demo.yaml --stage wide
@@ -13,6 +14,7 @@ examples:
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,17 +26,18 @@ from tqdm import tqdm
 from growth import Architecture, Box, Plan, between
 from growth.describe import table
 from growth.evaluate import Read
-from growth.learn import learn_dense
+from growth.learn import Learner
 from pretrain import cli, factors
 from pretrain.checkpoint import Reader
 from pretrain.config import Stage, load
 from pretrain.errors import UserError
-from pretrain.feed import open_feed
+from pretrain.feed import Feed, open_feed
 from pretrain.locate import locate
 from pretrain.objective import objective
 from pretrain.planning import plan_of
 from pretrain.verify import audit
 
+KEPT = 10  # steps after which the state is written
 LEARNED = {"layers": ("layers",), "hidden": ("hidden",), "heads": ("heads", "kv_heads"), "ffn": ("ffn",)}
 
 
@@ -83,28 +86,17 @@ def work(options: argparse.Namespace) -> cli.Answer:
             )
         held_out = feed.batch(options.batch)
         read = partial(_through, first, reader.read)
-        losses: list[float] = []
-        with tqdm(total=options.steps, desc="factors", disable=not sys.stderr.isatty()) as bar:
-
-            def progress(step: int, nats: float) -> None:
-                losses.append(nats)
-                bar.set_postfix(loss=f"{nats:.4f}")
-                bar.update()
-
-            def loss(model: Read, step: int) -> torch.Tensor:
-                return objective(model, new, feed.take(options.batch, 0.0, 0, 1).samples)
-
-            found = learn_dense(read, first.new, new, loss, steps=options.steps, lr=options.lr, progress=progress)
-        about = {
-            "parent": reader.manifest.hash,
-            "stage": stage.name,
-            "steps": str(options.steps),
-            "lr": str(options.lr),
-        }
-        factors.write(options.target, found, about)
+        learner = Learner(read, first.new, new, lr=options.lr)
+        copies = learner.policy()
+        about = {"parent": reader.manifest.hash, "stage": stage.name, "lr": str(options.lr)}
+        learns = {**about, "config": stage.to_dict(), "keys": keys, "batch": options.batch}
+        losses = _learn(learner, new, feed, options, learns)
+        found = learner.policy()
+        factors.write(options.target, found, {**about, "steps": str(learner.steps)})
+        _progress(options.target).unlink(missing_ok=True)
         policy = {key: {"operator": "dense", factors.OPTION: str(options.target)} for key in found}
         measured = {
-            "start": _loss(learn_dense(read, first.new, new, loss, steps=0), read, first.new, new, held_out),
+            "start": _loss(copies, read, first.new, new, held_out),
             "learned": _loss(factors.filled(policy), read, first.new, new, held_out),
         }
     rows = [["", "held-out loss"], *([name, f"{value:.4f}"] for name, value in measured.items())]
@@ -115,6 +107,34 @@ def work(options: argparse.Namespace) -> cli.Answer:
     if not measured["learned"] < measured["start"]:
         text += "\nNothing was gained over copies: try more steps, a larger --batch or a smaller --lr."
     return cli.Answer(text, {"target": str(options.target), "grow": policy, "losses": losses, "held_out": measured})
+
+
+def _learn(
+    learner: Learner, new: Architecture, feed: Feed, options: argparse.Namespace, learns: Mapping[str, Any]
+) -> list[float]:
+    """The losses of all steps; those that an earlier run of the same (`learns`) has done are not done again."""
+    path, losses = _progress(options.target), list[float]()
+    found = factors.read_progress(path)
+    if found and found[1]["learns"] == learns:
+        state, about = found
+        learner.restore(state)
+        feed.seek(about["cursor"])
+        losses = about["losses"]
+    with tqdm(total=options.steps, initial=learner.steps, desc="factors", disable=not sys.stderr.isatty()) as bar:
+        while learner.steps < options.steps:
+            samples = feed.take(options.batch, 0.0, 0, 1).samples
+            losses.append(learner.step(partial(objective, arch=new, samples=samples)))
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+            bar.update()
+            if learner.steps % KEPT == 0:
+                about = {"learns": learns, "cursor": feed.cursor, "losses": losses}
+                factors.write_progress(path, learner.state(), about)
+    return losses
+
+
+def _progress(target: Path) -> Path:
+    """Where the learner's state is until the factors are written."""
+    return target.with_name(f".{target.name}.progress")
 
 
 def _others(stage: Stage, old: Architecture, keys: list[str]) -> Stage:

@@ -8,7 +8,7 @@ import torch
 
 from growth import Architecture, Box, GrowthError, between
 from growth.certificate import relative_error
-from growth.learn import learn_dense
+from growth.learn import Learner
 from growth.reference import logits, loss
 from tests.unit.growth.models import SMALL, STD, reader, tokens, trained, whole
 
@@ -59,19 +59,34 @@ def test_matrices_of_another_shape() -> None:
 
 
 def test_factors_are_learned() -> None:
-    """Learning lowers the loss of the start, and the policy that it returns is the model that it learned."""
+    """Learning lowers the loss of the start, and the policy that it gives is the model that it learned."""
     read = trained(SMALL, dtype=torch.float32)
     new = SMALL.replace({"hidden": 9, "layers": 3, "heads": 4, "kv_heads": 2, "ffn": 11})
     ids = tokens(9, 4, 12)
-    seen: list[float] = []
-    policy = learn_dense(
-        read, SMALL, new, lambda model, _: loss(model, new, ids), steps=8, lr=3e-3, progress=lambda _, x: seen.append(x)
-    )
+    learner = Learner(read, SMALL, new, lr=3e-3)
+    seen = [learner.step(lambda model: loss(model, new, ids)) for _ in range(8)]
     assert seen[-1] < seen[0]
-    plan = between(SMALL, new, policy, seed=0, init_std=STD)
+    plan = between(SMALL, new, learner.policy(), seed=0, init_std=STD)
     assert loss(reader(plan, read, torch.float32), plan.new, ids).item() < seen[-1]
     with pytest.raises(GrowthError, match="vocab: dense growth is learned for"):
-        learn_dense(read, SMALL, SMALL.replace({"vocab": 12}), lambda model, _: loss(model, new, ids))
+        Learner(read, SMALL, SMALL.replace({"vocab": 12}))
+
+
+def test_learning_goes_on_where_it_was() -> None:
+    read = trained(SMALL, dtype=torch.float32)
+    new = SMALL.replace({"hidden": 9, "layers": 3})
+    learners = [Learner(read, SMALL, new, lr=3e-3) for _ in range(2)]
+    for step in range(6):
+        ids = tokens(9, 4, 12 + step)
+        if step == 3:
+            other = Learner(read, SMALL, new, lr=3e-3)
+            other.restore({name: x.clone() for name, x in learners[1].state().items()})
+            learners[1] = other
+        first, second = (learner.step(lambda model, ids=ids: loss(model, new, ids)) for learner in learners)
+        assert first == second
+    states = [learner.state() for learner in learners]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_shared_layers_get_their_own_weights() -> None:

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import config
 from pretrain.checkpoint import Manifest
+from pretrain.objective import objective
 from tests.unit.tools.runs import Run
+from tools import learn_growth
 from tools.grow import main as grow
 from tools.learn_growth import main
 from tools.verify import main as verify
@@ -53,6 +55,44 @@ def test_learned_and_grown(run: Run, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["certificate"]["operators"][:2] == ["layers: dense", "hidden: dense"]
     assert found["certificate"]["dead_share"] == 0
     assert Manifest.load(target).config["grow"]["ffn"] == told["grow"]["ffn"]
+
+
+def test_stopped_and_started_again(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on where it was, to the same factors bit for bit; with another learning rate it begins anew."""
+    calls, last = 0, 0
+
+    def counted(*given: Any, **named: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise KeyboardInterrupt
+        return objective(*given, **named)
+
+    def learn(name: str, lr: str = "1e-3", stop: int = 0) -> list[float]:
+        nonlocal calls, last
+        calls, last = 0, stop
+        options = ["--config", run.config, "--stage", "large", "--steps", "14", "--batch", "2", "--lr", lr, "--json"]
+        assert main([str(run.parent), str(tmp_path / name), *options]) == 0
+        losses: list[float] = json.loads(capsys.readouterr().out)["losses"]
+        return losses
+
+    monkeypatch.setattr(learn_growth, "objective", counted)
+    losses, measured = learn("whole"), 2  # the held-out loss of copies and of what was learned
+    assert calls == 14 + measured
+    for name, lr, left in (("same", "1e-3", 4), ("other", "1e-2", 14)):
+        with pytest.raises(KeyboardInterrupt):
+            learn(name, stop=13)
+        assert not (tmp_path / name).exists()
+        again = learn(name, lr)
+        assert calls == left + measured
+        assert (again == losses) == (name == "same")
+        assert (tmp_path / name).exists()
+        assert not (tmp_path / f".{name}.progress").exists()
+    same, whole = load_file(tmp_path / "same"), load_file(tmp_path / "whole")
+    assert same.keys() == whole.keys()
+    assert all(torch.equal(same[option], whole[option]) for option in whole)
 
 
 def test_a_part_of_it(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
