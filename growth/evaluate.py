@@ -177,7 +177,8 @@ def _term(
         else:
             target.copy_(view)
         return
-    if first and not factors and list(gathers) == [0] and target.is_contiguous():
+    rows_alone = list(gathers) == [0] and view.shape[1:] == target.shape[1:]
+    if first and not factors and rows_alone and target.is_contiguous():
         torch.index_select(view, 0, gathers[0], out=target)
         return
     for a, b in _chunks(target):

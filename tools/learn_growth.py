@@ -13,6 +13,7 @@ examples:
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +30,7 @@ from growth.evaluate import Read
 from growth.learn import Learner
 from pretrain import cli, factors
 from pretrain.checkpoint import Reader
+from pretrain.checkpoint.atomic import Lock, make_folder
 from pretrain.config import Stage, load
 from pretrain.errors import UserError
 from pretrain.feed import Feed, open_feed
@@ -90,10 +92,14 @@ def work(options: argparse.Namespace) -> cli.Answer:
         copies = learner.policy()
         about = {"parent": reader.manifest.hash, "stage": stage.name, "lr": str(options.lr)}
         learns = {**about, "config": stage.to_dict(), "keys": keys, "batch": options.batch}
-        losses = _learn(learner, new, feed, options, learns)
-        found = learner.policy()
-        factors.write(options.target, found, {**about, "steps": str(learner.steps)})
-        _progress(options.target).unlink(missing_ok=True)
+        make_folder(options.target.absolute().parent)
+        with Lock(options.target.with_name(f".{options.target.name}.lock")):
+            if options.target.exists():  # by now
+                raise UserError(f"{options.target} is there already: remove it, or choose another name")
+            losses = _learn(learner, new, feed, options, learns)
+            found = learner.policy()
+            factors.write(options.target, found, {**about, "steps": str(learner.steps)})
+            _progress(options.target).unlink(missing_ok=True)
         policy = {key: {"operator": "dense", factors.OPTION: str(options.target)} for key in found}
         measured = {
             "start": _loss(copies, read, first.new, new, held_out),
@@ -115,7 +121,7 @@ def _learn(
     """The losses of all steps; those that an earlier run of the same (`learns`) has done are not done again."""
     path, losses = _progress(options.target), list[float]()
     found = factors.read_progress(path)
-    if found and found[1]["learns"] == learns:
+    if found and found[1]["learns"] == learns and len(found[1]["losses"]) <= options.steps:
         state, about = found
         learner.restore(state)
         feed.seek(about["cursor"])
@@ -124,6 +130,9 @@ def _learn(
         while learner.steps < options.steps:
             samples = feed.take(options.batch, 0.0, 0, 1).samples
             losses.append(learner.step(partial(objective, arch=new, samples=samples)))
+            if not math.isfinite(losses[-1]):
+                path.unlink(missing_ok=True)
+                raise UserError(f"the loss is {losses[-1]} at step {learner.steps}: take a smaller --lr")
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             bar.update()
             if learner.steps % KEPT == 0:

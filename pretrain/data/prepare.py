@@ -22,7 +22,7 @@ from pretrain.data.indexed import token_dtype, write_index
 from pretrain.data.sources import Source
 from pretrain.errors import UserError
 
-JOURNAL = "journal.json"
+JOURNAL, LOCK = "journal.json", "lock"
 LENGTHS, COUNTS = "lengths.bin", "counts.bin"  # of sequences and documents (int32), until the index is written
 EVERY = 16 << 20  # bytes of text between two entries of the journal
 CHECKED = 1 << 20  # characters of text on which a tokenizer is checked
@@ -61,13 +61,17 @@ def prepare(
         return _existing(output, request), True
     partial = output.with_name(output.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with Lock(partial / "lock"):
+    with Lock(partial / LOCK):
+        if output.exists():  # by now
+            shutil.rmtree(partial, ignore_errors=True)
+            return _existing(output, request), True
         _drop_other_request(partial, request)
         tokenizer = _tokenizer(partial / TOKENIZER, source, encoder, threads, progress)
         encoder.check(tokenizer, _beginning(source))
         done = _encode(partial, source, encoder, tokenizer, threads, progress)
         description = _finish(partial, tokenizer, request, done)
         os.replace(partial, output)
+        (output / LOCK).unlink()
     return description, False
 
 
@@ -173,7 +177,7 @@ def _finish(partial: Path, tokenizer: AnyTokenizer, request: dict[str, Any], don
         "xxh3_128": _hash_file(partial / f"{TOKENS}.bin"),
         "request": request,
     }
-    for name in (LENGTHS, COUNTS, JOURNAL, "request.json", "lock"):
+    for name in (JOURNAL, LENGTHS, COUNTS, "request.json"):  # without a journal nothing else counts
         (partial / name).unlink(missing_ok=True)
     _write_json(partial / DESCRIPTION, description)
     return description

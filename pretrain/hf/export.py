@@ -84,8 +84,8 @@ def export(
                         _json(work / "generation_config.json", _generation(config))
                     words.write(work)
                     write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
-                    (work / LOCK).unlink()
                     work.rename(folder)
+                    (folder / LOCK).unlink()
                     fsync_folder(work.parent)
         except OSError as error:
             raise UserError(

@@ -95,7 +95,7 @@ class AdamW(torch.optim.Optimizer):
                 continue
             (g,) = generations
             weight_decay = self.weight_decays[g] if segment.decay else 0.0
-            whole.setdefault((self.lrs[g], weight_decay), []).append((segment, self.steps[g] - 1))
+            whole.setdefault((self.lrs[g], weight_decay), []).append((segment, max(1, self.steps[g]) - 1))
         for (lr, weight_decay), alike in whole.items():
             self._update_whole(alike, lr, weight_decay, tensors)
         table_3G = torch.from_numpy(table.T.copy()).to(partition.device)

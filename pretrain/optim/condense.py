@@ -18,10 +18,10 @@ def condensed(state: State, beta2: float) -> State:
     each has been trained on: nothing changes where these are equal. Its Adam step is the least of theirs. A generation
     with so few updates that its bias correction has not settled is kept, and so is all that is younger.
     """
-    last = 0
+    last = -1
     while last + 1 < len(state.births) - KEEP and 1 - beta2 ** state.births[last + 1].adam_step >= SETTLED:
         last += 1
-    if not last:
+    if last < 1:
         return state
     merged = _merged(state.births[: last + 1], state.progress.tokens)
     return replace(state, births=(merged, *state.births[last + 1 :]), generations=state.generations.merged(last + 1))

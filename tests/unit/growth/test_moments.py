@@ -113,6 +113,22 @@ def test_rescaling_keeps_the_trajectory() -> None:
     assert_same_trajectory(rescaled(old, maps, {"norm_eps": 1e-2 * 1.7**2, "softmax_scale": 1 / 6}))
 
 
+def test_many_columns_of_one_source() -> None:
+    """An old axis of one index, copied beside rows that are gathered: nothing is left as the memory was."""
+    old = Architecture("gpt2", {**CASES["gpt2"][0], "hidden": 40, "ffn": 1})
+    new = old.replace({"hidden": 80, "ffn": 32})
+    policy = {
+        "hidden": {"operator": "net2net", "mapping": "random", "snr_db": None},
+        "ffn": {"operator": "replicate", "snr_db": None},
+        "moments": {"old": "copy", "new": "copy"},
+    }
+    plan = between(old, new, policy, seed=0, init_std=STD)
+    name, box = "transformer.h.0.mlp.c_proj.weight", Box((0, 0), (80, 32))
+    out = torch.full(box.shape, torch.nan, dtype=torch.float64)
+    found = plan.evaluate(name, box, trained(old), "exp_avg", torch.float64, out=out)
+    assert torch.equal(found, found[:, :1].expand(box.shape))
+
+
 def rescaled(old: Architecture, maps: tuple[AxisMap, ...], scalars: dict[str, float]) -> Plan:
     new = old.replace(scalars=scalars)
     step = Step(old, new, ("rescaled",), True, axes={m.axis: m for m in maps})

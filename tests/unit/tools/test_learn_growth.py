@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import config
 from pretrain.checkpoint import Manifest
+from pretrain.checkpoint.atomic import Lock
 from pretrain.objective import objective
+from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run
 from tools import learn_growth
 from tools.grow import main as grow
@@ -93,6 +95,18 @@ def test_stopped_and_started_again(
     same, whole = load_file(tmp_path / "same"), load_file(tmp_path / "whole")
     assert same.keys() == whole.keys()
     assert all(torch.equal(same[option], whole[option]) for option in whole)
+
+
+def test_nothing_is_written(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither where learning diverges nor where another process learns the same."""
+    file = tmp_path / "large.safetensors"
+    command = [str(run.parent), str(file), "--config", run.config, "--stage", "large", "--batch", "2"]
+    assert main([*command, "--lr", "1e30"]) == 2
+    assert "take a smaller --lr" in capfd.readouterr().err
+    with Lock(tmp_path / ".large.safetensors.lock"):
+        assert run_ranks(1, lambda rank: main([*command, "--steps", "1"]), tmp_path / "store") == [2]
+    assert "must not write one folder" in capfd.readouterr().err
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".large", "large"))] == [".large.safetensors.lock"]
 
 
 def test_a_part_of_it(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

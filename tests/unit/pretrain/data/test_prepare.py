@@ -137,6 +137,32 @@ def test_interrupted(tmp_path: Path, texts: list[str], given: Path, monkeypatch:
     ]
 
 
+@pytest.mark.parametrize("removed", range(1, 6))
+def test_interrupted_at_the_end(
+    tmp_path: Path, texts: list[str], given: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    """What is of no more use is removed in an order in which any part of it may be left."""
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = Source((tmp_path / "x.jsonl",))
+    prepare(source, tmp_path / "whole", SentencePieceEncoder(given))
+    count, unlink, finish = itertools.count(1), Path.unlink, module._finish
+    monkeypatch.setattr(module, "EVERY", 10_000)  # so that there is a journal
+
+    def dies(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if next(count) == removed:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *given: patch.setattr(Path, "unlink", dies) or finish(*given))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "out", SentencePieceEncoder(given))
+    prepare(source, tmp_path / "out", SentencePieceEncoder(given))
+    for name in ("tokens.bin", "tokens.idx", "corpus.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert Corpus.open(tmp_path / "out").tokens.documents == len(texts)
+
+
 def test_another_request_starts_anew(tmp_path: Path, texts: list[str], given: Path) -> None:
     """Left-overs of another source are not gone on with."""
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "short"}) + "\n")

@@ -236,6 +236,22 @@ def test_the_first_updates_of_what_is_new_are_no_larger_than_a_fresh_optimizer_s
     assert 0 < largest < 1.5e-3
 
 
+def test_a_rate_of_zero_where_the_oldest_generation_was_never_updated() -> None:
+    """An imported model that is frozen has no Adam step; the schedule's last rate is zero."""
+    start = torch.randn(8, generator=torch.Generator().manual_seed(4))
+    ours, adam = flat(start)
+    adam.describe([Segment(0, 8, True, (1,))], [0, 0], [0.1, 0.1])
+    adam.resting = (0,)
+    values = [start]
+    for lr in (1e-3, 0.0):
+        adam.set_lr([0.0, lr])
+        update(adam, ours, torch.ones(8))
+        values.append(ours.detach().clone())
+    assert adam.steps == [0, 2]
+    assert not torch.equal(values[1], start)
+    assert torch.equal(values[2], values[1])
+
+
 def test_another_number_of_rates_is_an_error() -> None:
     _, adam = flat(torch.zeros(4))
     adam.describe([Segment(0, 4, True, (0,))], [0])

@@ -97,3 +97,9 @@ def test_means_are_weighted_with_tokens() -> None:
 def test_what_has_not_settled_is_kept(beta2: float, count: int) -> None:
     """1500 updates are many at 0.95, and few at 0.999."""
     assert len(condensed(grown_thrice([9000, 1500, 1000, 500], [PACE] * 4), beta2).births) == count
+
+
+def test_an_oldest_generation_that_was_never_updated_is_kept() -> None:
+    """Imported and frozen until now: merged with it, settled moments would count their updates from the beginning."""
+    state = grown_thrice([0, 5000, 5000, 500], [PACE] * 4)
+    assert condensed(state, 0.95) == state
