@@ -37,7 +37,7 @@ run_here() {
 }
 
 queued() { # the job of a stage's folder, which jobs carry as their comment
-    squeue --me --noheader --format='%A|%k' | awk -F'|' -v folder="$(realpath -m "$1")" '$2 == folder { print $1; exit }'
+    squeue --me --noheader --format='%A|%k' | awk -F'|' -v folder="$(realpath -m "$1")" '$2 == folder && !found++ { print $1 }'
 }
 
 snapshot() { # what jobs will run: the same content is the same folder

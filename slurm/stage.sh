@@ -44,7 +44,7 @@ asked='' step=''
 leave() {
     asked=yes
     echo "$stage: SLURM asks for the nodes; saving"
-    [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null
+    [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true
 }
 trap leave USR1 TERM
 
@@ -63,6 +63,11 @@ note() { # keeps what happened to the stage's jobs, for status.sh and for people
 }
 
 requeue() { # why, and hosts to stay away from
+    # A job that SLURM is ending was cancelled, which a requeue would undo, or SLURM requeues it; its time limit does not.
+    case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
+    *' JobState=RUNNING '* | *' Reason=TimeLimit '*) ;;
+    *) note "$1; SLURM ends the job" && exit 1 ;;
+    esac
     if ((restarts >= CAMBIUM_MAX_RESTARTS)); then
         note "$1; not requeued, after $restarts restarts"
         echo "error: $stage was restarted $restarts times without reaching its end; submit it again to go on" >&2
@@ -91,9 +96,10 @@ if [[ $code != 0 ]]; then
 fi
 
 export CAMBIUM_EXIT=$folder/.exit # on a filesystem that all ranks see
-rm -f "$CAMBIUM_EXIT"
+rm -f "$CAMBIUM_EXIT" "$folder/STOPPED" # of the start before
 in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain "$config" --stage "$stage" "$@" &
 step=$!
+[[ -z $asked ]] || kill -USR1 "$step" 2>/dev/null || true # asked before there was a step
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
 wait "$step" || code=$?
 [[ ! -s $CAMBIUM_EXIT ]] || code=$(<"$CAMBIUM_EXIT")

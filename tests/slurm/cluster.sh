@@ -51,7 +51,7 @@ configure() {
 ClusterName=cambium
 SlurmctldHost=$(hostname)(10.231.0.1)
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge/socket,cred_expire=5
+AuthInfo=socket=$dir/munge/socket,cred_expire=15
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

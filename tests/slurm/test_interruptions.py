@@ -1,4 +1,4 @@
-"""What a cluster does to a job that is in nobody's fault: preemption, a requeue, the time limit."""
+"""What a cluster does to a job that is in nobody's fault: preemption, a requeue, the time limit; and a user: scancel."""
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import NewRun
@@ -35,4 +35,22 @@ def test_preemption_requeue_and_time_limit(cluster: Cluster, new_run: NewRun, un
     assert cluster.ended(job) == "COMPLETED", run.log("wide")
     assert cluster.job(job)["Restarts"] == "3"
     assert run.happened("wide")[-1] == "finished"
+    run.same_as(undisturbed, "wide")
+
+
+def test_a_stage_that_is_cancelled(cluster: Cluster, new_run: NewRun, undisturbed: Run) -> None:
+    """It saves, and does not come back by itself; submitted again, it goes on."""
+    run = new_run("seed")
+    job = run.submit("wide")["wide"]
+    with run.paused_at("wide", job, 2):
+        cluster.run("scancel", job)
+        cluster.until(lambda: cluster.state(job) != "RUNNING", "the job is cancelled")
+    cluster.until(lambda: job not in cluster.jobs(), "the job is gone")
+    assert cluster.state(job) == "CANCELLED", run.log("wide")
+    assert run.happened("wide") == ["stopped on request; SLURM ends the job"]
+    assert list((run.folder / "wide/checkpoints").glob("step-*"))
+
+    again = run.submit("wide")["wide"]
+    assert again != job
+    assert cluster.ended(again) == "COMPLETED", run.log("wide")
     run.same_as(undisturbed, "wide")

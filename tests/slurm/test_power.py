@@ -43,7 +43,8 @@ def test_power_cuts(cluster: Cluster, new_run: NewRun, undisturbed: Run, cuts: l
             lambda count=number: cluster.job(job)["Restarts"] == str(count), f"it restarts\n{run.log('wide')}"
         )
         if moment == "saves":
-            assert any((run.folder / "wide/checkpoints").glob(".step-*.partial"))
+            # SLURM wakes the ranks of the host that is left: rank 0, if it is there, may end the commit that it was in.
+            assert host == OTHER or any((run.folder / "wide/checkpoints").glob(".step-*.partial"))
         cluster.until(lambda: cluster.state(job) == "RUNNING", "the job runs again")
         assert node not in cluster.job(job)["NodeList"]
         cluster.boot(node)

@@ -44,9 +44,10 @@ def waits_for_ever():
     threading.Event().wait()
 
 def keeps_the_lock_of_python():
+    threading.Event().wait(1)  # the watchdog's thread has set its timer by then
     ctypes.PyDLL(None).pause()
 
-with Watchdog(Path(sys.argv[1]), 3, 0.5) as watchdog:
+with Watchdog(Path(sys.argv[1]), 3, 4.0) as watchdog:
     watchdog.beat(STEP, 12)
     globals()[sys.argv[2]]()
 """
