@@ -23,24 +23,30 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
     """Raise, before anything slow starts, what is known to be wrong with a stage on `world` ranks; writes nothing.
 
     ahead: names of stages that will have finished by then; a parent among them is taken as the file declares it.
-    Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a vocabulary that cannot be cut
-    and a resume that would change the run; GrowthError for a growth that is impossible.
+    Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a corpus unlike the parent's,
+    a vocabulary that cannot be cut and a resume that would change the run; GrowthError for a growth that is impossible.
     """
     if is_done(curriculum.folder / stage.name):
         return
     layout_of(stage, world)
-    tokenizer = open_feed(stage).tokenizer
+    feed = open_feed(stage)
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
         compare_for_resume(own.config, stage.to_dict())
         return
     parent = curriculum.parent(stage)
     if parent and parent.name in ahead and not is_done(curriculum.folder / parent.name):
+        before = open_feed(parent)
+        before.seek(None)
+        feed.seek(before.cursor)
         declared = parent.model.architecture()
         old = declared.replace({"layers": declared.layers + len(parent.patches)})
-        _between(curriculum, stage, old, tokenizer)
+        _between(curriculum, stage, old, feed.tokenizer)
     else:
-        plan_of(curriculum, stage, finished(curriculum, parent) if parent else None, tokenizer)
+        manifest = finished(curriculum, parent) if parent else None
+        if manifest:
+            feed.seek(manifest.cursor)
+        plan_of(curriculum, stage, manifest, feed.tokenizer)
 
 
 def finished(curriculum: Curriculum, parent: Stage) -> Manifest:

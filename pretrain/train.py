@@ -62,6 +62,7 @@ def _train(
         agreed(partial(abandon, folder / "checkpoints", back.good))
     started = start_with_the_best(curriculum, stage, layout, feed, switches, watchdog)
     if started is None:  # asked to leave while it tried operators
+        switches.honoured(leaving=True)
         return False
     engine, state = started
     if back:

@@ -36,7 +36,7 @@ fi
 [[ -n ${SLURM_JOB_ID:-} ]] || { sed -n '/^# Are the/,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ ! -d $root/pretrain ]]; then # SLURM runs a copy of this script from its spool folder
-    script=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* Command=\([^ ]*\).*/\1/p')
+    script=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's|.* Command=\(.*/slurm/[a-z]*\.sh\).*|\1|p')
     root=$(cd "$(dirname "$script")/.." && pwd)
 fi
 # shellcheck source=slurm/common.sh

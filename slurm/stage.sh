@@ -21,7 +21,7 @@ set -euo pipefail
 # SLURM runs a copy of this script from its spool folder.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ ! -d $root/pretrain && -n ${SLURM_JOB_ID:-} ]]; then
-    script=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* Command=\([^ ]*\).*/\1/p')
+    script=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's|.* Command=\(.*/slurm/[a-z]*\.sh\).*|\1|p')
     root=$(cd "$(dirname "$script")/.." && pwd)
 fi
 # shellcheck source=slurm/common.sh

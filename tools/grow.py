@@ -57,6 +57,10 @@ def work(options: argparse.Namespace) -> cli.Answer:
     stage = curriculum.stage(options.stage)
     if stage.grow.trial.candidates:
         raise UserError(f"stage {stage.name!r} chooses by grow.trial, which trains: start it, or empty its candidates")
+    if stage.grow.clip == "scale":
+        raise UserError(
+            f"stage {stage.name!r} has grow.clip: scale, and only a start measures gradients: start it, or take it out"
+        )
     source = locate(options.source, finished=True)
     target = options.target or _first_of(curriculum, stage)
     if step_of(target) not in (None, 0):

@@ -54,6 +54,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> Answer:
     """Raises UserError when a stage does not fit its GPUs."""
     gpu, per_node = GPUS[options.gpu], options.gpus_per_node
+    if per_node < 1:
+        raise UserError(f"--gpus-per-node {per_node}: a node has at least one")
     curriculum = _resolved(config.load(options.config))
     # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
     nodes = None if options.suggest else options.nodes
@@ -233,7 +235,7 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
     return (
         f"Assumed: {gpu.name}, {peak / 1e12:.0f} dense bf16 TFLOP/s.\n{mfu}.\n"
         f"{STORAGE / 1e9:.0f} GB/s between a node and storage, {HOST / 1e9:.0f} GB/s between a GPU and its host.\n"
-        "FLOPs and MFU are of the model: nothing that is computed again counts.\n"
+        "FLOPs and MFU are of the model: nothing that is computed again counts. Frozen parts count as trained.\n"
         "Tokens are of each stage's own vocabulary. Time is without queues, restarts and validations."
     )
 

@@ -13,6 +13,7 @@ import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from growth.family import family
 from pretrain.config import checks, reading
 from pretrain.config.keys import Section, Stage
 from pretrain.errors import UserError
@@ -98,10 +99,26 @@ class Curriculum(_Document):
         index = self._index(stage)
         stages = (*self.stages[:index], parsed, *self.stages[index + 1 :])
         checks.raise_for(checks.problems(stages, only=index), f"{self.path} with the {where}")
+        _check_derived(stage, parsed, arguments, where)
         return parsed
 
     def _index(self, stage: Stage) -> int:
         return [other.name for other in self.stages].index(stage.name)
+
+
+def _check_derived(stage: Stage, parsed: Stage, arguments: Sequence[str], where: str) -> None:
+    """UserError for a key that followed from another one that is overridden now: nobody can tell whether it is meant to
+    follow again."""
+    given = {a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")}
+    old, new = stage.model, parsed.model
+    axes = family(old.family).axes
+    for key, followed, moved in (
+        ("model.head_dim", old.head_dim * old.heads == old.hidden, (old.hidden, old.heads) != (new.hidden, new.heads)),
+        ("model.kv_heads", old.kv_heads == old.heads, old.heads != new.heads),
+        ("model.positions", old.positions == stage.train.seq_len, stage.train.seq_len != parsed.train.seq_len),
+    ):
+        if key.removeprefix("model.") in axes and followed and moved and key not in given:
+            raise UserError(f"{where}: --{key} followed from what is overridden here: give it too (0: as if absent)")
 
 
 T = TypeVar("T")

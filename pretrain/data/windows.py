@@ -9,6 +9,7 @@ The cursor says so as a dict for JSON:
     next                           where the following window starts; null while nothing of this one is drawn
     (the fields of the cut)        what the window was made with: vocabulary, sequence length, ...
     corpus                         hash of the corpus and of the split into training and validation
+    tokenizer                      hash of the corpus's tokenizer, for an export that does not have the corpus
 
 A stage that makes its windows otherwise goes on where its parent's window ends: the undrawn rest of that one is lost.
 """
@@ -59,6 +60,7 @@ class WindowedStream(ABC, Generic[P, W, B]):
     ) -> None:
         self.split = Split(corpus.tokens.documents, validation, seed)
         self._path, self._place, self._cut, self._seed = corpus.path, place, cut, seed
+        self._tokenizer = corpus.tokenizer.hash
         self._identity = xxhash.xxh3_64_hexdigest(f"{corpus.hash} {seed} {validation}".encode())
         self._go(place())
         if cursor is not None:
@@ -81,6 +83,7 @@ class WindowedStream(ABC, Generic[P, W, B]):
             "next": asdict(self._next) if self._next else None,
             **self._cut,
             "corpus": self._identity,
+            "tokenizer": self._tokenizer,
         }
 
     def take(self, n: int, rows: slice = slice(None)) -> B:

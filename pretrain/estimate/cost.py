@@ -1,5 +1,6 @@
 """Time, storage and money of a stage, worked out before its first GPU hour."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 from growth import Architecture
@@ -32,6 +33,9 @@ class Cost:
     memory: Memory
     """Of the pipeline rank that needs most."""
     speed: Speed
+    """At the end of the stage."""
+    share: float
+    """Of its work: of what it would be with all patches from the beginning."""
     flops: float
     """Model FLOPs of the whole stage, its growth event included."""
     hardware_flops: float
@@ -62,7 +66,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        return self.stage.train.tokens / self.tokens_per_second + self.event + self.saves * self.stall
+        return self.share * self.stage.train.tokens / self.tokens_per_second + self.event + self.saves * self.stall
 
     @property
     def gpu_hours(self) -> float:
@@ -107,6 +111,7 @@ def of_stage(
             * found.seconds
             / (flops.training_flops(arch, train.seq_len))
         )
+    share = _share(stage, arch)
     return Cost(
         stage=stage,
         arch=arch,
@@ -114,12 +119,22 @@ def of_stage(
         nodes=on_nodes,
         memory=memory.worst(arch, layout, train, grown=parent is not None or bool(stage.patches)),
         speed=found,
-        flops=flops.training_flops(arch, train.seq_len) * train.tokens + event_flops,
-        hardware_flops=flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp) * train.tokens
+        share=share,
+        flops=flops.training_flops(arch, train.seq_len) * train.tokens * share + event_flops,
+        hardware_flops=flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp)
+        * train.tokens
+        * share
         + event_flops,
         event=event,
         stall=STORED_BYTES * arch.parameters() / layout.world / HOST,
     )
+
+
+def _share(stage: Stage, end: Architecture) -> float:
+    at = [0.0, *(patch.at for patch in stage.patches), 1.0]
+    shapes = [end.replace({"layers": stage.model.layers + n}) for n in range(len(at) - 1)]
+    each = [flops.training_flops(shape, stage.train.seq_len) for shape in shapes]
+    return sum((b - a) * f for (a, b), f in zip(itertools.pairwise(at), each, strict=True)) / each[-1]
 
 
 def of_curriculum(

@@ -125,8 +125,8 @@ def traffic(arch: Architecture, layout: Layout, train: Train, gpus_per_node: int
     pipeline = 2 * element * hidden * tokens / sequence * layout.virtual if layout.pp > 1 else 0.0
     # Ranks are numbered along tp, then dp, then pp. A ring over the data-parallel ranks of several nodes leaves a node
     # once, over the network cards of all that are in it.
-    in_node = min(layout.dp, gpus_per_node // layout.tp)
-    nvlink, network = tensor, 0.0
+    in_node = max(1, min(layout.dp, gpus_per_node // layout.tp))
+    nvlink, network = (tensor, 0.0) if layout.tp <= gpus_per_node else (0.0, tensor)
     if in_node < layout.dp:
         network += data / in_node
     if in_node > 1:

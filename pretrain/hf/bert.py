@@ -56,6 +56,10 @@ BERT = HfFamily(
     config=config,
     architecture=architecture,
     kept=("pad_token_id", "initializer_range", "use_cache"),
-    repeated=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias", ".position_ids"),
+    repeated=(".position_ids",),
+    tied={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": BIAS,
+    },
     generates=False,
 )

@@ -1,7 +1,7 @@
 """What a family must say to be read from and written to a Hugging Face folder."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from growth import Architecture
@@ -20,7 +20,9 @@ class HfFamily:
     cannot express. architecture: the architecture of a config.json; raises UserError for what growth's cannot.
     kept: keys of an imported config.json that say nothing about the shape, and go out again as they came in. stored:
     how a row is made of logical tensors (by name, with a layer's number). repeated: endings of tensors that an imported
-    folder may have too, and that say nothing new. generates: whether the model writes text.
+    folder may have too, and that say nothing new. tied: tensors that it may have too -> the row that each must equal.
+    base: what the names of the rows begin with, and do not in a folder of the model without its output layer.
+    generates: whether the model writes text.
     """
 
     model_type: str
@@ -31,6 +33,8 @@ class HfFamily:
     kept: tuple[str, ...]
     stored: Callable[[str], Stored] = as_it_is
     repeated: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
     generates: bool = True
 
     def names(self, arch: Architecture, order: str = MODULES) -> list[str]:

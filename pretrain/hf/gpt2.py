@@ -64,5 +64,7 @@ GPT2 = HfFamily(
     architecture=architecture,
     kept=("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache"),
     stored=stored,
-    repeated=("lm_head.weight", ".attn.bias", ".attn.masked_bias"),
+    repeated=(".attn.bias", ".attn.masked_bias"),
+    tied={"lm_head.weight": "transformer.wte.weight"},
+    base="transformer.",
 )

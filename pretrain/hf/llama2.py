@@ -73,15 +73,16 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     missing = [key for key in SIZES.values() if not isinstance(found.get(key), int)]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} must be there, as whole numbers")
-    ropes = {key: found.get(key) or {} for key in ("rope_scaling", "rope_parameters")}  # before transformers 5, and now
+    # transformers 5 writes rope_parameters; where the older rope_scaling says anything, it counts instead.
+    rope_key = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
+    rope = found.get(rope_key) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    table = kind == LONGROPE and _is_table(rope)
     other = {
         "hidden_act": found.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(found.get("attention_bias")),
         "mlp_bias": bool(found.get("mlp_bias")),
-        **{
-            key: rope.get("rope_type", rope.get("type", "default")) not in ("default", *([LONGROPE] * _is_table(rope)))
-            for key, rope in ropes.items()
-        },
+        rope_key: kind != "default" and not table,
         "tie_word_embeddings": bool(found.get("tie_word_embeddings")),
         "quantization_config": bool(found.get("quantization_config")),
     }
@@ -94,16 +95,19 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     sizes = {axis: found[key] for axis, key in SIZES.items()}
     sizes["kv_heads"] = found.get("num_key_value_heads") or sizes["heads"]
     sizes["head_dim"] = found.get("head_dim") or sizes["hidden"] // sizes["heads"]
-    theta = ropes["rope_parameters"].get("rope_theta", found.get("rope_theta", 10_000.0))
-    scalars = {"norm_eps": found.get("rms_norm_eps", 1e-6), "rope_theta": theta}
+    eps = found.get("rms_norm_eps", 1e-6)
+    theta = rope.get("rope_theta", found.get("rope_theta", 10_000.0))
+    for key, value in (("rms_norm_eps", eps), ("rope_theta", theta)):
+        if type(value) not in (int, float):
+            raise UserError(f"{where}: {key} = {value!r} is no number")
     try:
-        arch = Architecture("llama2", sizes, scalars)
-        tables = [rope[FACTORS[0]] for rope in ropes.values() if _is_table(rope)]
-        if not tables:
+        arch = Architecture("llama2", sizes, {"norm_eps": eps, "rope_theta": theta})
+        if not table:
             return arch
-        if 2 * len(tables[0]) != sizes["head_dim"]:
-            raise UserError(f"{where}: {FACTORS[0]} has {len(tables[0])} factors and head_dim is {sizes['head_dim']}")
-        return arch.replace(rope_frequencies=tuple((arch.frequencies() / tables[0]).tolist()))
+        factors = rope[FACTORS[0]]
+        if 2 * len(factors) != sizes["head_dim"]:
+            raise UserError(f"{where}: {FACTORS[0]} has {len(factors)} factors and head_dim is {sizes['head_dim']}")
+        return arch.replace(rope_frequencies=tuple((arch.frequencies() / factors).tolist()))
     except GrowthError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -103,8 +103,10 @@ def vocabulary(checkpoint: Path, manifest: Manifest, given: Path | None) -> Voca
             raise UserError(f"{files} is not the tokenizer that the model was imported with: name that one")
         return Vocabulary(size, None, files)
     tokenizer = _tokenizer(manifest, given or files)
-    if found and tokenizer.hash != found["tokenizer"]:
-        raise UserError(f"{tokenizer.name} is not the tokenizer that the model was imported with: name that one")
+    wanted = found["tokenizer"] if found else manifest.cursor.get("tokenizer", tokenizer.hash)
+    if tokenizer.hash != wanted:
+        how = "imported" if found else "trained"
+        raise UserError(f"{tokenizer.name} is not the tokenizer that the model was {how} with: name that one")
     tokenizer.legal(size)
     return Vocabulary(size, tokenizer, None if given else files)
 

@@ -1,6 +1,8 @@
 """The tensors of a Hugging Face folder, read box by box. Only safetensors: no pickle is ever loaded."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from growth import Architecture, Box
+from pretrain.checkpoint.flat import pieces
+from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 from pretrain.hf.family import MODULES, SORTED, HfFamily
 from pretrain.hf.files import CODES, INDEX
@@ -16,24 +20,25 @@ from pretrain.hf.files import CODES, INDEX
 class HfWeights:
     """The weights of a folder, checked against an architecture.
 
-    Raises UserError when there are none, when they are pickles, or when a tensor is missing, unknown, of another shape
-    or of a dtype that is no float.
+    Raises UserError when there are none, when they are pickles, or when a tensor is missing, unknown, of another shape,
+    of a dtype that is no float or not in the file of the index, or when the model has an output layer of its own.
     """
 
     def __init__(self, folder: Path, family: HfFamily, arch: Architecture) -> None:
         self.folder = folder
         self.files, self.arch = _files(folder), arch
-        wanted = {name: family.stored(name) for name in family.names(arch)}
+        # A folder of the model without its output layer, as openai-community/gpt2, has the names without the base.
+        base = "" if any(name.startswith(family.base) for name in self.files) else family.base
+        wanted = {name.removeprefix(base): family.stored(name) for name in family.names(arch)}
         self._rows = {part: (name, stored) for name, stored in wanted.items() for part in stored.parts}
-        found = {name for name in self.files if not name.endswith(family.repeated)}
+        found = {name for name in self.files if name not in family.tied and not name.endswith(family.repeated)}
         if missing := sorted(set(wanted) - found):
             raise UserError(f"{folder}: {len(missing)} tensor(s) of the config are not there, such as {missing[0]}")
         if unknown := sorted(found - set(wanted)):
             raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {unknown[0]}")
         self.dtypes = set()
         for name, stored in wanted.items():
-            with _opened(folder / self.files[name]) as file:
-                piece = file.get_slice(name)
+            with self._tensor(name) as piece:
                 shape = tuple(piece.get_shape())
                 self.dtypes.add(str(piece.get_dtype()))
             if shape != stored.shape(arch):
@@ -42,20 +47,51 @@ class HfWeights:
             raise UserError(
                 f"{folder}: weights in {', '.join(strange)}: only {', '.join(CODES.values())} can be imported"
             )
-        self.shard_order = _order([family.names(arch, order) for order in (MODULES, SORTED)], self.files)
+        orders = [[name.removeprefix(base) for name in family.names(arch, order)] for order in (MODULES, SORTED)]
+        self.shard_order = _order(orders, self.files)
+        for name, row in family.tied.items():
+            if name in self.files and not self._equal(name, row.removeprefix(base)):
+                raise UserError(
+                    f"{folder}: {name} is not {row.removeprefix(base)}: an output layer of its own cannot be imported"
+                )
 
     def read(self, name: str, box: Box) -> torch.Tensor:
         """The fp32 content of a box of a logical tensor."""
         row, stored = self._rows[name]
-        # Opened anew for every box: a file that stays mapped counts as memory, up to its size.
-        with _opened(self.folder / self.files[row]) as file:
-            found = file.get_slice(row)[stored.place(self.arch, name, box).slices()].to(torch.float32)
+        found = self._read(row, stored.place(self.arch, name, box))
         return found.T.contiguous() if stored.turned else found
 
     def identity(self) -> dict[str, list[int]]:
         """File -> size and time of its last change, to know the same folder again without reading it."""
         stats = {file: (self.folder / file).stat() for file in sorted(set(self.files.values()))}
         return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+    def _equal(self, name: str, other: str) -> bool:
+        """Whether two tensors of the files are the same; only a piece of each is in memory at a time."""
+        with self._tensor(name) as one, self._tensor(other) as two:
+            shape = tuple(one.get_shape())
+            if shape != tuple(two.get_shape()):
+                return False
+        return all(
+            torch.equal(self._read(name, box), self._read(other, box)) for box in pieces(Box.whole(shape), PIECE)
+        )
+
+    def _read(self, name: str, box: Box) -> torch.Tensor:
+        with self._tensor(name) as piece:
+            found: torch.Tensor = piece[box.slices()].to(torch.float32)
+            return found
+
+    @contextmanager
+    def _tensor(self, name: str) -> Iterator[Any]:
+        """A tensor's file opened at it, and only for so long: a file that stays mapped counts as memory, up to its
+        size."""
+        path = self.folder / self.files[name]
+        with _opened(path) as file:
+            try:
+                piece = file.get_slice(name)
+            except SafetensorError as error:
+                raise UserError(f"{path} has no {name}, which {INDEX} says it has ({error})") from error
+            yield piece
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -120,18 +120,20 @@ def paced(births: Sequence[Birth], stage: Stage, begins: bool, tokens: int, unti
         elif grow.schedule == "restart":
             old = [p.restarted(tokens, warmup) for p in old]
     old = [replace(p, until=until) for p in old]
-    new = Pace(tokens, 0.0, until).restarted(tokens, warmup)
-    if old:
-        joined = new if begins and grow.schedule == "rewarm" else old[0]
-        new = replace(
-            joined,
-            warmup_from=tokens,
-            warmup_tokens=warmup,
-            factor=grow.new_lr,
-            weight_decay=grow.new_weight_decay,
-        )
+    first = Pace(tokens, 0.0, until).restarted(tokens, warmup)
+    joined = old[0] if old and not (begins and grow.schedule == "rewarm") else first
+    new = replace(
+        joined, warmup_from=tokens, warmup_tokens=warmup, factor=grow.new_lr, weight_decay=grow.new_weight_decay
+    )
     remaining = iter(old)
-    return tuple(replace(b, pace=next(remaining) if b.pace else new) for b in births)
+
+    def pace(birth: Birth) -> Pace:
+        if birth.pace:
+            return next(remaining)
+        grown = bool(old) or birth.stage == stage.name != births[0].stage  # an import has no pace either
+        return new if grown else first
+
+    return tuple(replace(b, pace=pace(b)) for b in births)
 
 
 def rates(births: Sequence[Birth], stage: Stage, tokens: int) -> list[float]:

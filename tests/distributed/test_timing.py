@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pretrain import config, trial
 from pretrain.checkpoint import find, is_done
+from pretrain.train import train
 from tests.distributed.harness import run, run_killed
 from tests.distributed.test_stage import curriculum, stage, state
 
@@ -117,3 +119,30 @@ def test_a_trial_chooses_wherever_it_was_killed(corpus: Path, tmp_path: Path) ->
     flops = [each.progress["flops"] for each in manifests if each]
     assert flops[0] == pytest.approx(flops[1], rel=1e-12)
     assert flops[0] > sum(each["flops"] for each in found["tried"]) > 0
+
+
+def stopping(path: str) -> list[str]:
+    """One rank of a stage whose user makes STOP in its second candidate; what is in its folder then."""
+    curriculum = config.load(path)
+    folder, rates = curriculum.folder / "large", trial.rates
+
+    def seen(*given: Any) -> list[float]:
+        if (folder / "decisions/trial.json").exists():
+            (folder / "STOP").touch()
+        return rates(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "rates", seen)
+        assert not train(curriculum, curriculum.stage("large"), lambda: False)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_stop_during_a_trial(corpus: Path, tmp_path: Path) -> None:
+    """It says who asked, so that the job is not requeued."""
+    candidates = {"steps": 2, "candidates": [{"layers": "stack"}, {"layers": "interleave"}]}
+    large = {"train": {"tokens": 2 * STEP}, "grow": {"trial": candidates}}
+    path = two(corpus, tmp_path, {"train": {"tokens": STEP}}, large)
+    assert run(1, stage, str(path), "small", []) == [""]
+    assert run(1, stopping, str(path)) == [["STOPPED", "decisions", "heartbeat"]]
+    assert run(1, stage, str(path), "large", []) == [""]
+    assert is_done(tmp_path / "run/large")

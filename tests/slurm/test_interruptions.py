@@ -1,4 +1,4 @@
-"""What a cluster does to a job that is in nobody's fault: preemption, a requeue, the time limit; and a user: scancel."""
+"""What ends a job that is at no fault: preemption, a requeue, the time limit, and scancel."""
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import NewRun

@@ -1,5 +1,6 @@
 """Exports: what transformers makes of them, and what the command line says."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from growth import Architecture, reference
 from pretrain.checkpoint import Reader
 from pretrain.checkpoint.atomic import Lock
+from pretrain.data.encoders import SentencePieceEncoder
+from pretrain.data.prepare import prepare
+from pretrain.data.sources import Source
 from pretrain.errors import UserError
 from pretrain.hf import hf_family
 from pretrain.hf.llama2 import LLAMA
@@ -89,6 +93,19 @@ def test_again_and_elsewhere(run: Run, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "mine" / "notes").write_text("keep")
     assert main([str(run.parent), str(tmp_path / "mine")]) == 2
     assert "is no export" in capsys.readouterr().err
+
+
+def test_another_tokenizer(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of the same size would put the rows into an order that means nothing."""
+    other = tmp_path / "other"
+    encoder = SentencePieceEncoder(vocab_size=run.corpus.tokenizer.size)
+    text = tmp_path / "text.txt"
+    text.write_text(Path(inspect.__file__).read_text())
+    prepare(Source((text,)), other, encoder)
+    command = [str(run.parent), str(tmp_path / "out"), "--tokenizer"]
+    assert main([*command, str(other / "tokenizer")]) == 2
+    assert "is not the tokenizer that the model was trained with" in capsys.readouterr().err
+    assert main([*command, str(run.corpus.path / "tokenizer")]) == 0
 
 
 def test_two_at_once(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

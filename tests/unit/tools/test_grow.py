@@ -103,6 +103,12 @@ def test_errors(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "there already" in error(str(run.parent), target, "--stage", "large")
     assert not list((tmp_path / "out").iterdir())
     assert "has begun already" in error(str(run.parent), "--stage", "small")
+    document = yaml.safe_load(Path(run.config).read_text())
+    document["stages"][1]["grow"] = {"clip": "scale"}
+    (tmp_path / "scaled.yaml").write_text(yaml.safe_dump(document))
+    words = [str(run.parent), str(tmp_path / "new"), "--stage", "large", "--config", str(tmp_path / "scaled.yaml")]
+    assert main(words) == 2
+    assert "grow.clip: scale, and only a start measures gradients" in capsys.readouterr().err
 
 
 def test_fewer(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,14 @@ import torch
 import yaml
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from growth import Architecture, reference
 from pretrain.checkpoint import Reader, find, is_done
 from pretrain.config import load
 from pretrain.data.corpus import Corpus
 from pretrain.feed import open_feed
+from pretrain.hf import hf_family
 from tools.export_hf import main as export
 from tools.grow import main as grow
 from tools.import_hf import main
@@ -223,10 +225,14 @@ def test_refused(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert not stage.exists()
         return capsys.readouterr().err
 
-    for name in ("bias", "scaled", "other", "shape", "pickle", "gone", "damaged", "missing"):
+    for name in ("bias", "scaled", "theta", "other", "shape", "pickle", "gone", "damaged", "missing", "wrong"):
         shutil.copytree(llama, tmp_path / name)
     assert "attention_bias = True" in error("bias", attention_bias=True)
     assert "plain rotary" in error("scaled", rope_scaling={"type": "linear", "factor": 2.0})
+    for theta in (None, "5000", True):
+        assert f"rope_theta = {theta!r} is no number" in error("theta", rope_parameters=None, rope_theta=theta)
+        assert f"rope_theta = {theta!r} is no number" in error("theta", rope_scaling={"rope_theta": theta})
+    assert "rms_norm_eps = None is no number" in error("theta", rope_scaling=None, rms_norm_eps=None)
     assert "model_type 'mamba' is not known" in error("other", model_type="mamba")
     assert "the config says (48, 24)" in error("shape", intermediate_size=48)
     for path in (tmp_path / "pickle").glob("*.safetensors*"):
@@ -240,4 +246,60 @@ def test_refused(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert shard.name in error("damaged")
     sorted((tmp_path / "missing").glob("*.safetensors"))[1].unlink()
     assert "the index names it" in error("missing")
+    index = tmp_path / "wrong" / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    files, name = found["weight_map"], "model.norm.weight"
+    files[name] = min(set(files.values()) - {files[name]})
+    index.write_text(json.dumps(found))
+    told = error("wrong")
+    assert f"{tmp_path / 'wrong' / files[name]} has no {name}" in told
     assert main([str(llama), str(tmp_path / "step-00000000")]) == 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"rope_theta": 5000.0},
+        {"rope_theta": 5000},
+        {"rope_theta": 5000.0, "rope_parameters": {"rope_theta": 700.0}},
+        {"rope_theta": 5000.0, "rope_scaling": {"type": "default", "rope_theta": 700.0}},
+        {"rope_theta": None, "rope_scaling": {"rope_type": "default", "rope_theta": 700.0}},
+        {"rope_theta": 5000.0, "rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 700.0}},
+        {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 700.0}},
+        {"rope_scaling": {}, "rope_parameters": {"rope_theta": 700.0}},
+        {
+            "rope_scaling": {"type": "default", "rope_theta": 900.0},
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 700.0},
+        },
+        {
+            "rope_theta": 5000.0,
+            "rope_scaling": {
+                "type": "longrope",
+                "rope_theta": 700.0,
+                "factor": 1.0,
+                "attention_factor": 1.0,
+                "short_factor": [1.0, 1.5, 2.0, 4.0],
+                "long_factor": [1.0, 1.5, 2.0, 4.0],
+            },
+        },
+        {
+            "rope_theta": 5000.0,
+            "rope_scaling": {
+                "type": "default",
+                "attention_factor": 1.0,
+                "short_factor": [2.0] * 4,
+                "long_factor": [2.0] * 4,
+            },
+        },
+    ],
+    ids=str,
+)
+def test_rotary_frequencies(told: dict[str, Any], tmp_path: Path) -> None:
+    """Whichever way a config says them, they are those of transformers."""
+    sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "llama", "intermediate_size": 8, "max_position_embeddings": 77, **sizes, **told}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(tmp_path)).inv_freq
+    ours = torch.from_numpy(hf_family("llama2").architecture(config, "config.json").frequencies())
+    torch.testing.assert_close(ours.float(), theirs)

@@ -230,6 +230,26 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path, arguments: list[str
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "follows"),
+    [
+        (["--model.hidden", "128"], "model.head_dim"),
+        (["--model.heads", "8", "--model.head_dim", "0"], "model.kv_heads"),
+        (["--model.heads", "8", "--model.kv_heads=8"], "model.head_dim"),
+    ],
+)
+def test_an_override_of_what_others_followed_from(tmp_path: Path, arguments: list[str], follows: str) -> None:
+    """Kept silently, they would make a model that nobody asked for."""
+    path = tmp_path / "test.yaml"
+    path.write_text(yaml.safe_dump({**DOCUMENT, "model": {}, "stages": DOCUMENT["stages"][:1]}))
+    curriculum = config.load(path)
+    (one,) = curriculum.stages
+    with pytest.raises(UserError, match=f"command line: --{follows} followed from what is overridden here"):
+        curriculum.override(one, arguments)
+    model = curriculum.override(one, [*arguments, f"--{follows}", "0"]).model
+    assert (model.kv_heads, model.head_dim) == (model.heads, model.hidden // model.heads)
+
+
 def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curriculum = config.load(write(tmp_path))
     with pytest.raises(SystemExit) as error:

@@ -1,11 +1,13 @@
 """GPT-2 and BERT into transformers and back: the same files, the same logits, the same tensors."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from growth import Architecture, Box, Generations, reference
 from growth.reference import bert
@@ -132,3 +134,72 @@ def test_what_transformers_cannot_express(tmp_path: Path) -> None:
         hf_family("bert").architecture({**config, "hidden_act": "relu"}, "config.json")
     with pytest.raises(UserError, match="n_embd must be there"):
         hf_family("gpt2").architecture({**hf_family("gpt2").config(GPT2), "n_embd": None}, "config.json")
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """The folder's weights, changed."""
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.clone().contiguous() for name, tensor in change(load_file(file)).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+TIED = [
+    (GPT2, "lm_head.weight", "transformer.wte.weight"),
+    (BERT, "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    (BERT, "cls.predictions.decoder.bias", "cls.predictions.bias"),
+]
+
+
+@pytest.mark.parametrize(("arch", "name", "other"), TIED, ids=lambda x: x if isinstance(x, str) else "")
+def test_an_output_layer_of_its_own(
+    arch: Architecture, name: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the embedding, transformers takes it as it is: so it must be equal, to its last row, or is refused."""
+    monkeypatch.setattr("pretrain.hf.weights.PIECE", 400)  # several pieces
+    source = saved(tmp_path / "source", arch)
+    theirs = logits(source, arch, IDS)
+    rewritten(source, lambda tensors: {**tensors, name: tensors[other]})
+    assert torch.equal(logits(source, arch, IDS), theirs)
+    found = import_model(source, tmp_path / "run/equal")
+    export(found.checkpoint, tmp_path / "again", shard_bytes=1 << 30)
+    assert torch.equal(logits(tmp_path / "again", arch, IDS), theirs)
+    last = torch.arange(40) == 39
+    last = last.view(40, 1) if name.endswith("weight") else last
+    rewritten(source, lambda tensors: {**tensors, name: tensors[other] + last})
+    assert not torch.equal(logits(source, arch, IDS), theirs)
+    with pytest.raises(UserError, match=f"source: {name} is not {other}: an output layer of its own"):
+        import_model(source, tmp_path / "run/own")
+    rewritten(source, lambda tensors: {**tensors, name: tensors[other][:-1]})
+    with pytest.raises(UserError, match=f"source: {name} is not {other}: an output layer of its own"):
+        import_model(source, tmp_path / "run/shorter")
+
+
+def bare(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """GPT-2's tensors as openai-community/gpt2 has them: those of the model without its output layer, and masks."""
+    mask = torch.ones(12, 12).tril().view(1, 1, 12, 12)
+    buffers = {f"h.{layer}.attn.bias": mask for layer in range(3)}
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()} | buffers
+
+
+def test_gpt2_without_its_output_layer(tmp_path: Path) -> None:
+    """Names without "transformer." are the same model, which goes out again with it; an output layer beside them must
+    be the embedding here too."""
+    source = saved(tmp_path / "source", GPT2)
+    usual, theirs = (source / "model.safetensors").read_bytes(), logits(source, GPT2, IDS)
+    rewritten(source, bare)
+    assert torch.equal(logits(source, GPT2, IDS), theirs)
+    found = import_model(source, tmp_path / "run/bare")
+    export(found.checkpoint, tmp_path / "again", shard_bytes=1 << 30)
+    assert (tmp_path / "again/model.safetensors").read_bytes() == usual
+    rewritten(source, lambda tensors: {**tensors, "lm_head.weight": tensors["wte.weight"] + 1})
+    assert not torch.equal(logits(source, GPT2, IDS), theirs)
+    with pytest.raises(UserError, match=r"lm_head.weight is not wte.weight"):
+        import_model(source, tmp_path / "run/own")
+
+
+def test_bert_without_its_heads(tmp_path: Path) -> None:
+    """They would be drawn anew."""
+    source = saved(tmp_path / "source", BERT)
+    rewritten(source, lambda t: {k.removeprefix("bert."): v for k, v in t.items() if k.startswith("bert.")})
+    with pytest.raises(UserError, match=r"of the config are not there, such as bert\.embeddings"):
+        import_model(source, tmp_path / "run/bare")

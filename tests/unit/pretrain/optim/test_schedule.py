@@ -168,6 +168,15 @@ def test_factors_and_freezing(tmp_path: Path) -> None:
     assert weight_decays(births, c.stages[2]) == [0.1, 0.01]
 
 
+def test_what_grows_from_an_import_has_the_rates_of_what_is_new(tmp_path: Path) -> None:
+    """Of an import no birth has a pace."""
+    grow = {"old_lr": 0.5, "new_lr": 0.1, "new_weight_decay": 0.0}
+    stage = curriculum(tmp_path, grow, train={"schedule": "constant"}).stages[1]
+    births = paced([Birth(0, "s0", 0), Birth(0, "s1", 0)], stage, True, 0, 1000)
+    assert rates(births, stage, 500) == pytest.approx([5e-4, 1e-4])
+    assert weight_decays(births, stage) == [0.1, 0.0]
+
+
 def test_layers_that_come_inside_a_stage_join_it(tmp_path: Path) -> None:
     stage = curriculum(tmp_path, train={"warmup_tokens": 100}).stages[0]
     births = paced([Birth(0, "s0", 0)], stage, True, 0, 1000)
