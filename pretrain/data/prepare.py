@@ -53,25 +53,31 @@ def prepare(
 
     Gives the description of the corpus, and whether it was there already.
 
-    Raises UserError if ``output`` holds something else, if there is no text, if the tokenizer does not do, or if
-    another process is preparing the same output.
+    Raises UserError if ``output`` holds something else, if there is no text, if the tokenizer does not do, if another
+    process is preparing the same output, or if a file cannot be read or written.
     """
     request = {"source": source.describe(), **encoder.request()}
     if output.exists():
         return _existing(output, request), True
     partial = output.with_name(output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with Lock(partial / LOCK):
-        if output.exists():  # by now
-            shutil.rmtree(partial, ignore_errors=True)
-            return _existing(output, request), True
-        _drop_other_request(partial, request)
-        tokenizer = _tokenizer(partial / TOKENIZER, source, encoder, threads, progress)
-        encoder.check(tokenizer, _beginning(source))
-        done = _encode(partial, source, encoder, tokenizer, threads, progress)
-        description = _finish(partial, tokenizer, request, done)
-        os.replace(partial, output)
-        (output / LOCK).unlink()
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with Lock(partial / LOCK):
+            if output.exists():  # by now
+                shutil.rmtree(partial, ignore_errors=True)
+                return _existing(output, request), True
+            _drop_other_request(partial, request)
+            tokenizer = _tokenizer(partial / TOKENIZER, source, encoder, threads, progress)
+            encoder.check(tokenizer, _beginning(source))
+            done = _encode(partial, source, encoder, tokenizer, threads, progress)
+            description = _finish(partial, tokenizer, request, done)
+            os.replace(partial, output)
+            (output / LOCK).unlink()
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be made: {error.strerror} ({error.filename or partial}); put that right and run it again: "
+            "it goes on where it was"
+        ) from error
     return description, False
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator
 
+from pretrain.errors import UserError
 from pretrain.report.history import StageHistory
 
 ROWS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
@@ -31,7 +32,7 @@ def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
     """Draws a run and writes it as an image (PNG, or what the suffix says).
 
     Training loss as a thin line, validation loss as a thick one with dots; one colour for each stage; a dotted
-    line at a patch.
+    line at a patch. Raises UserError when it cannot be written.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 7.5), layout="constrained")
@@ -55,8 +56,11 @@ def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
             fontsize=8,
             color="#666666",
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=130)
+        except (OSError, ValueError) as error:  # a format that matplotlib has not is a ValueError
+            raise UserError(f"{path} cannot be written: {error}") from error
 
 
 def points(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:

@@ -56,6 +56,13 @@ def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "wide: not the folder of a stage, or damaged" in capsys.readouterr().err
 
 
+def test_a_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    for name in ("curves.txt", "wide/metrics.jsonl/curves.png"):
+        assert plot.main([str(run), "--out", str(run / name)]) == 2
+        assert f"{name} cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(950, "950"), (656_000, "656k"), (6_738_415_616, "6.74B"), (2.5e18, "2.5e+18")]
 )

@@ -206,6 +206,12 @@ def test_two_at_once(tmp_path: Path, given: Path) -> None:
     assert "must not write one folder" in message
 
 
+def test_an_output_that_cannot_be_made(tmp_path: Path, given: Path) -> None:
+    (tmp_path / "x.txt").write_text("text")
+    with pytest.raises(UserError, match=r"out cannot be made: Not a directory .*run it again"):
+        prepare(Source((tmp_path / "x.txt",)), tmp_path / "x.txt" / "out", SentencePieceEncoder(given))
+
+
 def test_refused_sources(tmp_path: Path, given: Path) -> None:
     """No text, no file, no such column, several kinds, broken files: each says which."""
 
