@@ -75,8 +75,8 @@ def prepare(
             (output / LOCK).unlink()
     except OSError as error:
         raise UserError(
-            f"{output} cannot be made: {error.strerror} ({error.filename or partial}); put that right and run it again: "
-            "it goes on where it was"
+            f"{output} cannot be made: {error.strerror} ({error.filename or partial}); put that right and run it "
+            "again: it goes on where it was"
         ) from error
     return description, False
 

@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkout(tmp_path_factory.mktemp("home") / "cambium")
+    return checkout(tmp_path_factory.mktemp("home") / "my cambium")  # a blank is legal in a path
 
 
 @pytest.fixture(scope="session")
