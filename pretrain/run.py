@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint import Checkpointer, mark_done
 from pretrain.config import Curriculum, Stage, to_yaml
+from pretrain.config.checks import due
 from pretrain.engine import Engine
 from pretrain.estimate.flops import training_flops
 from pretrain.feed import Feed
@@ -25,6 +27,8 @@ from pretrain.state import State, boxes
 from pretrain.timing import Ending, keep_decision
 from pretrain.validate import Validation
 from pretrain.watchdog import STEP, Watchdog
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -85,11 +89,15 @@ class Run:
 
     def grow(self) -> None:
         """The growth event of a patch: another engine in the same processes, its weights through the store."""
-        self.watchdog.beat("growth event", self.state.progress.step)
-        began = time.monotonic()
-        before = self.record.get("validation_bits_per_byte")
+        step, began = self.state.progress.step, time.monotonic()
+        self.watchdog.beat("validation", step)
+        # Of this step: the newest record may be of an earlier one, and is not what a resume here would have.
+        before = self.validation().get("validation_bits_per_byte")
+        self.watchdog.beat("growth event", step)
         self.engine.free()
-        self._drive(*patch(self.curriculum, self.given, self.layout, self.feed, self.state, before))
+        engine, state = patch(self.curriculum, self.given, self.layout, self.feed, self.state, before)
+        # After a rollback neither is what the checkpoint holds.
+        self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))
         self.record = self.validation()
         self._finish_event(began)
         self.metrics.log(self.state.progress, **self.record)
@@ -142,7 +150,7 @@ class Run:
     def patch_is_due(self) -> bool:
         """Whether the stage has fewer layers than its patches give it by now."""
         tokens, done = self.stage.train.tokens, self.state.progress.stage_tokens
-        passed = sum(patch.at * tokens <= done for patch in self.stage.patches)
+        passed = sum(due(patch, tokens) <= done for patch in self.stage.patches)
         return self.state.arch.layers < self.stage.model.layers + passed
 
     def validation_is_due(self) -> bool:
@@ -177,6 +185,14 @@ class Run:
     def mark_done(self) -> None:
         """The stage is finished: why it ended, and the marker that later stages wait for."""
         if dist.get_rank() == 0:
+            layers, planned = self.state.arch.layers, self.stage.at_end().layers
+            if layers < planned:
+                log.warning(
+                    "%s ends with %d layers, and its patches make %d: it was over before the last of them were due",
+                    self.given.name,
+                    layers,
+                    planned,
+                )
             keep_decision(self.folder, "end", self.ending.decision(self.state.progress))
             mark_done(self.folder, {**vars(self.state.progress), **self.record})
         dist.barrier()

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 import growth
 from growth import Architecture, Plan
 from growth.certificate import Certificate
-from pretrain.checkpoint import Found, Reader, find, restore
+from pretrain.checkpoint import CorruptCheckpoint, Found, Reader, find, restore
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
@@ -53,7 +54,7 @@ def start(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> t
     own = _checkpoints(curriculum, stage)
     found = agreed(lambda: find(own))
     if found.manifest is not None:
-        return _resume(own, Architecture.from_json(found.manifest.architecture), stage, layout)
+        return _resume(own, found, stage, layout)
     if found.skipped:
         restore(own, lambda _: None)  # raises: there are checkpoints, and none can be loaded
     parent = curriculum.parent(stage)
@@ -68,23 +69,27 @@ def start(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> t
 def patch(
     curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, state: State, bits_per_byte: float | None
 ) -> tuple[Engine, State]:
-    """The stage's next patch, from its newest checkpoint, which must be of this state (collective).
+    """The stage's next patch, from the checkpoint of this state (collective).
 
-    A new engine in the same processes; the old one should be gone by then. bits_per_byte: of the last validation.
+    A new engine in the same processes; the old one should be gone by then. bits_per_byte: of the model before.
     """
     number = state.arch.layers - stage.model.layers
     plan = patch_plan(curriculum, stage, number, state.arch)
     layout = Layout.make(
         plan.new.layers, tp=layout.tp, pp=layout.pp, dp=layout.dp, sequence_parallel=layout.sequence_parallel
     )
-    return _grow(_checkpoints(curriculum, stage), plan, patched, stage, layout, feed, bits_per_byte)
+    step = state.progress.step
+    return _grow(_checkpoints(curriculum, stage), plan, patched, stage, layout, feed, bits_per_byte, step)
 
 
 def _checkpoints(curriculum: Curriculum, stage: Stage) -> Path:
     return curriculum.folder / stage.name / "checkpoints"
 
 
-def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tuple[Engine, State]:
+def _resume(root: Path, newest: Found, stage: Stage, layout: Layout) -> tuple[Engine, State]:
+    """From the newest checkpoint that can be read; newest: the same, as far as is known."""
+    assert newest.manifest is not None
+    arch, bad = Architecture.from_json(newest.manifest.architecture), dict(newest.skipped)
     if stage.patches:  # some of them may have been applied
         layout = Layout.make(
             arch.layers, tp=layout.tp, pp=layout.pp, dp=layout.dp, sequence_parallel=layout.sequence_parallel
@@ -93,16 +98,25 @@ def _resume(root: Path, arch: Architecture, stage: Stage, layout: Layout) -> tup
     states: list[State] = []
 
     def load(reader: Reader) -> None:
+        if reader.path in bad:
+            raise CorruptCheckpoint(bad[reader.path])
         compare_for_resume(reader.manifest.config, stage.to_dict())
-        states.append(State.from_reader(reader))
-        fill(engine, growth.identity(arch), reader)
+        states[:] = [State.from_reader(reader)]
+        if states[0].arch == arch:
+            fill(engine, growth.identity(arch), reader)
 
     found = restore(root, load)
+    assert found.manifest is not None
+    if Architecture.from_json(found.manifest.architecture) != arch:
+        # An older one, from before a patch, which all ranks have agreed on and opened. They make its engine together,
+        # here: in `load` the others would wait for a rank that cannot open it.
+        engine.free()
+        return _resume(root, found, stage, layout)
     _say_what_is_missing(found)
-    publish(engine, states[-1])
+    publish(engine, states[0])
     if dist.get_rank() == 0:
         log.info("resumed from %s", found.path)
-    return engine, states[-1]
+    return engine, states[0]
 
 
 def _begin(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engine, State]:
@@ -122,16 +136,18 @@ def _grow(
     layout: Layout,
     feed: Feed,
     bits_per_byte: float | None,
+    step: int | None = None,
 ) -> tuple[Engine, State]:
-    """The newest checkpoint of `root`, grown: its shards, its state and its certificate."""
+    """The newest checkpoint of `root`, or that of a step, grown: its shards, its state and its certificate."""
     assert plan.old is not None
+    restored = partial(_restored, root, plan.old, step)
     t = stage.train
     # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
     length = min(t.seq_len, plan.old.sizes.get("positions", t.seq_len))
     both = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
     probe = feed.probe(t.micro_batch * layout.pp, both, length)
     batch = feed.batch(t.micro_batch * layout.pp * layout.dp)
-    norm_before = _norm_before(root, plan.old, stage, layout, probe)
+    norm_before = _norm_before(restored, plan.old, stage, layout, probe)
     engine = _engine(plan.new, layout, stage)
     logits: list[torch.Tensor] = []
     states: list[State] = []
@@ -144,10 +160,10 @@ def _grow(
         fill(engine, plan, reader)
 
     def reload() -> None:
-        restore(root, lambda reader: fill(engine, plan, reader))
+        restored(lambda reader: fill(engine, plan, reader))
         publish(engine, states[0])
 
-    found = restore(root, load)
+    found = restored(load)
     _say_what_is_missing(found)
     publish(engine, states[0])
     certificate = certify(
@@ -175,7 +191,28 @@ def _grow(
     return engine, replace(state, progress=progress, events=(*state.events, event))
 
 
-def _norm_before(root: Path, old: Architecture, stage: Stage, layout: Layout, probe: Samples) -> float:
+def _restored(root: Path, old: Architecture, step: int | None, load: Callable[[Reader], None]) -> Found:
+    """As `restore`, of nothing but a checkpoint of the model that is to grow, if need be of one step.
+
+    Others lie beside it: newer ones that a resume could not read, and those from before a parent's last patch.
+    """
+
+    def checked(reader: Reader) -> None:
+        found = reader.manifest
+        if Architecture.from_json(found.architecture) != old or step not in (None, found.step):
+            raise CorruptCheckpoint(f"{reader.path}: not the model that is to grow, but one before or after it")
+        load(reader)
+
+    return restore(root, checked)
+
+
+def _norm_before(
+    restored: Callable[[Callable[[Reader], None]], Found],
+    old: Architecture,
+    stage: Stage,
+    layout: Layout,
+    probe: Samples,
+) -> float:
     """The gradient's norm of the model that will grow, on an engine of its own, before that of the grown model is made.
 
     It is spread as the stage is; without tensor parallelism where it is too small to be cut like that.
@@ -186,7 +223,7 @@ def _norm_before(root: Path, old: Architecture, stage: Stage, layout: Layout, pr
     spread = Layout.make(old.layers, tp=tp, pp=layout.pp, dp=dp, sequence_parallel=layout.sequence_parallel)
     train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1)
     engine = _engine(old, spread, replace(stage, train=train))
-    restore(root, lambda reader: fill(engine, growth.identity(old), reader, kinds=("weight",)))
+    restored(lambda reader: fill(engine, growth.identity(old), reader, kinds=("weight",)))
     engine.publish_weights()
     norm = gradient_norm(engine, probe)
     engine.free()

@@ -14,7 +14,7 @@ from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 
 if TYPE_CHECKING:
-    from pretrain.config.keys import Stage, Train
+    from pretrain.config.keys import Patch, Stage, Train
 
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
@@ -149,8 +149,15 @@ def _ramp(train: Train) -> Iterator[str]:
         yield f"train.ramp_tokens: {tokens} is more than train.tokens {train.tokens}; lower it"
 
 
+def due(patch: Patch, tokens: int) -> int:
+    """After how many tokens of a stage that has so many a patch is due: a whole number, since the product may lie just
+    above the one that is meant; and not before the first step, since a patch grows from a checkpoint of the stage."""
+    return max(1, round(patch.at * tokens))
+
+
 def _patches(stage: Stage) -> Iterator[str]:
-    layers = stage.model.layers
+    layers, train, made = stage.model.layers, stage.train, 0
+    step = train.global_batch * train.seq_len
     for number, patch in enumerate(stage.patches):
         if number and patch.at <= stage.patches[number - 1].at:
             yield (
@@ -163,6 +170,15 @@ def _patches(stage: Stage) -> Iterator[str]:
                 f"of the new layer in the resulting list, so choose 0 to {layers}"
             )
         layers += 1
+        # After how many steps it is made, of which each makes one patch at most. With epochs, and with a ramp, that is
+        # known only when the stage runs: it warns at its end.
+        made = max(made + 1, -(-due(patch, train.tokens) // step))
+        if train.tokens and not train.ramp_from and made >= train.steps():
+            yield (
+                f"patches[{number}].at: {patch.at:g} of train.tokens {train.tokens} comes too late: the last of "
+                f"{train.steps()} steps begins at {(train.steps() - 1) * step} tokens, and a step makes one patch at "
+                "most; lower it, or raise train.tokens"
+            )
 
 
 def _growth(old: Stage, new: Stage) -> Iterator[str]:

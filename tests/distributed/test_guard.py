@@ -194,6 +194,30 @@ def test_skips_roll_back_and_leave_the_text_out(corpus: Path, tmp_path: Path) ->
     _same(folder, tmp_path / "cut/run/small")
 
 
+def test_a_rollback_to_before_a_patch_makes_it_again(corpus: Path, tmp_path: Path) -> None:
+    """The text of steps 5 and 6 is bad, and the checkpoint to go back to is that of step 4, from which the stage grows:
+    that must not bring back where it read, and how often it went back."""
+    small = yaml.safe_load(curriculum(corpus, tmp_path / "x").read_text())
+    one = {**small["stages"][0], "patches": [{"at": 0.4, "index": 1}]}
+    train = {**small["train"], "tokens": 10 * 32 * 8}
+    rules = {"patience": 2, "rollbacks": 2, "window": 4}
+    path = curriculum(corpus, tmp_path, train=train, checkpoint={"interval": 100}, guard=rules, stages=[one])
+    feed = open_feed(config.load(path).stages[0])
+    feed.seek(None)
+    bad = [identity(feed.take(8, 0.0, 1, 2).samples) for _ in range(6)][4:]
+    for _ in range(6):
+        feed.take(8, 0.0, 1, 2)
+    assert run(2, _stage, str(path), bad, None, 13) == ["", ""], "12 steps, and no more"
+    folder = tmp_path / "run/small"
+    assert _guard(folder) == [("skipped", 5), ("skipped", 6), ("rollback", 6)]
+    manifest = find(folder / "checkpoints").manifest
+    assert manifest is not None
+    assert (manifest.step, manifest.architecture["sizes"]["layers"], len(manifest.events)) == (10, 3, 1)
+    assert manifest.progress["health"]["rollbacks"] == 1
+    assert manifest.cursor == plain(feed.cursor)
+    assert is_done(folder)
+
+
 def test_a_rollback_to_the_beginning_grows_again(corpus: Path, tmp_path: Path) -> None:
     """Bad text in the first steps of a grown stage under TP2: there is no checkpoint of its own to go back to."""
     path = curriculum(corpus, tmp_path, **WAY)

@@ -140,6 +140,14 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             ["stages[0].patches[1].at: 0.4 is not after 0.5", "stages[1].model.layers: 4 is less than 6"],
         ),
         ({"stages.0.patches": [{"at": 1.5, "index": 4}]}, ["stages[0].patches[0].at: should be less than 1, not 1.5"]),
+        (
+            {"stages.0.patches": [{"at": 0.9729, "index": 4}]},  # steps of 512 tokens, of which 19 come before the last
+            ["stages[0].patches[0].at: 0.9729 of train.tokens 10000 comes too late", "begins at 9728", "raise train.t"],
+        ),
+        (
+            {"stages.0.patches": [{"at": 0.96, "index": 4}, {"at": 0.97, "index": 5}]},
+            ["stages[0].patches[1].at: 0.97 of train.tokens 10000 comes too late", "a step makes one patch"],
+        ),
         ({"model.positions": 64}, ["model.positions: 64, but llama2 has rotary embeddings"]),
         ({"model.family": "gpt2", "model.positions": 32}, ["train.seq_len: 64 is more than model.positions 32"]),
         ({"train.epochs": 1.0}, ["train.epochs: 1, but train.tokens is 10000; give one of them"]),
@@ -169,6 +177,14 @@ def test_bad_input(tmp_path: Path, changes: dict[str, Any], expected: list[str])
     text = message(tmp_path, changes)
     for part in expected:
         assert part in text
+
+
+def test_a_patch_may_come_before_the_last_step(tmp_path: Path) -> None:
+    """Two that are due before one step are made in a row; with epochs or a ramp nobody knows yet."""
+    last, late = {"at": 0.9728, "index": 4}, {"at": 0.999, "index": 4}
+    config.load(write(tmp_path, {"stages.1.patches": [{"at": 0.86, "index": 4}, {"at": 0.865, "index": 5}, last]}))
+    config.load(write(tmp_path, {"train.tokens": None, "train.epochs": 1.0, "stages.1.patches": [late]}))
+    config.load(write(tmp_path, {"train.ramp_from": 4, "train.ramp_tokens": 900, "stages.1.patches": [late]}))
 
 
 def test_sequence_parallel_needs_a_divisible_sequence(tmp_path: Path) -> None:
