@@ -298,7 +298,7 @@ class Engine:
         """The accumulated gradient of a parameter: fp32 in DeepSpeed's buffer under bf16, else `.grad`."""
         found = parameter._hp_grad if self.numerics.precision == "bf16" else parameter.grad  # type: ignore[attr-defined]
         assert found is not None
-        return found
+        return found.view(parameter.shape)  # DeepSpeed's are flat
 
     def step(
         self, lr: float | Sequence[float], loss: float = 0.0, judge: Judge = lambda *_: ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch.distributed as dist
 import yaml
 
@@ -14,18 +15,19 @@ from growth import Box, GrowthError
 from pretrain import config, planning
 from pretrain.checkpoint import KINDS, Reader, find, is_done
 from pretrain.errors import UserError
+from pretrain.event import BF16_TOLERANCE
 from pretrain.train import train
 from tests.distributed.harness import run
 
 
-def curriculum(corpus: Path, output: Path, **changes: Any) -> Path:
+def curriculum(corpus: Path, output: Path, precision: str = "fp32", **changes: Any) -> Path:
     """Two stages: DP2, then wider, deeper and with more vocabulary under TP2."""
     found: dict[str, Any] = {
         "name": "run",
         "seed": 5,
         "output": str(output),
         "data": {"corpus": str(corpus), "validation_fraction": 0.05, "window": 16},
-        "train": {"seq_len": 32, "global_batch": 8, "micro_batch": 2, "lr": 3e-3, "precision": "fp32"}
+        "train": {"seq_len": 32, "global_batch": 8, "micro_batch": 2, "lr": 3e-3, "precision": precision}
         | {"tokens": 8 * 32 * 8, "eval_interval": 4, "eval_bytes": 4096},
         "checkpoint": {"interval": 3},
         "log": {"interval": 1, "wandb": False},
@@ -81,9 +83,10 @@ def losses(folder: Path) -> list[float]:
     return [r["loss"] for r in records if "loss" in r]
 
 
-def test_stages_grow_stop_and_resume(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", BF16_TOLERANCE)])
+def test_stages_grow_stop_and_resume(corpus: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
     """A curriculum that is stopped in each stage and resumed is bit for bit the one that was left alone."""
-    alone, cut = curriculum(corpus, tmp_path / "alone"), curriculum(corpus, tmp_path / "cut")
+    alone, cut = (curriculum(corpus, tmp_path / which, precision=precision) for which in ("alone", "cut"))
     for name in ("small", "large"):
         assert run(2, stage, str(alone), name, []) == ["", ""]
         assert run(2, stage, str(cut), name, [], 4) == ["", ""]
@@ -98,7 +101,7 @@ def test_stages_grow_stop_and_resume(corpus: Path, tmp_path: Path) -> None:
     event = json.loads((tmp_path / "alone/run/large/events/step-00000000.json").read_text())
     certificate = event["certificate"]
     assert certificate["claims"]
-    assert certificate["error"] <= 1e-5
+    assert certificate["error"] <= tolerance
     assert certificate["dead_share"] == 0
     assert event["seconds"] > 0
     finished = (tmp_path / "alone/run/small/DONE").read_text()
