@@ -44,7 +44,7 @@ asked='' step=''
 leave() {
     asked=yes
     echo "$stage: SLURM asks for the nodes; saving"
-    [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true
+    [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true # srun may have ended already
 }
 trap leave USR1 TERM
 
@@ -66,7 +66,8 @@ requeue() { # why, and hosts to stay away from
     # A job that SLURM is ending was cancelled, which a requeue would undo, or SLURM requeues it; its time limit does not.
     case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
     *' JobState=RUNNING '* | *' Reason=TimeLimit '*) ;;
-    *) note "$1; SLURM ends the job" && exit 1 ;;
+    *' JobState='*) note "$1; SLURM ends the job" && exit 1 ;;
+    *) note "$1; not requeued, for scontrol says nothing of the job: submit it again" && exit 1 ;;
     esac
     if ((restarts >= CAMBIUM_MAX_RESTARTS)); then
         note "$1; not requeued, after $restarts restarts"

@@ -52,7 +52,8 @@ def test_a_rank_that_hangs(corpus: Path, tmp_path: Path) -> None:
     told = json.loads((folder / "heartbeat").read_text())
     assert (told["step"], told["phase"]) == (6, "step")
     # The save of step 6 has waited for that of step 3, and may be there too.
-    assert min(p.name for p in (folder / "checkpoints").glob("step-*")) == "step-00000003"
+    saved = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
+    assert saved in (["step-00000003"], ["step-00000003", "step-00000006"])
     for path in (alone, hung):
         assert run(2, stage, str(path), "small", []) == ["", ""]
     expected = state(tmp_path / "alone/run/small/checkpoints")
