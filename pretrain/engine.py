@@ -367,16 +367,21 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, samples: Samples) -> Tensor | None:
-        """Logits [n, seq_len, vocab] in fp32 on the last pipeline rank, None elsewhere; every DP rank computes all."""
+        """Logits [n, seq_len, vocab] of samples that every data-parallel rank has all of: fp32 and on the host, on the
+        first rank that computes them; None elsewhere."""
         self._deepspeed.module.eval()
+        group = parallel_state.get_tensor_model_parallel_group()
+        first = dist.get_rank() == self.layout.loss_rank
+        parts: list[Tensor] = []
+
+        def collect(local_BSV: Tensor, non_loss_data: bool = True) -> None:
+            gathered = [torch.empty_like(local_BSV) for _ in range(self.layout.tp)]
+            dist.all_gather(gathered, local_BSV.contiguous(), group=group)
+            if first:
+                parts.append(torch.cat(gathered, dim=-1)[..., : self.arch.sizes["vocab"]].cpu().float())
 
         def step(batches: Iterator[Samples], model: Any) -> Any:
-            return self.family.logits(model, next(batches)), lambda x, non_loss_data=True: x.float()
+            return self.family.logits(model, next(batches)), collect
 
-        parts = self._run(step, samples, forward_only=True, collect_non_loss_data=True)
-        if not self.last:
-            return None
-        local_BSV = torch.cat(parts)
-        gathered = [torch.empty_like(local_BSV) for _ in range(self.layout.tp)]
-        dist.all_gather(gathered, local_BSV.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
-        return torch.cat(gathered, dim=-1)[..., : self.arch.sizes["vocab"]]
+        self._run(step, samples, forward_only=True, collect_non_loss_data=True)
+        return torch.cat(parts) if first else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -11,26 +12,27 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
-from growth import Architecture, Plan, reference
+from growth import Architecture, Plan
 from growth.certificate import TOLERANCE, Certificate, count_dead, relative_error
-from pretrain.checkpoint import Reader
 from pretrain.engine import Engine
-from pretrain.layout import Layout
 from pretrain.samples import Samples, part
 
 # bf16 keeps 8 bits: a forward pass is off by some 1e-2 of the largest logit before any growth.
 BF16_TOLERANCE = 5e-2
 
 
-def judge(layout: Layout) -> int:
-    """The rank that compares the logits: the first one that computes them."""
-    return (layout.pp - 1) * layout.dp * layout.tp
+@dataclass(frozen=True)
+class Before:
+    """What the model that will grow did with the probe: its logits [n, S, vocab], on the layout's `loss_rank` alone,
+    and the global norm of its gradient."""
 
+    logits: Tensor | None
+    grad_norm: float
 
-def old_logits(reader: Reader, old: Architecture, probe: Samples) -> Tensor:
-    """The parent's logits [n, S, vocab], by the reference model, a layer at a time."""
-    with torch.no_grad():
-        return reference.logits(reader.read, old, probe["inputs"])
+    @staticmethod
+    def of(engine: Engine, probe: Samples) -> Before:
+        """Measured on an engine with the parent's weights (collective)."""
+        return Before(engine.logits(probe), gradient_norm(engine, probe))
 
 
 def certify(
@@ -38,38 +40,37 @@ def certify(
     plan: Plan,
     reload: Callable[[], None],
     *,
-    parent_logits: Tensor | None,
+    before: Before,
     probe: Samples,
     batch: Samples,
     lr: float,
-    norm_before: float,
 ) -> Certificate:
     """Measure the event on the model that has just been loaded (collective).
 
-    parent_logits [n, S, old vocab] are needed on the judge only. probe is held-out text in ids that both have,
-    batch in the new one, the same on every rank; the batch's size is a multiple of dp * micro_batch. One optimizer step
-    is made at `lr`, and undone by `reload`. Dead parameters are new and have no gradient on two backward passes, before
-    and after that step. norm_before: the parent's `gradient_norm` of the probe.
+    probe is held-out text in ids that both have, batch in the new one, the same on every rank; the batch's size is a
+    multiple of dp * micro_batch. One optimizer step is made at `lr`, and undone by `reload`. Dead parameters are new
+    and have no gradient on two backward passes, before and after that step.
     """
-    new = engine.logits(probe)
+    new, old = engine.logits(probe), before.logits
     measured: list[float] = []
-    if dist.get_rank() == judge(engine.layout):
-        assert new is not None
-        assert parent_logits is not None
-        ids = min(new.shape[-1], parent_logits.shape[-1])  # those that both models have
-        new, parent_logits = new[..., :ids].cpu(), parent_logits[..., :ids]
-        measured = [relative_error(new, parent_logits), _loss(parent_logits, probe), _loss(new, probe)]
+    if new is not None:
+        assert old is not None
+        ids = min(new.shape[-1], old.shape[-1])  # those that both models have
+        new, old = new[..., :ids], old[..., :ids]
+        measured = [relative_error(new, old), _loss(old, probe), _loss(new, probe)]
     norm_after = gradient_norm(engine, probe)
     dead = _dead(engine, plan, batch, lr)
     reload()
-    measured = _from_judge(measured, engine.layout)
+    told = [measured]
+    dist.broadcast_object_list(told, src=engine.layout.loss_rank)
+    (measured,) = told
     return Certificate.of(
         plan,
         error=measured[0],
         loss_before=measured[1],
         loss_after=measured[2],
         dead=dead,
-        grad_norm_before=norm_before if isfinite(norm_before) else None,
+        grad_norm_before=before.grad_norm if isfinite(before.grad_norm) else None,
         grad_norm_after=norm_after if isfinite(norm_after) else None,
         tolerance=TOLERANCE if engine.numerics.precision == "fp32" else BF16_TOLERANCE,
     )
@@ -83,12 +84,6 @@ def gradient_norm(engine: Engine, probe: Samples) -> float:
 def _loss(logits_BSV: Tensor, probe: Samples) -> float:
     counted = probe["mask"].bool() if "mask" in probe else torch.ones_like(probe["labels"], dtype=torch.bool)
     return float(F.cross_entropy(logits_BSV[counted].double(), probe["labels"][counted]))
-
-
-def _from_judge(values: list[float], layout: Layout) -> list[float]:
-    told = [values]
-    dist.broadcast_object_list(told, src=judge(layout))
-    return told[0]
 
 
 def _dead(engine: Engine, plan: Plan, batch: Samples, lr: float) -> dict[str, tuple[int, int]]:

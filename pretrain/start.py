@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 import growth
@@ -22,7 +21,7 @@ from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
 from pretrain.estimate.flops import event_flops
-from pretrain.event import certify, gradient_norm, judge, old_logits
+from pretrain.event import Before, certify
 from pretrain.feed import Feed
 from pretrain.layout import Layout
 from pretrain.model.build import Numerics
@@ -147,15 +146,11 @@ def _grow(
     both = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
     probe = feed.probe(t.micro_batch * layout.pp, both, length)
     batch = feed.batch(t.micro_batch * layout.pp * layout.dp)
-    norm_before = _norm_before(restored, plan.old, stage, layout, probe)
+    before = _before(restored, plan.old, stage, layout, probe)
     engine = _engine(plan.new, layout, stage)
-    logits: list[torch.Tensor] = []
     states: list[State] = []
 
     def load(reader: Reader) -> None:
-        assert plan.old is not None
-        if dist.get_rank() == judge(layout):
-            logits[:] = [old_logits(reader, plan.old, probe)]
         states[:] = [state_of(reader, plan, stage)]
         fill(engine, plan, reader)
 
@@ -170,11 +165,10 @@ def _grow(
         engine,
         plan,
         reload,
-        parent_logits=logits[0] if logits else None,
+        before=before,
         probe=probe,
         batch=batch,
         lr=t.lr,
-        norm_before=norm_before,
     )
     certificate = replace(certificate, bits_per_byte_before=bits_per_byte)
     if dist.get_rank() == 0:
@@ -206,14 +200,14 @@ def _restored(root: Path, old: Architecture, step: int | None, load: Callable[[R
     return restore(root, checked)
 
 
-def _norm_before(
+def _before(
     restored: Callable[[Callable[[Reader], None]], Found],
     old: Architecture,
     stage: Stage,
     layout: Layout,
     probe: Samples,
-) -> float:
-    """The gradient's norm of the model that will grow, on an engine of its own, before that of the grown model is made.
+) -> Before:
+    """What the model that will grow does, on an engine of its own, before that of the grown model is made.
 
     It is spread as the stage is; without tensor parallelism where it is too small to be cut like that.
     """
@@ -225,9 +219,9 @@ def _norm_before(
     engine = _engine(old, spread, replace(stage, train=train))
     restored(lambda reader: fill(engine, growth.identity(old), reader, kinds=("weight",)))
     engine.publish_weights()
-    norm = gradient_norm(engine, probe)
+    before = Before.of(engine, probe)
     engine.free()
-    return norm
+    return before
 
 
 def _bits_per_byte(folder: Path) -> float | None:

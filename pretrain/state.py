@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
 from pretrain.checkpoint.heap import given_back
 from pretrain.guard import Health
 from pretrain.optim.schedule import Pace
+from pretrain.staging import Staging
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine  # brings Megatron-core, which the command-line tools do without
@@ -120,16 +122,19 @@ class State:
 
 
 def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str] = KINDS) -> None:
-    """Evaluate the plan on every box that this rank owns, straight into its ZeRO partition (not collective).
+    """Evaluate the plan on every box that this rank owns, into its ZeRO partition (not collective).
 
-    Reads nothing but the blocks that those boxes are made of. Needs a few times `PIECE` of memory. A checkpoint
-    without moments gives zeros for them.
+    Plans are evaluated on the host: straight into a partition that lies there, and in pieces that are copied to one on
+    a device. Reads nothing but the blocks that those boxes are made of. Needs a few times `PIECE` of memory. A
+    checkpoint without moments gives zeros for them.
     """
 
     def read(kind: str, name: str, box: Box) -> Tensor:
         assert reader is not None
         return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
 
+    on_host = all(owned.weight.device.type == "cpu" for owned in engine.owned)
+    staging = None if on_host else Staging(PIECE // 4, pinned=True)
     with given_back(PIECE // 2):
         kept: Kept = {}
         for owned in engine.owned:
@@ -139,8 +144,12 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
                 for box in owned.boxes:
                     view = box.view(fragment)
                     for part in pieces(box.box, PIECE):
-                        here = part.relative_to(box.box).slices()
-                        plan.evaluate(box.tensor, part, read, kind, out=view[here], kept=kept)
+                        target = view[part.relative_to(box.box).slices()]
+                        evaluate = partial(plan.evaluate, box.tensor, part, read, kind, kept=kept)
+                        if staging:
+                            staging.put(target, evaluate)
+                        else:
+                            evaluate(out=target)
 
 
 def publish(engine: Engine, state: State) -> None:

@@ -17,8 +17,6 @@ STORAGE = 2e9
 """Bytes a second that a node reads from and writes to the shared file system; an assumption."""
 HOST = 10e9
 """Bytes a second from a GPU to its host: a checkpoint is copied there, and written while training goes on."""
-HOST_FLOPS = 1e12
-"""FLOP/s in fp32 of a host, which computes the parent's logits for a certificate; an assumption."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Cost:
     hardware_flops: float
     """The same with all that is computed again."""
     event: float
-    """Reading the parent's checkpoint twice (the certificate's step is undone) and certifying; 0 for a first stage."""
+    """Reading the parent's checkpoint, its moments twice (the certificate's step is undone), and certifying; 0 for a
+    first stage."""
     stall: float
     """Of training, at each checkpoint."""
 
@@ -100,17 +99,10 @@ def of_stage(
         old = parent.at_end().architecture()
         samples = train.micro_batch * layout.pp
         event_flops = flops.event_flops(old, arch, train.seq_len, samples=samples, dp=layout.dp)
-        read = 2 * STORED_BYTES * old.parameters() / (STORAGE * on_nodes)
-        judged = 4 * old.parameters() / STORAGE + samples * flops.forward(old, train.seq_len).total / HOST_FLOPS
-        event = (
-            read
-            + judged
-            + event_flops
-            / train.global_batch
-            / train.seq_len
-            * found.seconds
-            / (flops.training_flops(arch, train.seq_len))
-        )
+        # The weights for the certificate's first half, then all of it twice: its step is undone.
+        read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * on_nodes)
+        steps = event_flops / flops.training_flops(arch, train.seq_len) / train.seq_len / train.global_batch
+        event = read + steps * found.seconds
     share = _share(stage, arch)
     return Cost(
         stage=stage,

@@ -102,12 +102,12 @@ def hardware_flops(
 def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: int, dp: int) -> float:
     """Model FLOPs of a growth event: those of its certificate, since growing itself multiplies no matrices.
 
-    samples: of one data-parallel rank. They go once forward through the old model on one rank and through the new one
-    on every rank, and with gradients once through the old one and three times through the new one.
+    samples: of one data-parallel rank, and all of them on every one. They go once forward through the old model and
+    through the new one, and with gradients once through the old one and three times through the new one.
     """
     before, after = forward(old, seq_len).total, forward(new, seq_len).total
     trained = training_flops(old, seq_len) + 3 * training_flops(new, seq_len)
-    return samples * (before + dp * after + dp * trained * seq_len)
+    return samples * dp * (before + after + trained * seq_len)
 
 
 def _backward(arch: Architecture, found: Forward, frozen: Frozen) -> tuple[int, int]:

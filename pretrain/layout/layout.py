@@ -91,6 +91,11 @@ class Layout:
         return self.tp * self.pp * self.dp
 
     @property
+    def loss_rank(self) -> int:
+        """The first rank that computes the loss."""
+        return (self.pp - 1) * self.dp * self.tp
+
+    @property
     def virtual(self) -> int:
         """Chunks per pipeline rank; more than 1 is an interleaved pipeline."""
         return len(self.pipeline) // self.pp

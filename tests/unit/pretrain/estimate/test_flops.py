@@ -93,4 +93,4 @@ def test_a_growth_event_costs_its_certificate() -> None:
     old, new = (Architecture("llama2", {**sizes, "layers": layers}) for layers in (2, 4))
     found = flops.event_flops(old, new, SEQ_LEN, samples=3, dp=2)
     before, after = (flops.forward(arch, SEQ_LEN).total for arch in (old, new))
-    assert found == 3 * (before + 2 * after + 2 * (3 * before + 3 * 3 * after))
+    assert found == 3 * 2 * (before + after + 3 * before + 3 * 3 * after)
