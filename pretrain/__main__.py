@@ -28,7 +28,7 @@ import os  # noqa: E402
 import warnings  # noqa: E402
 
 from growth.errors import GrowthError  # noqa: E402
-from pretrain import config, distributed, planning  # noqa: E402
+from pretrain import config, device, distributed, planning  # noqa: E402
 from pretrain.errors import UserError  # noqa: E402
 
 EXAMPLE = """example:
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
         stage = curriculum.override(curriculum.stage(known.stage), overrides)
         planning.check(curriculum, stage, distributed.world_size())
         _quiet(rank)
+        device.prepare(tp=stage.parallel.tp, deterministic=stage.train.deterministic)
         from pretrain.train import train  # seconds of imports
 
         distributed.join()

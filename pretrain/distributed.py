@@ -13,6 +13,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pretrain.checkpoint.comm import Comm
 from pretrain.config import Stage
+from pretrain.device import own_gpu
 from pretrain.errors import UserError
 from pretrain.layout import Layout
 from pretrain.watchdog import COLLECTIVE_TIMEOUT
@@ -70,7 +71,7 @@ def join() -> None:
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own_gpu())
     if world_size() > 1:
         store, rank, world = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     else:

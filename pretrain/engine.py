@@ -5,10 +5,13 @@ The only module that imports deepspeed.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,7 +22,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
 
-import deepspeed
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -36,8 +38,13 @@ from pretrain.optim.gradients import FlatGradients
 from pretrain.optim.segments import Segment, segments
 from pretrain.samples import Samples, size
 
+with contextlib.redirect_stdout(io.StringIO()):  # of operators that it cannot compile, and nobody uses here
+    import deepspeed
+
 # It warns of every optimizer that is not its own.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+for _handler in logging.getLogger("DeepSpeed").handlers:
+    _handler.setStream(sys.stderr)  # type: ignore[attr-defined]
 # On the CPU DeepSpeed would compile a shared-memory all-reduce at the first start; gloo needs no compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -125,9 +132,15 @@ class Engine:
         chunks = build.build(arch, layout, numerics, seq_len=seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
         self.device = next(chunks.parameters()).device
         self.adam = AdamW(chunks.parameters(), lr=0.0, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
-        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=chunks, optimizer=self.adam, mpu=_mpu(), config=self._deepspeed_config(adam), dist_init_required=False
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # lines of memory, which metrics have too
+            self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+                args=SimpleNamespace(device_rank=self.device.index or 0),  # or it takes that of LOCAL_RANK
+                model=chunks,
+                optimizer=self.adam,
+                mpu=_mpu(),
+                config=self._deepspeed_config(adam),
+                dist_init_required=False,
+            )
         self.chunks = list(self._deepspeed.module)
         self._gradients = None if numerics.precision == "bf16" else self._share_memory()
         table = parameters(arch, layout, pp_rank, tp_rank)
@@ -350,6 +363,8 @@ class Engine:
         self._deepspeed.destroy()
         vars(self).clear()
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the next engine's blocks are of other sizes, and NCCL allocates beside torch
 
     def train_step(self, samples: Samples, lr: float | Sequence[float], judge: Judge = lambda *_: "") -> StepResult:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`."""

@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pretrain.device import own_gpu
+
 ROUNDS = 3
 
 
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120, help="all it may take (default: %(default)s)")
     parser.add_argument("--megabytes", type=float, default=64, help="of the buffer (default: %(default)s)")
     options = parser.parse_args(arguments)
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in VARIABLES)
+    rank, world = (int(os.environ.get(name, default)) for name, default in VARIABLES)
     hosts = os.environ.get("CAMBIUM_HOSTS", socket.gethostname()).split()
     per_node = world // len(hosts)
     of_rank = [hosts[number // per_node] for number in range(world)]
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         alarm.daemon = True
         alarm.start()
     if torch.cuda.is_available():
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(own_gpu())
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank, world_size=world, timeout=limit
     )
@@ -88,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"))
 
 if __name__ == "__main__":
     code = main()

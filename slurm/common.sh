@@ -29,7 +29,7 @@ case $CAMBIUM_CONTAINER in
     ;;
 esac
 if [[ ${#in_job[@]} == 1 && ${#step_options[@]} == 0 || -z ${SLURM_JOB_ID:-} ]] && ! command -v "$PYTHON" >/dev/null; then
-    fail "there is no $PYTHON: run make in $root, or set PYTHON to a Python 3.11 that has Cambium installed"
+    fail "there is no $PYTHON: run make in $root, or set PYTHON to a Python 3.11 to 3.13 that has Cambium installed"
 fi
 
 once() { # Python once, on this host

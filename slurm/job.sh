@@ -16,7 +16,8 @@ restarts=${SLURM_RESTART_COUNT:-0}
 CAMBIUM_HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export CAMBIUM_HOSTS MASTER_ADDR=${CAMBIUM_HOSTS%%$'\n'*} MASTER_PORT=$((10000 + (SLURM_JOB_ID * 10 + restarts) % 20000))
 export SLURM_EXPORT_ENV=ALL # or sbatch --export=X leaves the tasks without PATH
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+cores=$((${SLURM_CPUS_ON_NODE:-1} / tasks)) # the node's, shared out, where --cpus-per-task was not said
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$((cores > 1 ? cores : 1))}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=1 PYTHONFAULTHANDLER=1 HF_HUB_OFFLINE=1
 export TMPDIR=${SLURM_TMPDIR:-/tmp}

@@ -10,13 +10,13 @@
 # ---- the nodes
 export CAMBIUM_RANKS_PER_NODE=${CAMBIUM_RANKS_PER_NODE-8} # GPUs of a node
 export CAMBIUM_GPUS=${CAMBIUM_GPUS-1}                     # 0: nodes without GPUs; none are asked for
-export CAMBIUM_CPUS_PER_RANK=${CAMBIUM_CPUS_PER_RANK-}    # of a job's tasks; empty: the partition's default
+export CAMBIUM_CPUS_PER_RANK=${CAMBIUM_CPUS_PER_RANK-}    # of a job's tasks; empty: the node's, shared out
 export CAMBIUM_MIN_SHM_GB=${CAMBIUM_MIN_SHM_GB-1}         # preflight: free in /dev/shm, which NCCL needs
 export CAMBIUM_MIN_DISK_GB=${CAMBIUM_MIN_DISK_GB-5}       # preflight: free in the run's folder and in TMPDIR
 
 # ---- software
 # module purge && module load cuda/12.8
-export PYTHON=${PYTHON-} # a Python 3.11 with Cambium's dependencies; empty: .venv/bin/python of this folder
+export PYTHON=${PYTHON-} # a Python 3.11 to 3.13 with Cambium's dependencies; empty: .venv/bin/python of this folder
 # A container with Cambium's dependencies, instead of .venv: an image of slurm/cambium.def for Apptainer (a path that
 # ends in .sif), or anything that pyxis' --container-image takes. Then PYTHON is what curriculum.sh checks with.
 export CAMBIUM_CONTAINER=${CAMBIUM_CONTAINER-}

@@ -27,6 +27,7 @@ RESUMABLE = (
     "train.tokens",
     "train.epochs",
     "train.micro_batch",
+    "train.deterministic",
     "train.recompute",
     "train.recompute_layers",
     "train.eval_interval",

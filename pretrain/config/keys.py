@@ -178,6 +178,8 @@ class Train(Section):
     """Largest global gradient norm; 0: no clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
+    deterministic: bool = False
+    """On GPUs too the same bits each time, after a resume as well, at some cost of speed; a resume may change it."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, those of the attention core, or whole layers."""
     recompute_layers: Positive = 1

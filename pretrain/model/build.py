@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
@@ -38,29 +39,43 @@ class Numerics:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-_joined: tuple[int, ...] | None = None  # the layout of the process groups that there are
+_joined: tuple[Any, ...] | None = None  # of the process groups that there are: the default one, and the layout
 
 
 def join(layout: Layout) -> None:
-    """Create Megatron's process groups for this layout, replacing those of another; equal ones are kept.
+    """Create Megatron's process groups for this layout, replacing those of another; those of equal ranks are kept.
 
-    torch.distributed must be initialised with layout.world ranks.
+    torch.distributed must be initialised with layout.world ranks. Collective.
     """
     global _joined
     cpu.adapt()
-    wanted = (layout.tp, layout.pp, layout.dp, layout.virtual)
-    if parallel_state.model_parallel_is_initialized() and _joined == wanted:
-        return
-    _joined = wanted
+    wanted = (dist.group.WORLD, layout.tp, layout.pp, layout.dp)
+    if not parallel_state.model_parallel_is_initialized() or _joined != wanted:
+        _leave()
+        _joined = wanted
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tp,
+            pipeline_model_parallel_size=layout.pp,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=COLLECTIVE_TIMEOUT // timedelta(minutes=1),
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(layout.virtual if layout.virtual > 1 else None)
+
+
+def _leave() -> None:
+    """Destroy Megatron's process groups; torch's default group stays.
+
+    Megatron's own destroy_model_parallel only forgets them: NCCL's communicators would keep their memory, a few hundred
+    megabytes for each layout.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    there = dist.distributed_c10d._world.pg_map  # none of an earlier default group's
+    for group in reversed(parallel_state._global_process_group_list or []):
+        if group is not None and group in there:
+            dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
-        create_gloo_process_groups=False,
-        distributed_timeout_minutes=COLLECTIVE_TIMEOUT // timedelta(minutes=1),
-    )
-    tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
 
 
 def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -> TransformerConfig:
@@ -88,6 +103,7 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
         # The values are drawn and grown by address, never by Megatron; see growth/philox.py.
         use_cpu_initialization=not torch.cuda.is_available(),
         perform_initialization=False,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # of look-ups; see train.deterministic
         gradient_accumulation_fusion=False,  # its dummy gradient would be added by DeepSpeed
         persist_layer_norm=False,
         masked_softmax_fusion=False,
