@@ -28,7 +28,7 @@ import os  # noqa: E402
 import warnings  # noqa: E402
 
 from growth.errors import GrowthError  # noqa: E402
-from pretrain import config, device, distributed, planning  # noqa: E402
+from pretrain import config, device, distributed, planning, startup  # noqa: E402
 from pretrain.errors import UserError  # noqa: E402
 
 EXAMPLE = """example:
@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> int:
         device.prepare(tp=stage.parallel.tp, deterministic=stage.train.deterministic)
         from pretrain.train import train  # seconds of imports
 
+        startup.through("imports")
         distributed.join()
+        startup.through("meeting the other ranks")
         train(curriculum, stage, lambda: _stop)
     except (UserError, GrowthError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

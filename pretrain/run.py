@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pretrain import startup
 from pretrain.checkpoint import Checkpointer, mark_done
 from pretrain.config import Curriculum, Stage, to_yaml
 from pretrain.config.checks import due
@@ -79,7 +80,9 @@ class Run:
 
         began: when its start did, by the monotonic clock, in seconds.
         """
+        startup.through("reading, growing")
         self.record = self.validation()
+        startup.through("validation")
         if not self.state.progress.step:
             if self.state.parent:
                 self._finish_event(began)
@@ -129,6 +132,7 @@ class Run:
         if result.trouble:
             values["skipped"] = 1
         self.metrics.step(self.state.progress, **values)
+        startup.finish(self.folder, self.state.progress.step)
         if result.trouble:
             note(self.folder, "skipped", self.state.progress.step, result.trouble)
         return result.trouble

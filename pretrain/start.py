@@ -15,6 +15,7 @@ import torch.distributed as dist
 import growth
 from growth import Architecture, Plan
 from growth.certificate import Certificate
+from pretrain import startup
 from pretrain.checkpoint import CorruptCheckpoint, Found, Reader, find, restore
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 def _engine(arch: Architecture, layout: Layout, stage: Stage) -> Engine:
     t = stage.train
-    return Engine(
+    startup.through("looking for checkpoints")
+    engine = Engine(
         arch,
         layout,
         Numerics(t.precision, t.recompute, t.recompute_layers),
@@ -42,6 +44,8 @@ def _engine(arch: Architecture, layout: Layout, stage: Stage) -> Engine:
         seq_len=t.seq_len,
         micro_batch=t.micro_batch,
     )
+    startup.through("engine")
+    return engine
 
 
 def start(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engine, State]:

@@ -6,6 +6,7 @@ examples:
   python tools/bench.py step --generations 1,2,4,8
   python tools/bench.py grow --only hidden
   python tools/bench.py published
+  python tools/bench.py recovery --kills 30 --cluster 5
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
 """
@@ -20,6 +21,7 @@ BENCHMARKS = {
     "data": "samples a second against Megatron-core's data sets",
     "grow": "growth plans in memory against a plain copy, per operator",
     "published": "published rules of growth beside the operators here, on one trained model",
+    "recovery": "from the kill of a rank, or a power cut, to the next optimizer step",
     "step": "a training step against bare Megatron-core and transformers, or of several generations",
     "store": "saves, loads and offline growth against cp + fsync, PyTorch DCP and DeepSpeed",
 }

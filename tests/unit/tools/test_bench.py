@@ -81,10 +81,19 @@ def test_store_measures_ours_and_dcp(capsys: pytest.CaptureFixture[str], tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
+def test_recovery_kills_a_rank_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = rows(capsys, "recovery", "--kills", "2")
+    assert found["kills"] == 2
+    assert found["imports"] > 0
+    assert found["worst"] >= found["median"] > found["noticed"] > 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["step", "--rounds", "0"],
+        ["recovery", "--kills", "0"],
         ["step", "--heads", "3", "--kv-heads", "2"],
         ["grow", "--only", "nothing"],
         ["store", "--folder", "/does/not/exist"],
