@@ -27,13 +27,13 @@ CLUSTER_TESTS := $(TEST_ENV) $(BIN)/python -m pytest -n 0 --timeout 1800 --durat
 test: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm -m "not long"
 
-# Installs SLURM where it may; where there can be no cluster, it says so and is done.
+# Installs SLURM where a cluster can be; where none can, it says so and is done.
 test-cluster: $(READY)
-	if bash tests/slurm/install.sh; then $(CLUSTER_TESTS) -m "not long"; fi
+	if bash tests/slurm/possible.sh; then bash tests/slurm/install.sh && $(CLUSTER_TESTS) -m "not long"; fi
 
 test-long: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm
-	if bash tests/slurm/install.sh; then $(CLUSTER_TESTS); fi
+	if bash tests/slurm/possible.sh; then bash tests/slurm/install.sh && $(CLUSTER_TESTS); fi
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ def read_queue(lines: Iterable[str]) -> dict[Path, Job]:
     """The jobs by the folder of their stage; those that are no stage's are left out."""
     found = {}
     for line in lines:
-        folder, *rest = line.rstrip("\n").split("|", 3)
+        folder, *rest = line.rstrip("\n").rsplit("|", 3)
         if len(rest) == 3 and folder.startswith("/"):
             found[Path(folder)] = Job(*rest)
     return found

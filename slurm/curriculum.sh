@@ -36,10 +36,6 @@ run_here() {
     done 3<<<"$stages"
 }
 
-queued() { # the job of a stage's folder, which jobs carry as their comment
-    squeue --me --noheader --format='%A|%k' | awk -F'|' -v folder="$(realpath -m "$1")" '$2 == folder && !found++ { print $1 }'
-}
-
 snapshot() { # what jobs will run: the same content is the same folder
     local run=$1 new name
     mkdir -p "$run/.submitted"
@@ -52,22 +48,30 @@ snapshot() { # what jobs will run: the same content is the same folder
     realpath "$run/.submitted/$name"
 }
 
-# Reads the queue into `jobs`: the job of each stage, if there is one.
+# Reads the queue into `jobs`: the job of each stage, if there is one. Jobs carry the folder of their stage as comment.
 declare -A jobs=()
 read_queue() {
-    local name folder
-    while IFS=$'\t' read -r name _ _ _ folder; do jobs[$name]=$(queued "$folder"); done <<<"$stages"
+    local queue job comment name folder
+    local -A job_of=()
+    queue=$(squeue --me --noheader --format='%A|%k')
+    while IFS='|' read -r job comment; do
+        [[ -z $comment || -n ${job_of[$comment]:-} ]] || job_of[$comment]=$job
+    done <<<"$queue"
+    while IFS=$'\t' read -r name _ _ _ folder; do jobs[$name]=${job_of[$(realpath -m "$folder")]:-}; done <<<"$stages"
 }
 
 submit() {
-    local name state ranks nodes folder tasks options copy='' previous=''
+    local name facts state ranks nodes folder tasks options copy='' previous=''
+    local -A facts_of=()
+    while IFS=$'\t' read -r name facts; do facts_of[$name]=$facts; done <<<"$checked"
     while IFS=$'\t' read -r name _ <&3; do
         if [[ -n ${jobs[$name]} ]]; then
             echo "$name is job ${jobs[$name]} already"
             previous=${jobs[$name]}
             continue
         fi
-        IFS=$'\t' read -r _ state ranks nodes folder < <(grep -P "^\Q$name\E\t" <<<"$checked") || continue # not chosen
+        [[ -n ${facts_of[$name]:-} ]] || continue
+        IFS=$'\t' read -r state ranks nodes folder <<<"${facts_of[$name]}"
         if [[ $state == "done" ]]; then
             echo "$name is finished already"
             continue
@@ -83,7 +87,7 @@ submit() {
         fi
         [[ -n $copy ]] || copy=$(snapshot "$(dirname "$folder")")
         mkdir -p "$folder"
-        options+=(--parsable --comment="$(realpath "$folder")" --output="$folder/job-%j.log")
+        options+=(--parsable --comment="$(realpath "$folder")" --output="${folder//%/%%}/job-%j.log")
         [[ -z $previous ]] || options+=(--dependency="afterok:$previous" --kill-on-invalid-dep=yes)
         previous=$(sbatch "${options[@]}" "$copy/slurm/stage.sh" "$copy/$(basename "$config")" "$name")
         previous=${previous%%;*} # a cluster's name may follow

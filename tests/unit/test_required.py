@@ -1,0 +1,74 @@
+"""CI fails when a suite that must run has not: whatever the reason, and however green pytest was."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import required
+
+ROOT = Path(__file__).parents[2]
+SUITE = """
+import pytest
+def test_passes(): pass
+@pytest.mark.parametrize("n", range(3))
+def test_passes_as_well(n): print("with output")
+def test_is_skipped(): pytest.skip("NOT TESTED")
+@pytest.fixture
+def cluster(): pytest.skip("NOT TESTED: there is no SLURM")
+def test_has_no_cluster(cluster): pass
+"""
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What pytest says of 4 tests that pass and 2 that are skipped, in tests/unit."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tests/unit").mkdir(parents=True)
+    (folder / "tests/unit/test_some.py").write_text(SUITE)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    words = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--junit-xml=result.xml"]
+    subprocess.run([sys.executable, "-m", "pytest", *words], cwd=folder, check=True, capture_output=True)
+    return required.passed([folder / "result.xml"])
+
+
+@pytest.mark.parametrize(
+    ("line", "missed"),
+    [
+        ("tests/unit 4", []),
+        ("tests/unit 5", ["tests/unit: 4 tests passed, and 5 must have, by required.txt"]),
+        ("tests/slurm 17", ["tests/slurm: 0 tests passed, and 17 must have, by required.txt"]),
+        ("tests/un 1", ["tests/un: 0 tests passed, and 1 must have, by required.txt"]),
+        ("tests/slurm 17 possible.sh", ["tests/slurm: 0 tests passed, and 17 must have, by required.txt"]),
+        ("tests/slurm 17 impossible.sh", []),
+    ],
+)
+def test_only_what_passed_counts(
+    modules: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, missed: list[str]
+) -> None:
+    (tmp_path / "possible.sh").write_text("exit 0")
+    (tmp_path / "impossible.sh").write_text("exit 1")
+    monkeypatch.chdir(tmp_path)
+    assert list(required.missing(f"# a comment\n\n{line}\n", modules)) == missed
+
+
+def test_every_suite_is_required() -> None:
+    """A new folder of tests is not forgotten."""
+    listed = {line.split()[0] for line in required.LIST.read_text().splitlines() if line.startswith("tests/")}
+    folders = {f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
+    assert folders == listed
+
+
+@pytest.mark.parametrize("there", [["slurmctld"], ["ip", "unshare", "nsenter"], []])
+def test_every_program_of_a_cluster_is_looked_for_by_itself(tmp_path: Path, there: list[str]) -> None:
+    """One that is there does not stand for the others."""
+    for name in (*there, "bash"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    script = (ROOT / "tests/slurm/absent.sh").read_text()
+    (tmp_path / "absent.sh").write_text(script.replace("$PATH:/usr/sbin:/sbin", str(tmp_path)))
+    said = subprocess.run(["/bin/bash", tmp_path / "absent.sh"], check=True, capture_output=True, text=True)
+    absent = said.stdout.split()
+    assert not set(absent) & set(there)
+    assert len(absent) == 11 - len(there)
