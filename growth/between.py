@@ -53,6 +53,8 @@ def between(
         raise GrowthError(
             f"{axis} is {old.sizes[axis]} in every {old.family} of this lineage: keep it, not {new.sizes[axis]}"
         )
+    if not steps and moments.old == "reset":
+        steps.append(Step(arch, arch, ("moments: reset",), True))  # all that there is to do
     return Plan(old, arch, merge(tuple(replace(s, moments=moments) for s in steps)), seed, init_std)
 
 

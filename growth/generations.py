@@ -88,6 +88,8 @@ class Generations:
                 grown_births[old] = births[axis][source[old]]
                 births[axis] = grown_births
             if kept and step.moments.old == "reset":
+                if newest >= _MOST:
+                    raise GrowthError(f"moments: at most {_MOST} generations are kept; grow in fewer events")
                 births = {axis: np.full_like(b, newest) for axis, b in births.items()}
         grown = any((b == newest).any() for b in births.values())
         return Generations({axis: _runs(b) for axis, b in births.items()}, newest + 1 if grown else newest)

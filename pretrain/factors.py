@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from growth import Architecture
+from growth.operators import OPERATORS
 from pretrain.checkpoint.atomic import make_folder, write_file
 from pretrain.errors import UserError
 
@@ -57,16 +58,17 @@ def read_progress(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] 
 def filled(policy: Mapping[str, Any]) -> dict[str, Any]:
     """A `grow` policy with the matrices of its files in place of their names. Raises UserError for a file that is not
     there, is no safetensors file, or holds nothing for a key."""
-    return {key: _read(key, value) if _names_a_file(value) else value for key, value in policy.items()}
+    return {key: _read(key, value) if _names_a_file(key, value) else value for key, value in policy.items()}
 
 
 def stood_in(policy: Mapping[str, Any], old: Architecture, new: Architecture) -> dict[str, Any]:
     """A policy with zeros in place of its files, which may not be there yet: enough to check everything else."""
-    return {key: _zeros(key, value, old, new) if _names_a_file(value) else value for key, value in policy.items()}
+    return {key: _zeros(key, value, old, new) if _names_a_file(key, value) else value for key, value in policy.items()}
 
 
-def _names_a_file(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("operator") == "dense" and OPTION in value
+def _names_a_file(key: str, value: Any) -> bool:
+    known = "dense" in OPERATORS.get(key, {})
+    return known and isinstance(value, Mapping) and value.get("operator") == "dense" and OPTION in value
 
 
 def _read(key: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from growth.operators.registry import operator
 from growth.step import Step
 
 INITS = ("copy", "zero", "random")
+LOUDEST = 1e6  # noise, in standard deviations of what it is added to
 
 
 def _first(source: np.ndarray) -> np.ndarray:
@@ -45,8 +46,8 @@ def _step(
     if unknown := sorted({str(i) for i in inits} - set(INITS)):
         raise GrowthError(f"layers: there is no init {', '.join(unknown)}: choose one of {', '.join(INITS)}")
     src = np.asarray(source, dtype=np.int64).reshape(len(born), -1)
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
-        raise GrowthError(f"layers: noise is {noise!r}: give a relative standard deviation of at least 0")
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= LOUDEST:
+        raise GrowthError(f"layers: noise is {noise!r}: give a relative standard deviation from 0 to {LOUDEST:g}")
     random = born & np.array([i == "random" for i in inits], dtype=bool)
     zero = born & np.array([i == "zero" for i in inits], dtype=bool)
     m = LayerMap.make(
@@ -144,7 +145,7 @@ def insert(
     layers: list[tuple[int, str | None]] = [(i, None) for i in range(arch.layers)]  # (source, init of a new layer)
     for n, patch in enumerate(at):
         given = dict(patch) if isinstance(patch, Mapping) else {"index": patch}
-        if unknown := sorted(set(given) - {"index", "source", "init"}):
+        if unknown := sorted(map(str, set(given) - {"index", "source", "init"})):
             raise GrowthError(f"layers: patch {n} of insert has no key {', '.join(unknown)}: index, source, init")
         index, source, how = given.get("index"), given.get("source", "clone"), given.get("init", init)
         if not isinstance(index, int) or not 0 <= index <= len(layers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,8 @@ def noise_of(axis: str, snr_db: float | None) -> float:
     """The relative standard deviation of noise at a signal-to-noise ratio in decibels; none without one."""
     if snr_db is None:
         return 0.0
-    if isinstance(snr_db, bool) or not isinstance(snr_db, int | float) or not isfinite(snr_db):
-        raise GrowthError(f"{axis}: snr_db is {snr_db!r}: give a number of decibels, or null for no noise")
+    if isinstance(snr_db, bool) or not isinstance(snr_db, int | float) or not -120 <= snr_db <= 1000:
+        raise GrowthError(f"{axis}: snr_db is {snr_db!r}: give decibels from -120 to 1000, or null for no noise")
     return float(10 ** (-snr_db / 20))
 
 
@@ -65,7 +65,7 @@ def balanced_map(axis: str, old: int, new: int, mapping: str, seed: int) -> np.n
     if mapping == "round_robin":
         return np.arange(new) % old
     if mapping == "random":
-        drawn = np.random.Generator(np.random.Philox(key=seed)).integers(0, old, new - old)
+        drawn = np.random.Generator(np.random.Philox(key=seed % 2**128)).integers(0, old, new - old)
         return np.concatenate((np.arange(old), drawn))
     raise GrowthError(f"{axis}: there is no mapping {mapping!r}: choose round_robin or random")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import growth
@@ -19,13 +21,23 @@ if TYPE_CHECKING:
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a curriculum and a stage may be called: a folder, a job and a column of a table everywhere."""
+
 
 def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
     """What is wrong with these stages, one line each: key, values, what to do. `only` restricts it to one of them."""
     found = [] if stages else ["stages: empty; a curriculum has at least one stage"]
     for index, stage in enumerate(stages):
         if only in (None, index):
-            checks = (_names(stages, index), _shape(stage), _layout(stage), _budget(stage), _patches(stage))
+            checks = (
+                _names(stages, index),
+                _finite("grow", stage.to_dict()["grow"]),
+                _shape(stage),
+                _layout(stage),
+                _budget(stage),
+                _patches(stage),
+            )
             found += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.until == "gstack" and (index + 1 == len(stages) or stages[index + 1].from_scratch):
                 found.append(f"stages[{index}].train.until: gstack, but no stage grows from this one; use tokens")
@@ -44,8 +56,34 @@ def _names(stages: Sequence[Stage], index: int) -> Iterator[str]:
     name = stages[index].name
     if name in [stage.name for stage in stages[:index]]:
         yield f"name: {name!r} is the name of an earlier stage too; give each stage a name of its own"
-    if not name or name != name.strip() or "/" in name or name.startswith("."):
-        yield f"name: {name!r} cannot name a folder; use letters, digits, - and _"
+    yield from bad_name(name)
+
+
+def bad_name(name: str) -> Iterator[str]:
+    """What is wrong with the name of a curriculum or a stage."""
+    if not NAME.fullmatch(name):
+        yield (
+            f"name: {name[:120]!r} cannot name a folder and a job: use at most 100 letters (a to z), digits, '.', '_' "
+            "and '-', and begin with a letter or a digit"
+        )
+
+
+def bad_output(folder: str) -> Iterator[str]:
+    """What is wrong with the folder of the runs, which scripts and a job's options name."""
+    if not folder or not folder.isprintable() or "\\" in folder:
+        yield f"output: {folder!r} cannot name a folder everywhere; leave out backslashes and what cannot be printed"
+
+
+def _finite(where: str, value: Any) -> Iterator[str]:
+    """Every number in the options of operators, which have no type that would say so."""
+    if isinstance(value, float) and not isfinite(value):
+        yield f"{where}: {value} is no finite number; give one"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _finite(f"{where}.{key}", item)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _finite(f"{where}[{number}]", item)
 
 
 def _shape(stage: Stage) -> Iterator[str]:
@@ -236,7 +274,7 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
 def _shrinks(key: str, value: Any) -> bool:
     """Whether a policy names an operator that makes its axis smaller."""
     name = value.get("operator") if isinstance(value, Mapping) else value
-    return name in OPERATORS[key] and OPERATORS[key][name].shrinks
+    return isinstance(name, str) and name in OPERATORS[key] and OPERATORS[key][name].shrinks
 
 
 def _instead(axis: str) -> str:

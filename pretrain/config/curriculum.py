@@ -133,12 +133,17 @@ def load(path: str | Path) -> Curriculum:
             or the stages do not fit together. Names the file, the key and what to do.
     """
     path = Path(path)
-    raw = reading.read(path)
+    return curriculum_of(reading.read(path), path)
+
+
+def curriculum_of(raw: Mapping[str, Any], path: Path) -> Curriculum:
+    """The curriculum of a document that was read from a file. Raises as `load` does."""
     raw = reading.expand_stacking(raw, str(path))
     merged = reading.merge_defaults(raw, SECTIONS)
     document = _validate(_Document, merged, str(path), raw)
     curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
-    checks.raise_for(checks.problems(curriculum.stages), str(path))
+    found = [*checks.bad_name(curriculum.name), *checks.bad_output(curriculum.output)]
+    checks.raise_for([*found, *checks.problems(curriculum.stages)], str(path))
     return curriculum
 
 
@@ -171,8 +176,11 @@ def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Stage, _Document)}  # slow to make
+
+
 def _validate(kind: type[T], value: Any, where: str, raw: Any = None) -> T:
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return _ADAPTERS[kind].validate_python(value)
     except ValidationError as error:
         raise UserError(reading.explain(error, kind, where, value if raw is None else raw, SECTIONS)) from None

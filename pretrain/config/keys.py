@@ -5,32 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import tyro
-import yaml
 from pydantic import ConfigDict, Field
 
 from growth import Architecture
 from growth.family import family
-
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Operator = Annotated[
-    str | dict[str, Any],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NAME|{operator: NAME, OPTION: VALUE}",
-        instance_from_str=lambda words: yaml.safe_load(words[0]),
-        is_instance=lambda value: isinstance(value, (str, dict)),
-        str_from_instance=lambda value: [value if isinstance(value, str) else yaml.safe_dump(value).strip()],
-    ),
-]
+from pretrain.config.kinds import Candidates, Count, Derived, Fraction, Layers, Operator, Positive, Ranks, Size
 
 
 class Section:
-    """A key that no field has is an error, never ignored."""
+    """A key that no field has is an error, never ignored; so is a number that is infinite or none."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -57,23 +42,23 @@ class Data(Section):
 class Model(Section):
     """The target shape of a stage; what grows is inferred from its difference to the stage before."""
 
-    vocab: Positive
+    vocab: Size
     """Rows of the embedding, in tokens: the first pieces of the tokenizer by merge age."""
-    hidden: Positive
+    hidden: Size
     """Width of the residual stream."""
-    layers: Positive
+    layers: Layers
     """Transformer layers."""
-    heads: Positive
+    heads: Size
     """Query heads."""
-    ffn: Positive
+    ffn: Size
     """Width of the MLP."""
     family: Literal["llama2", "gpt2", "bert"] = "llama2"
     """The architecture; one for a whole curriculum."""
-    positions: Count = 0
+    positions: Derived = 0
     """Of gpt2 and bert: learned positions, the longest sample; 0 or absent: train.seq_len."""
-    kv_heads: Count = 0
+    kv_heads: Derived = 0
     """Key and value heads (GQA); 0 or absent: as many as `heads`."""
-    head_dim: Count = 0
+    head_dim: Derived = 0
     """Width of a head; 0 or absent: hidden / heads."""
     norm_eps: Annotated[float, Field(ge=0)] = 0.0
     """Epsilon of the norms; 0 or absent: the family's own. Only the first stage reads it: growth carries the value on,
@@ -104,11 +89,11 @@ class Model(Section):
 class Parallel(Section):
     """How a stage is spread over ranks; the world is tp * pp * dp."""
 
-    tp: Positive = 1
+    tp: Ranks = 1
     """Tensor-parallel ranks."""
-    pp: Positive = 1
+    pp: Ranks = 1
     """Pipeline-parallel ranks."""
-    dp: Positive | None = None
+    dp: Ranks | None = None
     """Data-parallel ranks; absent: the number of ranks started / (tp * pp)."""
     sequence_parallel: bool = False
     """Split norms and residual along the sequence over the tensor-parallel ranks; without effect at tp 1."""
@@ -133,7 +118,7 @@ class Plateau(Section):
 class Train(Section):
     """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
 
-    seq_len: Positive
+    seq_len: Size
     """Length of a sample, in tokens."""
     global_batch: Positive
     """Samples in an optimizer step, over all data-parallel ranks."""
@@ -141,7 +126,7 @@ class Train(Section):
     """Peak learning rate."""
     tokens: Count = 0
     """Tokens trained on in this stage; 0 or absent: `epochs` says so."""
-    epochs: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Instead of `tokens`: as many as the corpus's training text has, this many times."""
     until: Literal["tokens", "plateau", "gstack"] = "tokens"
     """What ends the stage; `tokens` or `epochs` are the most, and what the schedule reckons with. plateau: the held-out
@@ -206,18 +191,6 @@ class Train(Section):
             done += self.batch_at(done) * self.seq_len
             steps += 1
         return steps + -(-max(0, self.tokens - done) // (self.global_batch * self.seq_len))
-
-
-Candidates = Annotated[
-    tuple[dict[str, Any], ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="[{KEY: VALUE}, ...]",
-        instance_from_str=lambda words: tuple(yaml.safe_load(words[0])),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [yaml.safe_dump(list(value), default_flow_style=True).strip()],
-    ),
-]
 
 
 @dataclass(frozen=True)

@@ -15,43 +15,115 @@ from pydantic import ValidationError
 
 from pretrain.errors import UserError
 
+SIZE, DEPTH = 100_000, 50  # values in a document with its aliases written out, and how deep they may lie
+_PREFIX = "tag:yaml.org,2002:"
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")  # what JSON has as well: no dates, sets or bytes
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two repairs: 1e6 and 3e-4 are numbers (YAML 1.2), and a key given twice is an error."""
+    """YAML as a configuration needs it: 1e6 and 3e-4 are numbers (YAML 1.2), and nothing is a date."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, yaml.Mark] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    f"{key!r} was given before", seen[key], "and again here: remove one of them", key_node.start_mark
-                )
-            seen[key] = key_node.start_mark
-        return super().construct_mapping(node, deep)
+    def construct_plain(self, node: yaml.ScalarNode) -> Any:
+        """A number, word or null; YAMLError where its text is none, such as `!!int x`."""
+        try:
+            value = yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
+            kind = node.tag.removeprefix(_PREFIX)
+            raise yaml.MarkedYAMLError(problem=f"{node.value!r} is no {kind}", problem_mark=node.start_mark) from error
+        if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise yaml.MarkedYAMLError(problem=f"{value!r} has a character that is none", problem_mark=node.start_mark)
+        return value
 
 
 _Loader.yaml_implicit_resolvers = {  # a copy: the table of the parent class is shared
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in (f"{_PREFIX}float", f"{_PREFIX}timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    f"{_PREFIX}float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$", re.IGNORECASE),
     list("-+0123456789."),
 )
+_Loader.yaml_constructors = {
+    f"{_PREFIX}{kind}": (
+        yaml.SafeLoader.yaml_constructors[f"{_PREFIX}{kind}"] if kind in ("seq", "map") else _Loader.construct_plain
+    )
+    for kind in _KINDS
+} | {None: yaml.SafeLoader.yaml_constructors[None]}
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML document: mappings with words for keys, lists, words, numbers, booleans and null.
+
+    Raises ValueError, in one line with the place, for what is no YAML, a key that is given twice or is no word, values
+    that contain themselves, and documents of more than `SIZE` values.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _measure(node, {}, 0)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{': '.join(filter(None, (error.context, error.problem)))}{place}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError(f"values lie more than {DEPTH} deep in each other") from None
+
+
+def _measure(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
+    """How many values a node stands for, aliases written out. sizes: of the nodes before, 0 while a node is measured.
+
+    Raises MarkedYAMLError for keys that are no words or are there twice, and for what is too large or endless.
+    """
+
+    def wrong(problem: str, at: yaml.Node) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise wrong("a value contains itself", node)
+        return sizes[id(node)]
+    if depth > DEPTH:
+        raise wrong(f"values lie more than {DEPTH} deep in each other", node)
+    sizes[id(node)] = 0
+    parts = []
+    if isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise wrong("a key is a word, and this is a list or a mapping", key)
+            if key.tag not in (f"{_PREFIX}str", f"{_PREFIX}merge"):
+                raise wrong(f"a key is a word: write {key.value!r} in quotation marks if you mean it", key)
+            if key.value in seen:
+                raise wrong(f"{key.value!r} was given before, and again here: remove one of them", key)
+            seen.add(key.value)
+            parts.append(value)
+    size = 1 + sum(_measure(part, sizes, depth + 1) for part in parts)
+    if size > SIZE:
+        raise wrong(f"with its aliases written out, this is more than {SIZE} values", node)
+    sizes[id(node)] = size
+    return size
 
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping at the top of a YAML file. Raises UserError when there is none."""
     try:
-        with path.open(encoding="utf-8") as file:
-            value = yaml.load(file, Loader=_Loader)  # a SafeLoader
+        value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a curriculum, such as configs/demo.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: a curriculum is a mapping with the keys name and stages, this is {_describe(value)}")
@@ -119,6 +191,8 @@ def explain(error: ValidationError, kind: type, where: str, raw: Any, sections: 
                 path, message = path[:-1], f"item {path[-1]} is missing"
         else:
             message = f"{item['msg'].removeprefix('Input ')}, not {_describe(item['input'])}"
+            if item["type"] == "finite_number" and path[-1] == "clip":
+                message += " (0 is no clipping)"
         messages = found.setdefault(_place(path, raw, missing=message == "missing"), [])
         if message not in messages:
             messages.append(message)
@@ -205,4 +279,4 @@ def _has(value: Any, path: Sequence[int | str]) -> bool:
 def _describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else f"{value!r:.200}"

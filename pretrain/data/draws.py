@@ -21,7 +21,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def keyed(key: int | NDArray[np.uint64], *parts: str | int | NDArray[np.integer]) -> NDArray[np.uint64]:
     """The key of a part of something: uint64, of the shape that ``key`` and the parts broadcast to."""
-    state = np.asarray(key, dtype=np.uint64)
+    state = np.asarray(key % 2**64 if isinstance(key, int) else key, dtype=np.uint64)  # a seed is any whole number
     for part in parts:
         number = zlib.crc32(part.encode()) if isinstance(part, str) else part
         with np.errstate(over="ignore"):  # of scalars: arrays wrap silently

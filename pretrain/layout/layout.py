@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from pretrain.errors import UserError
+
+LONGEST = 1 << 14  # letters of a pipeline layout
 
 
 def balanced_pipeline(layers: int, chunks: int) -> tuple[int, ...]:
@@ -27,15 +30,24 @@ def parse_pipeline(text: str) -> tuple[int, ...]:
     Raises UserError when the string has other letters than E (embedding), t (layer) and L (loss), or when E is not
     its first and L not its last.
     """
-    import re
-
     expanded = text.replace(" ", "").replace(",", "")
+
+    def repeated(found: re.Match[str]) -> str:
+        part, times = found.groups()
+        if len(times) > 9 or len(part) * int(times) > LONGEST:
+            raise UserError(
+                f"pipeline layout {text[:60]!r}: {part[:20]!r} {times[:20]} times is more than it may be long"
+            )
+        return part * int(times)
+
     for pattern in (r"\(([^()]*)\)\*(\d+)", r"([EtL|])\*(\d+)"):
-        expanded = re.sub(pattern, lambda m: m.group(1) * int(m.group(2)), expanded)
+        if len(expanded) > LONGEST:
+            raise UserError(f"pipeline layout {text[:60]!r} is longer than {LONGEST:,} letters")
+        expanded = re.sub(pattern, repeated, expanded)
     if not re.fullmatch(r"E[t|]*L", expanded):
         raise UserError(
-            f"pipeline layout {text!r} is not understood: write E (embedding), one t per layer, L (loss) and | between "
-            "pipeline ranks, such as 'Ett|ttL'"
+            f"pipeline layout {text[:60]!r} is not understood: write E (embedding), one t per layer, L (loss) and | "
+            "between pipeline ranks, such as 'Ett|ttL'"
         )
     return tuple(chunk.count("t") for chunk in expanded.split("|"))
 

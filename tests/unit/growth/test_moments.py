@@ -217,3 +217,27 @@ def test_approximations_are_named() -> None:
     split = SMALL.replace({"kv_heads": 2})
     plan = between(SMALL, split, {}, seed=0, init_std=STD)
     assert [note.split(":")[0] for note in plan.approximate] == ["kv_heads"]
+
+
+@pytest.mark.parametrize("moments", ["reset", {"old": "reset", "new": "reset"}])
+def test_a_reset_where_no_axis_changes(moments: Any) -> None:
+    """The model stays, its moments begin at zero, and all parts are of a new generation: as where an axis changes."""
+    plan = between(SMALL, SMALL, {"moments": moments}, seed=1, init_std=STD)
+    plan = Plan.from_json(plan.to_json())
+    read = trained(SMALL)
+    for name, tensor in SMALL.tensors().items():
+        box = Box.whole(tensor.shape)
+        assert torch.equal(plan.evaluate(name, box, read, dtype=torch.float64), read("weight", name, box))
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert not plan.evaluate(name, box, read, kind).any()
+    old = Generations.first(SMALL)
+    assert (plan.generations(old).count, plan.preserves, plan.operators) == (2, True, ("moments: reset",))
+    assert all(plan.generations(old).present(tensor) == {1} for tensor in SMALL.tensors().values())
+    assert not plan.new_mask("lm_head.weight", Box.whole(SMALL.tensor("lm_head.weight").shape)).any()
+    assert between(SMALL, SMALL, {"moments": "copy"}, seed=1, init_std=STD).steps == ()
+
+
+def test_a_reset_has_no_generation_after_the_last() -> None:
+    full = Generations({axis: ((255, n),) for axis, n in SMALL.sizes.items()}, 256)
+    with pytest.raises(GrowthError, match="at most 256 generations"):
+        between(SMALL, SMALL, {"moments": "reset"}, seed=1, init_std=STD).generations(full)

@@ -28,3 +28,8 @@ def test_uniform() -> None:
 def test_never_changes() -> None:
     """A resumed run of a later version must draw the same."""
     assert keyed(7, "word", 3).item() == VALUE
+
+
+def test_a_seed_is_any_whole_number() -> None:
+    seeds = [-1, -(2**70), 2**64 - 5, 2**70 + 3, 5]
+    assert len({int(keyed(seed, "x")) for seed in seeds}) == len(seeds)
