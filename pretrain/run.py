@@ -60,7 +60,7 @@ class Run:
         self.pacing = Pacing.of(curriculum, self.stage, progress)
         self.ending = Ending.of(curriculum, self.stage, progress.tokens - progress.stage_tokens)
         self._drive(engine, state)
-        self.record: dict[str, float] = {}  # of the newest validation
+        self.record: dict[str, float] = {}  # of the newest validation since the start
         keep = given.checkpoint
         folder = self.folder / "checkpoints"
         self.checkpointer = Checkpointer(folder, None, keep.keep, keep.keep_every, asynchronous=True)
@@ -76,14 +76,14 @@ class Run:
         self.checkpointer.close()
 
     def begin(self, began: float, back: Rollback | None) -> None:
-        """Measure the model as it starts, and finish its growth event when it has just grown.
+        """Measure a model that has made no step yet, and finish its growth event when it has just grown.
 
-        began: when its start did, by the monotonic clock, in seconds.
+        began: when its start did, by the monotonic clock, in seconds. One that resumes was measured when it was saved.
         """
         startup.through("reading, growing")
-        self.record = self.validation()
-        startup.through("validation")
         if not self.state.progress.step:
+            self.record = self.validation()
+            startup.through("validation")
             if self.state.parent:
                 self._finish_event(began)
             self.metrics.log(self.state.progress, **self.record)
@@ -188,6 +188,7 @@ class Run:
 
     def mark_done(self) -> None:
         """The stage is finished: why it ended, and the marker that later stages wait for."""
+        self.record = self.record or self.validation()  # not measured yet: it was killed between its end and this
         if dist.get_rank() == 0:
             layers, planned = self.state.arch.layers, self.stage.at_end().layers
             if layers < planned:
