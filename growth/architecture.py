@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class Architecture:
     the epsilon of the norms). Scalars that are not given take the family's defaults. `rope_frequencies` are those of
     the head_dim / 2 rotary pairs, in radians a position, where they do not follow from rope_theta (empty: they do).
 
-    Raises GrowthError for an unknown family, axis or scalar and for sizes that do not fit together.
+    Raises GrowthError for an unknown family, axis or scalar, for sizes that do not fit together and for scalars that
+    are not positive numbers.
     """
 
     family: str
@@ -53,6 +54,8 @@ class Architecture:
         order = (LAYERS, *table.axes)
         object.__setattr__(self, "sizes", {axis: int(self.sizes[axis]) for axis in order})
         scalars = {**table.default_scalars(self.sizes), **{k: float(v) for k, v in self.scalars.items()}}
+        if wrong := [f"{name} = {value}" for name, value in scalars.items() if not 0 < value < inf]:
+            raise GrowthError(f"{self.family}: {', '.join(wrong)} must be a number above 0 that is not infinite")
         object.__setattr__(self, "scalars", scalars)
         object.__setattr__(self, "rope_frequencies", tuple(map(float, self.rope_frequencies)))
         if self.rope_frequencies:
@@ -61,7 +64,8 @@ class Architecture:
     def _check_frequencies(self) -> None:
         if "rope_theta" not in self.scalars:
             raise GrowthError(f"{self.family} has no rotary embedding, hence no frequencies")
-        if 2 * len(self.rope_frequencies) != self.sizes["head_dim"] or not min(self.rope_frequencies) > 0:
+        right = all(0 < frequency < inf for frequency in self.rope_frequencies)
+        if 2 * len(self.rope_frequencies) != self.sizes["head_dim"] or not right:
             raise GrowthError(
                 f"{self.family}: head_dim = {self.sizes['head_dim']} needs positive rotary frequencies for half as "
                 f"many pairs, not {self.rope_frequencies}"

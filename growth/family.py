@@ -28,6 +28,7 @@ GENERAL: dict[str, str] = {
 }
 RESIDUAL = "hidden"  # the axis of the residual stream
 LAYERS = "layers"
+_MOST, _MOST_LAYERS = 1 << 24, 1 << 16  # indices of an axis, and layers: more is a slip that would fill a memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,9 @@ class Family:
         if unknown := sorted(set(sizes) - wanted):
             raise GrowthError(f"{self.name} has no axis {', '.join(unknown)}: its axes are {', '.join(sorted(wanted))}")
         for axis, size in sizes.items():
-            least = 0 if axis == LAYERS else 1
-            if isinstance(size, bool) or not isinstance(size, int) or size < least:
-                raise GrowthError(f"{self.name}: {axis} = {size!r} must be an integer of at least {least}")
+            least, most = (0, _MOST_LAYERS) if axis == LAYERS else (1, _MOST)
+            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= most:
+                raise GrowthError(f"{self.name}: {axis} = {size!r} must be an integer from {least} to {most:,}")
         self.rule(sizes)
 
     def default_scalars(self, sizes: Mapping[str, int]) -> dict[str, float]:

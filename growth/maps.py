@@ -170,24 +170,45 @@ class AxisMap:
         return data
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> AxisMap:
+    def from_json(data: Mapping[str, Any], new: int) -> AxisMap:
+        """A map onto `new` indices; raises GrowthError for one that is none."""
+        axis, old = data["axis"], data["old"]
+        source = decode_ints(data["source"], new)
+        weight = {role: decode_floats(w, new) for role, w in data["weight"].items()}
+        gradient = {role: decode_floats(g, new) for role, g in data["gradient"].items()}
+        mixes = _mixes_from_json(data["mixes"], old)
+        mix = decode_ints(data["mix"], new)[:, 0]
+        if unknown := sorted({*weight, *gradient, *data["zero"], *mixes} - set(GENERAL)):
+            raise GrowthError(f"{axis}: there is no role {unknown[0]!r}")
+        if any(f.shape != source.shape for table in (weight, gradient) for f in table.values()):
+            raise GrowthError(f"{axis}: there must be a factor for each source")
+        _check_sources(axis, source, old)
+        for rows in mixes.values():
+            _check_sources(axis, mix, len(rows))
         return AxisMap(
-            data["axis"],
-            data["old"],
-            decode_ints(data["source"]),
-            {role: decode_floats(w) for role, w in data["weight"].items()},
-            {role: decode_floats(g) for role, g in data["gradient"].items()},
-            decode_floats(data["born"])[:, 0].astype(bool),
+            axis,
+            old,
+            source,
+            weight,
+            gradient,
+            decode_floats(data["born"], new)[:, 0].astype(bool),
             frozenset(data["zero"]),
-            _mixes_from_json(data["mixes"]),
-            decode_ints(data["mix"])[:, 0],
+            mixes,
+            mix,
             data["noise"],
-            decode_floats(data["ahead"])[:, 0].astype(bool),
+            decode_floats(data["ahead"], new)[:, 0].astype(bool),
         )
 
 
-def _mixes_from_json(data: Mapping[str, Any]) -> dict[str, Floats]:
-    found = {role: decode_matrix(rows) for role, rows in data.items() if not isinstance(rows, str)}
+def _check_sources(what: str, source: Ints, old: int) -> None:
+    if source.size and (source.max() >= old or source.min() < -1):
+        raise GrowthError(f"{what}: a source lies outside the {old} old ones")
+
+
+def _mixes_from_json(data: Mapping[str, Any], old: int) -> dict[str, Floats]:
+    found = {role: decode_matrix(rows, old) for role, rows in data.items() if not isinstance(rows, str)}
+    if unknown := sorted({rows for rows in data.values() if isinstance(rows, str)} - set(found)):
+        raise GrowthError(f"linear combinations as those of {unknown[0]!r}, which has none")
     return {role: found[rows] if isinstance(rows, str) else found[role] for role, rows in data.items()}
 
 
@@ -247,12 +268,17 @@ class LayerMap:
         }
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> LayerMap:
+    def from_json(data: Mapping[str, Any], new: int) -> LayerMap:
+        """A map onto `new` layers; raises GrowthError for one that is none."""
+        source, coefficient = decode_ints(data["source"], new), decode_floats(data["coefficient"], new)
+        _check_sources("layers", source, data["old"])
+        if coefficient.shape != source.shape:
+            raise GrowthError("layers: there must be a coefficient for each source")
         return LayerMap(
             data["old"],
-            decode_ints(data["source"]),
-            decode_floats(data["coefficient"]),
-            decode_floats(data["zero_branch"])[:, 0].astype(bool),
-            decode_floats(data["born"])[:, 0].astype(bool),
-            decode_floats(data["noise"])[:, 0],
+            source,
+            coefficient,
+            decode_floats(data["zero_branch"], new)[:, 0].astype(bool),
+            decode_floats(data["born"], new)[:, 0].astype(bool),
+            decode_floats(data["noise"], new)[:, 0],
         )

@@ -187,14 +187,15 @@ class Plan:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
-        """Raises GrowthError for a plan of another format."""
+        """Raises GrowthError for a plan of another format, and for one whose steps do not fit together."""
         if data["format"] != FORMAT:
             raise GrowthError(f"the plan has format {data['format']}, but this version reads format {FORMAT}")
         old = Architecture.from_json(data["old"]) if data["old"] else None
         steps: list[Step] = []
         for step in data["steps"]:
             before = steps[-1].new if steps else old
-            assert before is not None
+            if before is None:
+                raise GrowthError("a plan without a parent has no steps")
             steps.append(Step.from_json(before, step))
         return Plan(old, Architecture.from_json(data["new"]), tuple(steps), data["seed"], data["init_std"])
 

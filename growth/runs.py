@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from growth.errors import GrowthError
 
 
 def encode_ints(columns: NDArray[np.int64]) -> list[list[list[int]]]:
@@ -31,8 +33,9 @@ def _int_runs(values: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def decode_ints(columns: Iterable[Iterable[Sequence[int]]]) -> NDArray[np.int64]:
-    """The inverse of encode_ints."""
+def decode_ints(columns: Sequence[Sequence[Sequence[int]]], size: int) -> NDArray[np.int64]:
+    """The inverse of encode_ints: [size, K]. Raises GrowthError for columns of another length, and for none."""
+    _check_counts([[count for _, count, _ in column] for column in columns], size)
     none = np.zeros(0, dtype=np.int64)
     decoded = [
         np.concatenate([none, *(first + step * np.arange(count) for first, count, step in column)])
@@ -51,10 +54,17 @@ def encode_floats(columns: NDArray[Any]) -> list[list[list[float]]]:
     return encoded
 
 
-def decode_floats(columns: Iterable[Iterable[Sequence[float]]]) -> NDArray[np.float64]:
-    """The inverse of encode_floats."""
-    decoded = [np.repeat([r[0] for r in runs], [int(r[1]) for r in runs]) for runs in map(list, columns)]
-    return np.stack(decoded, axis=1).astype(np.float64) if decoded else np.zeros((0, 0))
+def decode_floats(columns: Sequence[Sequence[Sequence[float]]], size: int) -> NDArray[np.float64]:
+    """The inverse of encode_floats: [size, K]. Raises GrowthError for columns of another length, and for none."""
+    _check_counts([[count for _, count in column] for column in columns], size)
+    decoded = [np.repeat([float(value) for value, _ in column], [int(n) for _, n in column]) for column in columns]
+    return np.stack(decoded, axis=1).astype(np.float64)
+
+
+def _check_counts(columns: Sequence[Sequence[float]], size: int) -> None:
+    """Before anything of these lengths is made."""
+    if not columns or any(sum(counts) != size or not all(n >= 1 for n in counts) for counts in columns):
+        raise GrowthError(f"a map of {size} indices has {len(columns)} columns, and not each of that many")
 
 
 def encode_matrix(matrix: NDArray[np.float64]) -> list[list[list[float]]] | dict[str, Any]:
@@ -68,8 +78,11 @@ def encode_matrix(matrix: NDArray[np.float64]) -> list[list[list[float]]] | dict
     return {"shape": list(matrix.shape), "dtype": values.dtype.str, "base64": b64encode(values.tobytes()).decode()}
 
 
-def decode_matrix(data: Sequence[Any] | Mapping[str, Any]) -> NDArray[np.float64]:
-    """The inverse of encode_matrix."""
+def decode_matrix(data: Sequence[Any] | Mapping[str, Any], size: int) -> NDArray[np.float64]:
+    """The inverse of encode_matrix: [n, size]. Raises GrowthError for rows of another length."""
     if not isinstance(data, Mapping):
-        return decode_floats(data).T
-    return np.frombuffer(b64decode(data["base64"]), data["dtype"]).reshape(data["shape"]).astype(np.float64)
+        return decode_floats(data, size).T if data else np.zeros((0, size))
+    values = np.frombuffer(b64decode(data["base64"]), data["dtype"]).astype(np.float64)
+    if data["shape"] != [len(values) // max(size, 1), size] or len(values) % max(size, 1):
+        raise GrowthError(f"a matrix of {len(values)} elements and shape {data['shape']} has no rows of {size}")
+    return values.reshape(-1, size)

@@ -78,13 +78,17 @@ class Step:
 
     @staticmethod
     def from_json(old: Architecture, data: Mapping[str, Any]) -> Step:
-        maps = [AxisMap.from_json(m) for m in data["axes"]]
+        """Raises GrowthError for a step that does not lead from the old sizes to its new ones."""
+        new = Architecture.from_json(data["new"])
+        if unknown := sorted({m["axis"] for m in data["axes"]} - set(new.table.axes)):
+            raise GrowthError(f"{new.family} has no axis {unknown[0]!r}")
+        maps = [AxisMap.from_json(m, new.sizes[m["axis"]]) for m in data["axes"]]
         return Step(
             old,
-            Architecture.from_json(data["new"]),
+            new,
             tuple(data["operators"]),
             data["preserves"],
-            LayerMap.from_json(data["layers"]) if data["layers"] else None,
+            LayerMap.from_json(data["layers"], new.layers) if data["layers"] else None,
             {m.axis: m for m in maps},
             Moments(*data["moments"]),
             tuple(data["approximate"]),

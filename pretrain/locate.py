@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pretrain.checkpoint import Found, check, find, is_done
+from pretrain.checkpoint import Found, check, find, is_done, model_of
 from pretrain.checkpoint.find import step_of
 from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.errors import UserError
@@ -16,7 +16,7 @@ def locate(path: Path, finished: bool = False) -> Path:
     Raises UserError where there is none, CorruptCheckpoint when the checkpoint that was named is no good.
     """
     if (path / MANIFEST).exists() or step_of(path) is not None:
-        check(path)
+        model_of(check(path), path)
         return path
     for folder in (path, path / "checkpoints"):
         if any(step_of(p) is not None for p in _folders(folder)):
@@ -47,6 +47,7 @@ def _age(manifest: Manifest) -> tuple[int, int, int]:
 def _newest(found: Found, where: Path) -> Path:
     for path, reason in found.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    if found.path is None:
+    if found.path is None or found.manifest is None:
         raise UserError(f"{where}: none of its checkpoints verifies")
+    model_of(found.manifest, found.path)
     return found.path

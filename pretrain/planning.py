@@ -9,7 +9,7 @@ from typing import Any
 import growth
 from growth import Architecture, Plan
 from pretrain import factors
-from pretrain.checkpoint import Manifest, Reader, find, is_done
+from pretrain.checkpoint import Manifest, Reader, find, is_done, model_of
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import layout_of
 from pretrain.errors import UserError
@@ -57,13 +57,14 @@ def finished(curriculum: Curriculum, parent: Stage) -> Manifest:
         raise UserError(
             f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}"
         )
-    manifest = find(folder / "checkpoints").manifest
-    if manifest is None:
+    found = find(folder / "checkpoints")
+    if found.path is None or found.manifest is None:
         raise UserError(
             f"{folder / 'checkpoints'}: the parent stage {parent.name!r} has no checkpoint that verifies: "
             f"restore it, or move {folder} away and run it again, {command}"
         )
-    return manifest
+    model_of(found.manifest, found.path)
+    return found.manifest
 
 
 def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, tokenizer: Tokenizer | None) -> Plan:

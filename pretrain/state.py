@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from growth import Architecture, Box, Generations, Kept, Plan
-from pretrain.checkpoint import KINDS, ManifestFields, Reader, pieces
+from pretrain.checkpoint import KINDS, CorruptCheckpoint, ManifestFields, Reader, model_of, pieces
 from pretrain.checkpoint.heap import given_back
 from pretrain.guard import Health
 from pretrain.optim.schedule import Pace
@@ -90,12 +90,15 @@ class State:
 
     @staticmethod
     def from_reader(reader: Reader) -> State:
-        """The state that a checkpoint holds."""
+        """The state that a checkpoint holds; raises CorruptCheckpoint when it holds none, or none that makes sense."""
         m = reader.manifest
+        arch = model_of(m, reader.path)
+        if not m.generations:
+            raise CorruptCheckpoint(f"{reader.path}: it has tensors, and nothing is said of a run that made them")
         progress = dict(m.progress)
         health = Health.from_json(progress.pop("health", {}))
         return State(
-            Architecture.from_json(m.architecture),
+            arch,
             Generations.from_json(m.generations),
             tuple(Birth.from_json(b) for b in m.generations["each"]),
             Progress(**{**progress, "held_out": tuple(progress.get("held_out", ()))}),

@@ -5,6 +5,7 @@ from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
 from pretrain.checkpoint.flat import flat_boxes, flat_range, pieces
 from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State
+from pretrain.checkpoint.model import model_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint
 from pretrain.checkpoint.writer import Source, Writer
@@ -29,6 +30,7 @@ __all__ = [
     "flat_range",
     "is_done",
     "mark_done",
+    "model_of",
     "pieces",
     "restore",
     "step_folder",

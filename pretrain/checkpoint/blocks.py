@@ -11,8 +11,10 @@ import torch
 import xxhash
 
 from pretrain.checkpoint.manifest import CorruptCheckpoint, StoredFile
+from pretrain.checkpoint.places import BLOCK
 
-BLOCK = 1 << 20
+__all__ = ["BLOCK", "BlockReader", "BlockWriter"]
+
 AHEAD = 8 << 20  # bytes that the disk is given to do at a time, ahead of when they are waited for
 
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range

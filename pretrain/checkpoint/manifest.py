@@ -7,14 +7,15 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from growth.box import Box
+from pretrain import documents
+from pretrain.checkpoint import schema
+from pretrain.checkpoint.places import check_places
 from pretrain.errors import UserError
 
 FORMAT_VERSION = 1
@@ -125,8 +126,8 @@ class Manifest(State):
     def build(step: int, fields: ManifestFields, records: Sequence[FileRecord]) -> "Manifest":
         """The manifest of files just written.
 
-        Raises ValueError when the boxes of a kind do not tile every tensor exactly once: a layout that is wrong
-        must not become a checkpoint.
+        Raises ValueError when the boxes of a kind do not tile every tensor exactly once, or do not fill the files: a
+        layout that is wrong must not become a checkpoint, and what is written can be read.
         """
         boxes: dict[str, dict[str, list[StoredBox]]] = {name: {} for name in fields.shapes}
         for record in records:
@@ -138,13 +139,9 @@ class Manifest(State):
         tensors = {}
         for name, shape in fields.shapes.items():
             ordered = {kind: tuple(sorted(boxes[name].get(kind, ()), key=lambda b: b.box)) for kind in kinds}
-            tilings = {
-                tuple(b.box for b in stored): kind for kind, stored in ordered.items()
-            }  # often one for all kinds
-            for tiling, kind in tilings.items():
-                check_tiling(f"{kind} {name}", tuple(shape), tiling)
             tensors[name] = TensorEntry(tuple(shape), ordered)
-        files = {r.name: r.file for r in sorted(records, key=lambda r: r.name)}
+        files = {r.name: r.file for r in sorted(records, key=lambda r: r.name) if r.boxes}
+        check_places(tensors, files)
         manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.frozen().state())
         return dataclasses.replace(manifest, hash=_hash(manifest._body()))
 
@@ -154,16 +151,18 @@ class Manifest(State):
 
     @staticmethod
     def from_bytes(data: bytes, where: Path) -> "Manifest":
-        """Parses and verifies `manifest.json`.
+        """Parses and verifies `manifest.json`: all of it, before any of the files that it names is opened.
 
         Raises CorruptCheckpoint when it is not what was written, UserError when its format is newer than this code.
         """
         try:
-            body = json.loads(data)
-            version, found = body["format_version"], body.pop("hash")
-        except (ValueError, TypeError, KeyError) as error:
-            raise CorruptCheckpoint(f"{where}: no manifest of a checkpoint ({error!r})") from error
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+            body = documents.parse(data, where)
+        except UserError as error:
+            raise CorruptCheckpoint(f"{where}: no manifest of a checkpoint ({error})") from error
+        if not isinstance(body, dict) or type(body.get("format_version")) is not int or "hash" not in body:
+            raise CorruptCheckpoint(f"{where}: no manifest of a checkpoint")
+        version, found = body["format_version"], body.pop("hash")
+        if version > FORMAT_VERSION:
             raise UserError(
                 f"{where}: format version {version}, and this Cambium reads up to {FORMAT_VERSION}: "
                 "update Cambium to read this checkpoint"
@@ -171,11 +170,12 @@ class Manifest(State):
         if _hash(body) != found:
             raise CorruptCheckpoint(f"{where}: the manifest's hash does not match its content")
         try:
-            return _from_body(body, found)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CorruptCheckpoint(
-                f"{where}: not the manifest of a format {version} checkpoint ({error!r})"
-            ) from error
+            manifest = _from_body(documents.checked(schema.Manifest, body, where), found)
+            check_places(manifest.tensors, manifest.files)
+        except (UserError, ValueError) as error:
+            problem = str(error).removeprefix(f"{where}: ")
+            raise CorruptCheckpoint(f"{where}: not the manifest of a format {version} checkpoint: {problem}") from error
+        return manifest
 
     @staticmethod
     def load(checkpoint: Path) -> "Manifest":
@@ -204,11 +204,9 @@ class Manifest(State):
 
 
 def _from_body(body: Mapping[str, Any], found: str) -> Manifest:
+    """Of a body that schema.Manifest has found right; raises ValueError for a box that is none."""
     tensors = {
-        name: TensorEntry(
-            tuple(t["shape"]),
-            {k: tuple(StoredBox(f, o, Box(tuple(a), tuple(b))) for f, o, a, b in v) for k, v in t["boxes"].items()},
-        )
+        name: TensorEntry(tuple(t["shape"]), {k: tuple(_box(*b) for b in v) for k, v in t["boxes"].items()})
         for name, t in body["tensors"].items()
     }
     files = {name: StoredFile(f["size"], tuple(f["blocks"])) for name, f in body["files"].items()}
@@ -216,6 +214,13 @@ def _from_body(body: Mapping[str, Any], found: str) -> Manifest:
     return Manifest(
         step=body["step"], tensors=tensors, files=files, hash=found, format_version=body["format_version"], **state
     )
+
+
+def _box(file: Any, offset: Any, start: Any, stop: Any) -> StoredBox:
+    right = type(file) is str and type(offset) is int and type(start) is list and type(stop) is list
+    if not right or not all(type(n) is int and abs(n) < 1 << 62 for n in (offset, *start, *stop)):
+        raise ValueError(f"no box: {documents.show([file, offset, start, stop])}")
+    return StoredBox(file, offset, Box(tuple(start), tuple(stop)))
 
 
 def canonical(value: Any) -> bytes:
@@ -230,29 +235,3 @@ def plain(value: Any) -> Any:
 
 def _hash(body: Any) -> str:
     return xxhash.xxh3_128_hexdigest(canonical(body))
-
-
-def check_tiling(what: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
-    """Raises ValueError unless the boxes cover every element of the shape exactly once."""
-    size, dims = len(boxes), len(shape)
-    starts = np.array([b.start for b in boxes], dtype=np.int64).reshape(size, dims)
-    stops = np.array([b.stop for b in boxes], dtype=np.int64).reshape(size, dims)
-
-    def words(i: int) -> str:
-        return f"{boxes[i].start}:{boxes[i].stop}"
-
-    outside = np.any((starts < 0) | (starts >= stops) | (stops > np.array(shape, dtype=np.int64)), axis=1)
-    if outside.any():
-        raise ValueError(f"{what}: box {words(int(outside.argmax()))} is empty or outside of shape {shape}")
-    for begin in range(0, size, 512):
-        some = slice(begin, begin + 512)
-        low = np.maximum(starts[some, None], starts[None])
-        overlap = np.all(low < np.minimum(stops[some, None], stops[None]), axis=2)
-        rows = np.arange(len(overlap))
-        overlap[rows, rows + begin] = False
-        if overlap.any():
-            row, other = np.unravel_index(int(overlap.argmax()), overlap.shape)
-            raise ValueError(f"{what}: {words(int(row) + begin)} and {words(int(other))} overlap")
-    covered, whole = int((stops - starts).prod(axis=1).sum()), prod(shape)
-    if covered != whole:
-        raise ValueError(f"{what}: the boxes hold {covered} of the {whole} elements of shape {shape}")

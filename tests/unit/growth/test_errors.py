@@ -19,7 +19,7 @@ SMALL = Architecture("llama2", SIZES)
     [
         ({"heads": 3}, "heads = 3 is not a multiple of kv_heads = 2"),
         ({"head_dim": 5}, "head_dim = 5 is odd"),
-        ({"ffn": 0}, "ffn = 0 must be an integer of at least 1"),
+        ({"ffn": 0}, "ffn = 0 must be an integer from 1 to"),
         ({"ffn": 2.5}, "ffn = 2.5 must be an integer"),
         ({"width": 3}, "llama2 has no axis width"),
     ],

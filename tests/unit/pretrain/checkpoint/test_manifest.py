@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from growth.box import Box
 from pretrain.checkpoint import CorruptCheckpoint, FileRecord, Manifest
-from pretrain.checkpoint.manifest import StoredFile, canonical, check_tiling
+from pretrain.checkpoint.manifest import StoredFile, canonical
+from pretrain.checkpoint.places import check_tiling
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import fields_of, partition, shapes
 
@@ -16,7 +17,8 @@ HERE = Path("checkpoint/manifest.json")
 
 
 def manifest() -> Manifest:
-    record = FileRecord("weight", "weight-00000.safetensors", StoredFile(96, ("00",)), (("a", Box.whole((2, 3)), 72),))
+    file = StoredFile(96, ("0" * 32,))
+    record = FileRecord("weight", "weight-00000.safetensors", file, (("a", Box.whole((2, 3)), 72),))
     return Manifest.build(7, fields_of({"a": (2, 3)}), [record])
 
 

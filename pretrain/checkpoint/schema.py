@@ -1,0 +1,264 @@
+"""What the parts of a manifest are made of: types to check it by before anything in it is used.
+
+A key that is not named here is left alone, but for what becomes the arguments of a constructor (CLOSED).
+"""
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from pretrain.documents import CLOSED, Count, Number, Object, Positive, Text
+
+FILE_NAME = r"^(weight|exp_avg|exp_avg_sq)-[0-9]{5,12}\.safetensors$"
+
+Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
+FileName = Annotated[str, Field(strict=True, pattern=FILE_NAME)]
+Whole = Annotated[int, Field(strict=True, ge=-1, le=1 << 62)]
+Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
+Numbers = list[Number]
+
+
+class Shape(TypedDict):
+    """Of growth.Architecture.to_json."""
+
+    family: Text
+    sizes: dict[Text, Count]
+    scalars: dict[Text, Number]
+    rope_frequencies: NotRequired[Numbers]
+
+
+@with_config(CLOSED)
+class Pace(TypedDict):
+    """Of pretrain.optim.schedule.Pace."""
+
+    since: Count
+    position: Number
+    until: Count
+    warmup_from: NotRequired[Count]
+    warmup_tokens: NotRequired[Count]
+    factor: NotRequired[Number]
+    weight_decay: NotRequired[Number | None]
+
+
+@with_config(CLOSED)
+class Birth(TypedDict):
+    """Of pretrain.state.Birth."""
+
+    birth_tokens: Count
+    stage: Text
+    adam_step: Count
+    birth_step: NotRequired[Count]
+    pace: NotRequired[Pace | None]
+
+
+class Generations(TypedDict):
+    """Of growth.Generations, and a birth for each."""
+
+    births: NotRequired[dict[Text, list[Run]]]
+    count: NotRequired[Count]
+    each: NotRequired[list[Birth]]
+
+
+@with_config(CLOSED)
+class Health(TypedDict):
+    """Of pretrain.guard.Health."""
+
+    losses: NotRequired[Numbers]
+    grad_norms: NotRequired[Numbers]
+    skipped: NotRequired[Count]
+    rollbacks: NotRequired[Count]
+    good: NotRequired[Count]
+
+
+@with_config(CLOSED)
+class Progress(TypedDict):
+    """Of pretrain.state.Progress, and the health beside it."""
+
+    step: NotRequired[Count]
+    stage_tokens: NotRequired[Count]
+    tokens: NotRequired[Count]
+    flops: NotRequired[Number]
+    seconds: NotRequired[Number]
+    held_out: NotRequired[Numbers]
+    health: NotRequired[Health]
+
+
+class Cursor(TypedDict):
+    """Of pretrain.data.windows.WindowedStream."""
+
+    epoch: NotRequired[Count]
+    document: NotRequired[Count]
+    token: NotRequired[Count]
+    byte: NotRequired[Count]
+    sentence: NotRequired[Count]
+    drawn: NotRequired[Count]
+    next: NotRequired[dict[Text, Count] | None]
+    corpus: NotRequired[Text]
+    tokenizer: NotRequired[Text]
+
+
+class Vocabulary(TypedDict):
+    """What is known of the vocabulary of an imported model."""
+
+    order: Literal["merge age", "identity"]
+    tokenizer: Text | None
+    reason: Text | None
+
+
+class Imported(TypedDict):
+    """The import of a model, in place of a growth event."""
+
+    name: Text
+    config: Object
+    vocabulary: Vocabulary
+    shard_order: NotRequired[Literal["modules", "sorted"]]
+
+
+@with_config(CLOSED)
+class Certificate(TypedDict):
+    """Of growth.certificate.Certificate.to_json."""
+
+    operators: list[Text]
+    claims: bool
+    error: Number
+    tolerance: Number
+    loss_before: Number
+    loss_after: Number
+    dead: dict[Text, Run]
+    locked: dict[Text, Annotated[Numbers, Field(min_length=2, max_length=2)]]
+    approximate: list[Text]
+    bits_per_byte_before: NotRequired[Number | None]
+    bits_per_byte_after: NotRequired[Number | None]
+    grad_norm_before: NotRequired[Number | None]
+    grad_norm_after: NotRequired[Number | None]
+    preserved: bool
+    dead_share: Number
+
+
+IntRuns = list[list[Annotated[list[Whole], Field(min_length=3, max_length=3)]]]
+"""Columns of runs [first, count, step]."""
+NumberRuns = list[list[Annotated[list[Number | bool], Field(min_length=2, max_length=2)]]]
+"""Columns of runs [value, count]."""
+
+
+class Matrix(TypedDict):
+    """Packed, as growth.runs.encode_matrix has it."""
+
+    shape: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    dtype: Literal["<f4", "<f8"]
+    base64: Text
+
+
+class AxisMap(TypedDict):
+    """Of growth.maps.AxisMap.to_json."""
+
+    axis: Text
+    old: Count
+    source: IntRuns
+    weight: dict[Text, NumberRuns]
+    gradient: dict[Text, NumberRuns]
+    born: NumberRuns
+    zero: list[Text]
+    mixes: dict[Text, Text | Matrix | NumberRuns]
+    mix: IntRuns
+    noise: Number
+    ahead: NumberRuns
+
+
+class LayerMap(TypedDict):
+    """Of growth.maps.LayerMap.to_json."""
+
+    old: Count
+    source: IntRuns
+    coefficient: NumberRuns
+    zero_branch: NumberRuns
+    born: NumberRuns
+    noise: NumberRuns
+
+
+class Step(TypedDict):
+    """Of growth.step.Step.to_json."""
+
+    new: Shape
+    operators: list[Text]
+    preserves: bool
+    layers: LayerMap | None
+    axes: list[AxisMap]
+    moments: Annotated[list[Text], Field(min_length=2, max_length=2)]
+    approximate: list[Text]
+
+
+class Plan(TypedDict):
+    """Of growth.Plan.to_json."""
+
+    format: Count
+    old: Shape | None
+    new: Shape
+    seed: Annotated[int, Field(strict=True)]
+    init_std: Number
+    steps: list[Step]
+
+
+class Event(TypedDict):
+    """A growth event, or what the lineage began with."""
+
+    stage: Text
+    plan: NotRequired[Plan]
+    certificate: NotRequired[Certificate | None]
+    seconds: NotRequired[Number]
+    clip_scale: NotRequired[Number]
+    imported: NotRequired[Imported]
+
+
+class Config(TypedDict):
+    """The resolved configuration, as far as it is read without being checked as a configuration."""
+
+    data: NotRequired[Object]
+    model: NotRequired[Object]
+    parallel: NotRequired[Object]
+    train: NotRequired[Object]
+
+
+class Parent(TypedDict):
+    """The checkpoint that a stage started from."""
+
+    path: Text
+    hash: Text
+
+
+class State(TypedDict):
+    """What a run tells about itself."""
+
+    architecture: Shape
+    stage: Text
+    events: list[Event]
+    generations: Generations
+    cursor: Cursor
+    progress: Progress
+    config: Config
+    parent: Parent | None
+
+
+class Tensor(TypedDict):
+    """The shape of a tensor and its boxes, [file, offset, start, stop], by kind."""
+
+    shape: Annotated[list[Positive], Field(max_length=8)]
+    boxes: dict[Kind, list[Annotated[list[Any], Field(min_length=4, max_length=4)]]]
+
+
+class File(TypedDict):
+    """The size of a file and the hashes of its blocks."""
+
+    size: Positive
+    blocks: list[Hash]
+
+
+class Manifest(State):
+    """All of manifest.json but its hash."""
+
+    format_version: Positive
+    step: Count
+    tensors: dict[Text, Tensor]
+    files: dict[FileName, File]
