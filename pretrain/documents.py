@@ -37,7 +37,7 @@ def parse(data: bytes, where: Path | str) -> Any:
         if b"\\ud" in data.lower():  # half a character, which no output takes
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON, or damaged: {error}") from error
+        raise UserError(f"{where} is damaged, or no JSON: {error}") from error
     return value
 
 
@@ -61,7 +61,7 @@ def checked(kind: Any, value: Any, where: Path | str) -> Any:
         problem = error.errors(include_url=False)[0]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
         what = "missing" if problem["type"] == "missing" else f"{_words(problem['msg'])}, not {show(problem['input'])}"
-        raise UserError(f"{where}: {_one_line(f'{place}: ' if place else '')}{what}") from error
+        raise UserError(f"{where}: {one_line(f'{place[:SHOWN]}: ' if place else '')}{what}") from error
     return value
 
 
@@ -84,6 +84,11 @@ def finite(value: T) -> T | None:
     return value
 
 
+def one_line(text: str) -> str:
+    """What a document says, in an error: what is no character to be read is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = SHOWN
 
@@ -95,10 +100,6 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def _words(message: str) -> str:
     return message.removeprefix("Input ").removeprefix("Value error, ")
-
-
-def _one_line(text: str) -> str:
-    return text.encode("unicode_escape").decode()[: 2 * SHOWN]
 
 
 def _refused(name: str) -> float:

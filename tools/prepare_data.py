@@ -23,6 +23,9 @@ from pretrain.data.byte_level import is_byte_level
 from pretrain.data.encoders import ByteLevelEncoder, Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import ALL, Source
+from pretrain.errors import UserError
+
+VOCAB_SIZE = 32_000
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,17 +42,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="to use instead of training one: a SentencePiece BPE model with byte fallback, or the tokenizer.json (or "
         "its folder) of a model with a byte-level BPE, whose vocabulary cannot grow",
     )
-    parser.add_argument(
-        "--vocab-size", type=int, default=32_000, help="pieces of a trained tokenizer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--text-key", default="text", help="JSON, Parquet: the column with the text (default: %(default)s)"
-    )
+    parser.add_argument("--vocab-size", type=int, help=f"pieces of a trained tokenizer (default: {VOCAB_SIZE})")
+    parser.add_argument("--text-key", help="JSON, Parquet, data sets: the column with the text (default: text)")
     parser.add_argument(
         "--document",
         choices=("line", "paragraph", "file"),
-        default="paragraph",
-        help="text files: what is a document (default: %(default)s)",
+        help="text files: what is a document (default: paragraph)",
     )
     parser.add_argument("--dataset", help="instead of files: a data set of the Hugging Face hub, or its folder")
     parser.add_argument(
@@ -69,24 +67,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(options: argparse.Namespace) -> cli.Answer:
-    """Raises UserError for what cannot be prepared."""
+    """Raises UserError for what cannot be prepared, and for an option that would have no effect."""
+    source = Source(
+        tuple(options.files),
+        "text" if options.text_key is None else options.text_key,
+        options.document or "paragraph",
+        split=options.split,
+        join=options.join,
+        dataset=options.dataset,
+    )
+    for option, given, has_effect, what in (
+        ("--cased", options.cased, options.wordpiece, "WordPiece: add --wordpiece"),
+        ("--vocab-size", options.vocab_size is not None, not options.tokenizer, "a tokenizer that is trained here"),
+        ("--document", options.document, source.kind == "text", "text files"),
+        ("--text-key", options.text_key is not None, source.kind != "text", "JSON, Parquet and data sets"),
+    ):
+        if given and not has_effect:
+            raise UserError(f"{option} is only for {what}")
+    size = VOCAB_SIZE if options.vocab_size is None else options.vocab_size
     encoder: Encoder[Any]
     if options.wordpiece:
-        encoder = WordPieceEncoder(options.tokenizer, options.vocab_size, lowercase=not options.cased)
+        encoder = WordPieceEncoder(options.tokenizer, size, lowercase=not options.cased)
     elif options.tokenizer and is_byte_level(options.tokenizer):
         encoder = ByteLevelEncoder(options.tokenizer)
     else:
-        encoder = SentencePieceEncoder(options.tokenizer, options.vocab_size)
+        encoder = SentencePieceEncoder(options.tokenizer, size)
     with _Bars(disable=not sys.stderr.isatty()) as bars:
         description, existed = prepare(
-            Source(
-                tuple(options.files),
-                options.text_key,
-                options.document,
-                split=options.split,
-                join=options.join,
-                dataset=options.dataset,
-            ),
+            source,
             options.output,
             encoder,
             threads=options.workers,

@@ -143,7 +143,7 @@ class Manifest(State):
         files = {r.name: r.file for r in sorted(records, key=lambda r: r.name) if r.boxes}
         check_places(tensors, files)
         manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.frozen().state())
-        return dataclasses.replace(manifest, hash=_hash(manifest._body()))
+        return dataclasses.replace(manifest, hash=digest(manifest._body()))
 
     def to_bytes(self) -> bytes:
         """The content of `manifest.json`."""
@@ -167,13 +167,13 @@ class Manifest(State):
                 f"{where}: format version {version}, and this Cambium reads up to {FORMAT_VERSION}: "
                 "update Cambium to read this checkpoint"
             )
-        if _hash(body) != found:
+        if digest(body) != found:
             raise CorruptCheckpoint(f"{where}: the manifest's hash does not match its content")
         try:
             manifest = _from_body(documents.checked(schema.Manifest, body, where), found)
             check_places(manifest.tensors, manifest.files)
         except (UserError, ValueError) as error:
-            problem = str(error).removeprefix(f"{where}: ")
+            problem = documents.one_line(str(error).removeprefix(f"{where}: "))
             raise CorruptCheckpoint(f"{where}: not the manifest of a format {version} checkpoint: {problem}") from error
         return manifest
 
@@ -233,5 +233,6 @@ def plain(value: Any) -> Any:
     return json.loads(canonical(value))
 
 
-def _hash(body: Any) -> str:
+def digest(body: Any) -> str:
+    """The hash of a manifest's body."""
     return xxhash.xxh3_128_hexdigest(canonical(body))

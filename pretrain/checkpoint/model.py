@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from growth import Architecture, Generations, GrowthError, Plan
+from pretrain import documents
 from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
 
 
@@ -26,7 +27,8 @@ def model_of(manifest: Manifest, where: Path) -> Architecture:
             if "plan" in event:
                 Plan.from_json(event["plan"])
     except ValueError as error:
-        raise CorruptCheckpoint(f"{where}: what the manifest says does not belong together: {error}") from error
+        problem = documents.one_line(str(error))
+        raise CorruptCheckpoint(f"{where}: what the manifest says is not of one model: {problem}") from error
     return arch
 
 

@@ -16,11 +16,13 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
+from pretrain import documents
 from pretrain.data.tokenizer import MODEL_FILE, Segmentation
 from pretrain.errors import UserError
 
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+LARGEST = 1 << 24  # ids; there is a table of them
 
 
 def is_byte_level(path: Path) -> bool:
@@ -37,19 +39,21 @@ class ByteLevel:
         """data: the content of a tokenizer.json; eos: the piece that ends a document, or its id; name: what errors call
         it."""
         self.data, self.name = data, name
+        found = documents.checked(documents.Object, documents.parse(data, name), name)
         try:
-            found = json.loads(data)
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
         except Exception as error:  # the library raises Exception itself
-            raise UserError(f"{name} is no tokenizer.json ({error})") from error
+            raise UserError(f"{name} is no tokenizer.json ({documents.one_line(str(error))})") from error
         _check_supported(found, name)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not 0 < len(pieces) <= max(pieces.values()) + 1 <= LARGEST:
+            raise UserError(f"{name} has {len(pieces)} pieces with ids up to {max(pieces.values(), default=0)}")
         piece = self._tokenizer.id_to_token(eos) if isinstance(eos, int) else eos
         if piece not in pieces:
-            raise UserError(f"{name} has no end-of-text piece {eos!r}: documents could not be told apart")
+            raise UserError(f"{name} has no end-of-text piece {documents.show(eos)}: documents could not be told apart")
         self.size = max(pieces.values()) + 1
         self.eos_piece, self.eos = piece, pieces[piece]
         self.piece_bytes: NDArray[np.int32] = np.zeros(self.size, dtype=np.int32)
@@ -119,9 +123,9 @@ class ByteLevel:
 
 
 def _check_supported(found: dict[str, Any], name: str) -> None:
-    before, after = (list(_parts(found.get(key))) for key in ("pre_tokenizer", "decoder"))
+    before, after = (list(_parts(_object(found.get(key)))) for key in ("pre_tokenizer", "decoder"))
     problems = {
-        "it is no BPE": (found.get("model") or {}).get("type") != "BPE",
+        "it is no BPE": _object(found.get("model")).get("type") != "BPE",
         "its pieces are not of bytes": not any(part.get("type") == "ByteLevel" for part in after),
         "it puts a space before the text": any(part.get("add_prefix_space") for part in before),
     }
@@ -130,27 +134,31 @@ def _check_supported(found: dict[str, Any], name: str) -> None:
             raise UserError(f"{name} cannot be used: {problem}; a SentencePiece BPE or a byte-level BPE can")
 
 
-def _parts(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+def _parts(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The steps of a sequence of steps, or the one step."""
     if step:
         yield step
-        for inner in [*step.get("pretokenizers", []), *step.get("decoders", [])]:
-            yield from _parts(inner)
+        for key in ("pretokenizers", "decoders"):
+            for inner in step[key] if isinstance(step.get(key), list) else ():
+                yield from _parts(_object(inner))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _eos(folder: Path) -> str | int:
     """The end-of-text piece or its id, from the first file that names it."""
     for name in (CONFIG_FILE, "special_tokens_map.json", "generation_config.json", "config.json"):
-        try:
-            found = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
+        if not (folder / name).is_file():
             continue
+        found = documents.read(folder / name, documents.Object)
         piece, number = found.get("eos_token"), found.get("eos_token_id")
         if isinstance(piece, dict):
             piece = piece.get("content")
         if isinstance(number, list) and number:
             number = number[0]
         for eos in (piece, number):
-            if isinstance(eos, (str, int)):
+            if isinstance(eos, str) or (type(eos) is int and 0 <= eos < LARGEST):
                 return eos
     raise UserError(f"{folder}: no file says which piece ends a text (eos_token in {CONFIG_FILE})")

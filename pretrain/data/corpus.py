@@ -10,11 +10,14 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from pretrain import documents
 from pretrain.data.byte_level import ByteLevel, is_byte_level
 from pretrain.data.indexed import AGAIN, IndexedTokens
 from pretrain.data.permute import permuted
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.documents import Count
 from pretrain.errors import UserError
 
 TOKENS = "tokens"  # tokens.bin, tokens.idx
@@ -64,14 +67,7 @@ class AnyCorpus(ABC, Generic[T]):
                 f"{path} is not a prepared corpus (it has no {DESCRIPTION}):"
                 f" make it with tools/prepare_data.py --output {path}"
             )
-        try:
-            description = json.loads((path / DESCRIPTION).read_text())
-        except ValueError as error:
-            raise UserError(f"{path / DESCRIPTION} is damaged ({error}): {AGAIN}") from error
-        if description.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{path / DESCRIPTION} has format {description.get('format_version')}, not {FORMAT_VERSION}: {AGAIN}"
-            )
+        description = _description(path / DESCRIPTION)
         tokenizer = cls.load_tokenizer(path / TOKENIZER)
         if description["tokenizer"] != tokenizer.hash:
             raise UserError(f"{path / TOKENIZER} is not the tokenizer of {path / TOKENS}.bin: {AGAIN}")
@@ -97,6 +93,28 @@ class AnyCorpus(ABC, Generic[T]):
         """Tells corpora apart: of their tokens and tokenizers, not of the names of files."""
         parts = [self.description[key] for key in ("xxh3_128", "tokenizer", "documents", "tokens")]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
+
+
+class _Description(TypedDict):
+    """What a corpus must say of itself."""
+
+    documents: Count
+    tokens: Count
+    bytes: Count
+    tokenizer: str
+    xxh3_128: str
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = documents.read(path, documents.Object)
+        if found.get("format_version") != FORMAT_VERSION:
+            told = documents.show(found.get("format_version"))
+            raise UserError(f"{path} has format {told}, not {FORMAT_VERSION}")
+        documents.checked(_Description, found, path)
+    except UserError as error:
+        raise UserError(f"{error}: {AGAIN}") from error
+    return found
 
 
 class Corpus(AnyCorpus[Tokenizer | ByteLevel]):

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.byte_level import JSON_FILE, ByteLevel
+from pretrain.data.byte_level import JSON_FILE, LARGEST, ByteLevel
 from pretrain.data.corpus import AnyTokenizer
 from pretrain.data.sentences import sentences
 from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
@@ -37,6 +37,11 @@ class Encoder(ABC, Generic[T]):
     file: str  # the tokenizer's, written last
     given: T | None
     vocab_size: int
+
+    def check_size(self) -> None:
+        """Raise UserError for a vocabulary that cannot be trained."""
+        if not self.given and not 1 <= self.vocab_size <= LARGEST:
+            raise UserError(f"--vocab-size {self.vocab_size}: a tokenizer has 1 to {LARGEST:,} pieces")
 
     def request(self) -> dict[str, Any]:
         """What the tokens depend on, for JSON."""

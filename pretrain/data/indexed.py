@@ -57,6 +57,8 @@ class IndexedTokens:
         magic, version, code, sequences, bounds = HEADER.unpack(header)
         if magic != MAGIC or version != VERSION or code not in DTYPES:
             raise UserError(f"{idx} is not a Megatron index of int32 or uint16 tokens")
+        if not bounds:
+            raise UserError(f"{idx} has no bounds of documents: {AGAIN}")
         self.dtype = DTYPES[code]
         expected = HEADER.size + 12 * sequences + 8 * bounds
         if idx.stat().st_size != expected:
@@ -84,14 +86,21 @@ class IndexedTokens:
 
     def starts(self, sequences: NDArray[np.integer]) -> NDArray[np.int64]:
         """Where sequences start in the file, in tokens; the sequence after the last starts at its end."""
+        if not len(self._offsets):
+            return np.zeros(len(sequences), dtype=np.int64)
         inside = np.minimum(sequences, len(self._offsets) - 1)
         start = self._offsets[inside] // self.dtype.itemsize
         return np.where(sequences == inside, start, self.tokens)
 
     def document_ranges(self, documents: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where documents start in the file, and their lengths, in tokens."""
-        start = self.starts(self.bounds[documents])
-        return start, self.starts(self.bounds[documents + 1]) - start
+        """Where documents start in the file, and their lengths, in tokens. Raises UserError for damaged bounds."""
+        first, last = self.bounds[documents], self.bounds[documents + 1]
+        if len(first) and not (first.min() >= 0 and (first <= last).all() and last.max() <= len(self.lengths)):
+            raise UserError(
+                f"{self.bin_path.with_suffix('.idx')} is damaged: it has documents outside of the file: {AGAIN}"
+            )
+        start = self.starts(first)
+        return start, self.starts(last) - start
 
     def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int32]:
         """The tokens of ranges of the file, one after the other (int32). Raises UserError on ranges outside of it."""

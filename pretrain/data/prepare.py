@@ -14,20 +14,46 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from pydantic import with_config
+from typing_extensions import TypedDict
 
+from pretrain import documents
 from pretrain.checkpoint.atomic import Lock
 from pretrain.data.corpus import DESCRIPTION, FORMAT_VERSION, TOKENIZER, TOKENS, AnyTokenizer
 from pretrain.data.encoders import Encoder
 from pretrain.data.indexed import token_dtype, write_index
 from pretrain.data.sources import Source
+from pretrain.documents import CLOSED, Count
 from pretrain.errors import UserError
 
 JOURNAL, LOCK = "journal.json", "lock"
 LENGTHS, COUNTS = "lengths.bin", "counts.bin"  # of sequences and documents (int32), until the index is written
 EVERY = 16 << 20  # bytes of text between two entries of the journal
+THREADS = 1024  # at most
 CHECKED = 1 << 20  # characters of text on which a tokenizer is checked
 
 Progress = Callable[[str, int, int], None]  # stage ("tokenizer" or "tokens"), documents and bytes since the last call
+
+
+class Prepared(TypedDict):
+    """Of a corpus's description, what is told of it."""
+
+    request: dict[str, Any]
+    documents: Count
+    bytes: Count
+    tokens: Count
+    vocab_size: Count
+
+
+@with_config(CLOSED)
+class Rows(TypedDict):
+    """Of a journal."""
+
+    rows: Count
+    documents: Count
+    sequences: Count
+    tokens: Count
+    bytes: Count
 
 
 @dataclass
@@ -56,6 +82,9 @@ def prepare(
     Raises UserError if ``output`` holds something else, if there is no text, if the tokenizer does not do, if another
     process is preparing the same output, or if a file cannot be read or written.
     """
+    encoder.check_size()
+    if not 1 <= threads <= THREADS:
+        raise UserError(f"--workers {threads}: give 1 to {THREADS}")
     request = {"source": source.describe(), **encoder.request()}
     if output.exists():
         return _existing(output, request), True
@@ -83,25 +112,34 @@ def prepare(
 
 def _existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        description = json.loads((output / DESCRIPTION).read_text())
-        found = description["request"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{output} exists and is no corpus: choose another --output") from None
+        description = documents.read(output / DESCRIPTION, Prepared)
+    except UserError as error:
+        raise UserError(f"{output} exists and is no corpus: choose another --output ({error})") from None
+    found = description["request"]
     if found != request:
         changed = [key for key in {**found, **request} if found.get(key) != request.get(key)]
         raise UserError(
             f"{output} was prepared from another {' and '.join(changed)}: remove it or choose another --output"
         )
-    return description
+    return dict(description)
 
 
 def _drop_other_request(partial: Path, request: dict[str, Any]) -> None:
     """What an interrupted run left is of use only to the same request."""
     file = partial / "request.json"
-    if not file.exists() or json.loads(file.read_text()) != request:
+    if _left(file, documents.Object) != request:
         (partial / JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(partial / TOKENIZER, ignore_errors=True)
         _write_json(file, request)
+
+
+def _left(file: Path, kind: Any) -> dict[str, Any] | None:
+    """What an interrupted run has written down; None where it is not there or damaged, so that all is done again."""
+    try:
+        found: dict[str, Any] = documents.read(file, kind)
+    except UserError:
+        return None
+    return found
 
 
 def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int, progress: Progress) -> AnyTokenizer:
@@ -138,7 +176,7 @@ def _encode(
     partial: Path, source: Source, encoder: Encoder[Any], tokenizer: AnyTokenizer, threads: int, progress: Progress
 ) -> Journal:
     journal_file = partial / JOURNAL
-    done = Journal(**json.loads(journal_file.read_text())) if journal_file.exists() else Journal()
+    done = Journal(**(_left(journal_file, Rows) or {}))
     dtype = token_dtype(tokenizer.size)
     with (
         open(partial / f"{TOKENS}.bin", "ab") as tokens,

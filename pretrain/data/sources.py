@@ -3,6 +3,8 @@
 Only a data set that is asked for by name is downloaded; files are streamed from where they are.
 """
 
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Literal
 
 import xxhash
 
+from pretrain.documents import one_line
 from pretrain.errors import UserError
 
 Document = Literal["line", "paragraph", "file"]
@@ -17,6 +20,9 @@ KINDS = {".txt": "text", ".text": "text", ".md": "text", ".json": "json", ".json
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 ALL = "train"  # the split that ``datasets`` puts local files into
 BATCH = 256  # documents
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, TypeError, RuntimeError, LookupError)
+"""What ``datasets`` and the decompressors raise for a file that is not what its name says, or is cut off; RuntimeError
+is that of a file without a row."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Source:
         for file in self.files:
             if not file.is_file():
                 raise UserError(f"{file} does not exist or is no file")
+            if not file.stat().st_size:
+                raise UserError(f"{file} is empty: leave it out")
         kinds = {_kind(file) for file in self.files}
         if len(kinds) > 1:
             raise UserError(
@@ -70,23 +78,28 @@ class Source:
 
     def batches(self, skip: int = 0) -> Iterator[list[str]]:
         """The documents but the first ``skip``, some at a time; "" for one without text."""
+        column = "text" if self.kind == "text" else self.key
+        for batch in self._batches(skip * self.join):
+            if column not in batch:
+                raise UserError(f"{self} has no column {column!r} (it has {', '.join(batch)}): give --text-key")
+            texts = batch[column]
+            if not all(text is None or isinstance(text, str) for text in texts):
+                raise UserError(f"column {column!r} of {self} is not text: give --text-key")
+            rows = ["" if text is None or text.isspace() else text for text in texts]
+            if self.join > 1:
+                rows = ["\n".join(filter(None, rows[i : i + self.join])) for i in range(0, len(rows), self.join)]
+            yield rows
+
+    def _batches(self, skip: int) -> Iterator[dict[str, list[Any]]]:
+        """The rows as columns; UserError for what cannot be read."""
         import datasets  # half a second, and not needed to show --help
 
         datasets.disable_progress_bars()
-        column = "text" if self.kind == "text" else self.key
         try:
-            for batch in self._rows().skip(skip * self.join).iter(batch_size=BATCH * self.join):
-                if column not in batch:
-                    raise UserError(f"{self} has no column {column!r} (it has {', '.join(batch)}): give --text-key")
-                texts = batch[column]
-                if not all(text is None or isinstance(text, str) for text in texts):
-                    raise UserError(f"column {column!r} of {self} is not text: give --text-key")
-                rows = ["" if text is None or text.isspace() else text for text in texts]
-                if self.join > 1:
-                    rows = ["\n".join(filter(None, rows[i : i + self.join])) for i in range(0, len(rows), self.join)]
-                yield rows
-        except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
-            raise UserError(f"cannot read {self}: {error}") from error
+            yield from self._rows().skip(skip).iter(batch_size=BATCH * self.join)
+        except (*DAMAGED, datasets.exceptions.DatasetGenerationError) as error:
+            empty = isinstance(error.__cause__, StopIteration)
+            raise UserError(f"cannot read {self}: {'no row is in it' if empty else _told(error)}") from error
 
     def _rows(self) -> Any:
         import datasets
@@ -109,6 +122,10 @@ def _kind(file: Path) -> str:
             f"{file}: the kind is not known by its name; it must end in {', '.join(KINDS)}"
             f" (then {', '.join(COMPRESSED)} or nothing)"
         ) from None
+
+
+def _told(error: BaseException) -> str:
+    return one_line(str(error)) or type(error).__name__
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -21,7 +21,9 @@ import xxhash
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as spm
+from typing_extensions import TypedDict
 
+from pretrain import documents
 from pretrain.data.merge_age import SPACE, MergeAge, Piece, merge_age
 from pretrain.data.ragged import ragged
 from pretrain.errors import UserError
@@ -57,6 +59,12 @@ class Segmentation:
     def piece(self, t: int) -> list[int]:
         """The pieces of piece t."""
         return self.flat[self.offsets[t] : self.offsets[t] + self.lengths[t]].tolist()
+
+
+class Order(TypedDict):
+    """What is kept of the order of the pieces."""
+
+    hash: str
 
 
 class Tokenizer:
@@ -107,7 +115,7 @@ class Tokenizer:
             raise UserError(f"cannot read the tokenizer {file}: {error.strerror}") from error
         order = path / ORDER_FILE
         if path.is_dir() and order.exists():
-            saved = json.loads(order.read_text())["hash"]
+            saved = documents.read(order, Order)["hash"]
             if saved != tokenizer.hash:
                 raise UserError(
                     f"{order}: ids were given by order {saved}, but {file} gives {tokenizer.hash}:"
@@ -224,6 +232,7 @@ def _check_supported(model: spm.ModelProto, name: str) -> None:
     problems = {
         "it is no BPE model": trainer.model_type != spm.TrainerSpec.BPE,
         "it has no byte fallback, so a small vocabulary could not write every text": kinds.count(Piece.BYTE) != 256,
+        "it has no piece for what is unknown": Piece.UNKNOWN not in kinds,
         "it has no piece for the space": all(piece.piece != SPACE for piece in model.pieces),
         "it puts the space mark after words": trainer.treat_whitespace_as_suffix,
         "it changes text before it cuts it": bool(normalizer.precompiled_charsmap)

@@ -26,7 +26,9 @@ from tokenizers.models import WordPiece as Model
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
+from typing_extensions import TypedDict
 
+from pretrain import documents
 from pretrain.data.tokenizer import Segmentation
 from pretrain.errors import UserError
 
@@ -35,6 +37,12 @@ ALPHABET = 1000  # characters of a trained vocabulary; others are unknown
 UNUSED = re.compile(r"\[unused\d+\]")
 VOCAB_FILE = "vocab.txt"
 OPTIONS_FILE = "wordpiece.json"
+
+
+class Options(TypedDict):
+    """What is kept beside the vocabulary."""
+
+    lowercase: bool
 
 
 class WordPiece:
@@ -65,7 +73,7 @@ class WordPiece:
         path = Path(path)
         file = path / VOCAB_FILE if path.is_dir() else path
         if path.is_dir() and (path / OPTIONS_FILE).exists():
-            lowercase = json.loads((path / OPTIONS_FILE).read_text())["lowercase"]
+            lowercase = documents.read(path / OPTIONS_FILE, Options)["lowercase"]
         try:
             return cls(file.read_text(encoding="utf-8").splitlines(), lowercase, str(file))
         except (OSError, UnicodeDecodeError) as error:
@@ -92,6 +100,8 @@ class WordPiece:
         )
         fast.train_from_iterator(iter(texts()), trainer)
         ids = fast.get_vocab()
+        if len(ids) > vocab_size:
+            raise UserError(f"specials and characters of this text alone are {len(ids)} pieces: give a --vocab-size")
         if len(ids) < vocab_size:
             raise UserError(
                 f"this text has enough different words for {len(ids)} pieces, not for {vocab_size}: give --vocab-size"

@@ -7,6 +7,7 @@ from growth import Architecture
 from growth.family import family
 from pretrain.hf.biased import architecture_of, sizes_of
 from pretrain.hf.family import HfFamily
+from pretrain.hf.values import positive
 
 SIZES = {
     "vocab": "vocab_size",
@@ -46,7 +47,8 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         "tie_word_embeddings": (True,),
         "quantization_config": (None,),
     }
-    return architecture_of("bert", found, where, SIZES, found.get("layer_norm_eps", 1e-12), fixed, {"labels": 2})
+    eps = positive(found, "layer_norm_eps", 1e-12, where)
+    return architecture_of("bert", found, where, SIZES, eps, fixed, {"labels": 2})
 
 
 BERT = HfFamily(

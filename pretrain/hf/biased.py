@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth import Architecture, GrowthError
+from pretrain.documents import show
 from pretrain.errors import UserError
+from pretrain.hf.values import wholes
 
 
 def sizes_of(arch: Architecture, model: str, keys: Mapping[str, str]) -> dict[str, int]:
@@ -38,14 +40,12 @@ def architecture_of(
 
     Raises UserError naming what cannot be taken over.
     """
-    missing = [key for key in keys.values() if not isinstance(found.get(key), int)]
-    if missing:
-        raise UserError(f"{where}: {', '.join(missing)} must be there, as whole numbers")
+    given = wholes(found, list(keys.values()), where)
     other = [key for key, values in fixed.items() if found.get(key, values[0]) not in values]
     if other:
-        told = ", ".join(f"{key} = {found[key]!r}" for key in other)
+        told = ", ".join(f"{key} = {show(found[key])}" for key in other)
         raise UserError(f"{where}: {told}: Cambium's {family} has no such thing, so this model cannot be imported")
-    sizes = {axis: found[key] for axis, key in keys.items()} | dict(constant)
+    sizes = {axis: given[key] for axis, key in keys.items()} | dict(constant)
     if sizes["hidden"] % sizes["heads"]:
         raise UserError(f"{where}: {sizes['hidden']} channels cannot be divided into {sizes['heads']} heads")
     sizes["head_dim"] = sizes["hidden"] // sizes["heads"]

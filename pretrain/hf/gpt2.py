@@ -7,6 +7,7 @@ from growth import Architecture
 from pretrain.hf.biased import architecture_of, sizes_of
 from pretrain.hf.family import HfFamily
 from pretrain.hf.stored import Stored
+from pretrain.hf.values import positive, whole, wholes
 
 LAYER = "transformer.h.{layer}."
 PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -52,8 +53,9 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         "tie_word_embeddings": (True,),
         "quantization_config": (None,),
     }
-    ffn = {"ffn": found.get("n_inner") or 4 * found.get("n_embd", 0)}
-    return architecture_of("gpt2", found, where, SIZES, found.get("layer_norm_epsilon", 1e-5), fixed, ffn)
+    ffn = whole(found, "n_inner", 4 * wholes(found, ["n_embd"], where)["n_embd"], where)
+    eps = positive(found, "layer_norm_epsilon", 1e-5, where)
+    return architecture_of("gpt2", found, where, SIZES, eps, fixed, {"ffn": ffn})
 
 
 GPT2 = HfFamily(

@@ -1,6 +1,5 @@
 """A Hugging Face folder as the finished first stage of a run: a model that others trained, to be grown."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from growth import Architecture, Box, Generations
+from pretrain import documents
 from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
-from pretrain.data.byte_level import ByteLevel, is_byte_level
+from pretrain.data.byte_level import CONFIG_FILE, ByteLevel, is_byte_level
 from pretrain.data.corpus import TOKENIZER
 from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
 from pretrain.data.wordpiece import VOCAB_FILE, WordPiece
@@ -23,6 +23,7 @@ from pretrain.errors import UserError
 from pretrain.hf import FAMILIES, HfFamily
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import FILES, lowercase
+from pretrain.hf.values import Kept, TokenizerConfig
 from pretrain.hf.weights import HfWeights
 from pretrain.state import Birth, Progress, State
 
@@ -44,43 +45,65 @@ def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
     Streams; stopped and called again, it goes on. Raises UserError for a folder that is no model of a known family,
     has pickles for weights or anything that cannot be taken over, and when the stage has begun otherwise.
     """
-    config = _config(source)
-    family, arch = _architecture(source, config)
     target = step_folder(stage / "checkpoints", 0)
     if others := [path for path in steps(stage / "checkpoints") if path != target]:
         raise UserError(f"{stage} is a stage that has begun already ({others[0].name}): name another one")
-    weights = HfWeights(source, family, arch)
-    vocabulary, rows = _vocabulary(source, arch)
+    model = look(source, progress)
     event = {
         "stage": stage.name,
         "imported": {
             "name": source.resolve().name,
-            "config": config,
-            "dtypes": sorted(weights.dtypes),
-            "files": weights.identity(),
-            "shard_order": weights.shard_order,
-            "vocabulary": vocabulary,
+            "config": model.config,
+            "dtypes": sorted(model.weights.dtypes),
+            "files": model.weights.identity(),
+            "shard_order": model.weights.shard_order,
+            "vocabulary": model.vocabulary,
         },
     }
     manifest = _same(target, event)
     existed = manifest is not None
     if manifest is None:
-        manifest = _write(target, stage.name, arch, weights, rows, event, progress)
+        manifest = _write(target, stage.name, model, event, progress)
     _finish(source, stage, manifest, event)
-    return Imported(target, existed, arch.parameters(), manifest.size, vocabulary)
+    return Imported(target, existed, model.arch.parameters(), manifest.size, model.vocabulary)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder that can be imported. vocabulary: see Imported; rows: for each row of the checkpoint's vocabulary that
+    of the folder's (None: the same)."""
+
+    config: dict[str, Any]
+    arch: Architecture
+    weights: HfWeights
+    vocabulary: dict[str, Any]
+    rows: NDArray[np.int64] | None
+
+
+def look(source: Path, progress: bool = False) -> Model:
+    """Everything in a folder, checked before anything is made of it; raises UserError as `import_model` does."""
+    config = _config(source)
+    family, arch = _architecture(source, config)
+    weights = HfWeights(source, family, arch)
+    _check_tokenizer_files(source)
+    vocabulary, rows = _vocabulary(source, arch)
+    weights.check_finite(progress)
+    return Model(config, arch, weights, vocabulary, rows)
 
 
 def _config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: name the folder of a model in Hugging Face's format") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no config of a model")
+    if not path.is_file():
+        raise UserError(f"{path} is not there: name the folder of a model in Hugging Face's format")
+    found: dict[str, Any] = documents.read(path, Kept)
     return found
+
+
+def _check_tokenizer_files(source: Path) -> None:
+    """What goes along as it is, is read by others; damage must be found while the original is at hand."""
+    for name in FILES:
+        if name.endswith(".json") and (source / name).is_file():
+            documents.read(source / name, TokenizerConfig if name == CONFIG_FILE else documents.Object)
 
 
 def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfFamily, Architecture]:
@@ -88,7 +111,8 @@ def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfFamily, Archi
         if config.get("model_type") == family.model_type:
             return family, family.architecture(config, str(source / "config.json"))
     known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
-    raise UserError(f"{source / 'config.json'}: model_type {config.get('model_type')!r} is not known; known: {known}")
+    told = documents.show(config.get("model_type"))
+    raise UserError(f"{source / 'config.json'}: model_type {told} is not known; known: {known}")
 
 
 def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
@@ -124,17 +148,15 @@ def _as_it_is(source: Path, arch: Architecture, reason: str) -> dict[str, Any]:
 def _write(
     target: Path,
     stage: str,
-    arch: Architecture,
-    weights: HfWeights,
-    rows: NDArray[np.int64] | None,
+    model: Model,
     event: dict[str, Any],
     progress: bool,
 ) -> Manifest:
+    arch, tensors = model.arch, model.arch.tensors()
     state = State(arch, Generations.first(arch), (Birth(0, stage, 0),), Progress(), None, (event,))
-    tensors = arch.tensors()
 
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return reordered(partial(weights.read, name), tensors[name], rows, box)
+        return reordered(partial(model.weights.read, name), tensors[name], model.rows, box)
 
     return write_checkpoint(target, 0, ["weight"], read, state.fields(stage, {}, [0]), event, progress=progress)
 

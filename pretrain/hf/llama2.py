@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth import Architecture, GrowthError
+from pretrain.documents import show
 from pretrain.errors import UserError
 from pretrain.hf.family import HfFamily
+from pretrain.hf.values import mapping, positive, positives, whole, wholes
 
 LAYER = "model.layers.{layer}."
 ROWS = (
@@ -70,12 +72,10 @@ def _is_table(rope: Mapping[str, Any]) -> bool:
 
 def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     """Of a config.json of any version of transformers. Raises UserError naming what cannot be taken over."""
-    missing = [key for key in SIZES.values() if not isinstance(found.get(key), int)]
-    if missing:
-        raise UserError(f"{where}: {', '.join(missing)} must be there, as whole numbers")
+    given = wholes(found, list(SIZES.values()), where)
     # transformers 5 writes rope_parameters; where the older rope_scaling says anything, it counts instead.
     rope_key = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
-    rope = found.get(rope_key) or {}
+    rope = mapping(found, rope_key, where)
     kind = rope.get("rope_type", rope.get("type", "default"))
     table = kind == LONGROPE and _is_table(rope)
     other = {
@@ -87,24 +87,21 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         "quantization_config": bool(found.get("quantization_config")),
     }
     if any(other.values()):
-        told = ", ".join(f"{key} = {found[key]!r}" for key, differs in other.items() if differs)
+        told = ", ".join(f"{key} = {show(found[key])}" for key, differs in other.items() if differs)
         raise UserError(
             f"{where}: {told}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings (or a table of "
             "frequencies), an output layer of its own and weights that are not quantized, so it cannot be imported"
         )
-    sizes = {axis: found[key] for axis, key in SIZES.items()}
-    sizes["kv_heads"] = found.get("num_key_value_heads") or sizes["heads"]
-    sizes["head_dim"] = found.get("head_dim") or sizes["hidden"] // sizes["heads"]
-    eps = found.get("rms_norm_eps", 1e-6)
-    theta = rope.get("rope_theta", found.get("rope_theta", 10_000.0))
-    for key, value in (("rms_norm_eps", eps), ("rope_theta", theta)):
-        if type(value) not in (int, float):
-            raise UserError(f"{where}: {key} = {value!r} is no number")
+    sizes = {axis: given[key] for axis, key in SIZES.items()}
+    sizes["kv_heads"] = whole(found, "num_key_value_heads", sizes["heads"], where)
+    sizes["head_dim"] = whole(found, "head_dim", sizes["hidden"] // sizes["heads"], where)
+    eps = positive(found, "rms_norm_eps", 1e-6, where)
+    theta = positive(rope if "rope_theta" in rope else found, "rope_theta", 10_000.0, where)
     try:
         arch = Architecture("llama2", sizes, {"norm_eps": eps, "rope_theta": theta})
         if not table:
             return arch
-        factors = rope[FACTORS[0]]
+        factors = positives(rope, FACTORS[0], where)
         if 2 * len(factors) != sizes["head_dim"]:
             raise UserError(f"{where}: {FACTORS[0]} has {len(factors)} factors and head_dim is {sizes['head_dim']}")
         return arch.replace(rope_frequencies=tuple((arch.frequencies() / factors).tolist()))

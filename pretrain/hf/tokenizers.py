@@ -1,6 +1,5 @@
 """Which tokenizer a checkpoint's rows belong to, and in which order an exported model has them."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain import documents
 from pretrain.checkpoint import Manifest
 from pretrain.data.bert import BertCorpus, BertStream
 from pretrain.data.byte_level import ByteLevel, is_byte_level
@@ -20,6 +20,7 @@ from pretrain.data.stream import Stream
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.wordpiece import WordPiece
 from pretrain.errors import UserError
+from pretrain.hf.values import TokenizerConfig
 
 FILES = (
     "tokenizer.model",
@@ -148,7 +149,8 @@ def load(family: str, path: Path) -> Tokenizer | ByteLevel | WordPiece:
 def lowercase(folder: Path) -> bool:
     """Whether a WordPiece tokenizer's folder says that text loses its capitals; without a word about it, it does."""
     told = folder / "tokenizer_config.json"
-    return bool(json.loads(told.read_text()).get("do_lower_case", True)) if told.is_file() else True
+    found = documents.read(told, TokenizerConfig).get("do_lower_case") if told.is_file() else None
+    return True if found is None else bool(found)
 
 
 def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | ByteLevel | WordPiece:

@@ -1,6 +1,6 @@
 """The tensors of a Hugging Face folder, read box by box. Only safetensors: no pickle is ever loaded."""
 
-import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 from growth import Architecture, Box
+from pretrain import documents
 from pretrain.checkpoint.flat import pieces
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 from pretrain.hf.family import MODULES, SORTED, HfFamily
 from pretrain.hf.files import CODES, INDEX
+from pretrain.hf.values import Index
+
+FILE = re.compile(r"[\w+=@,-][\w.+=@,-]{0,240}\.safetensors", re.ASCII)
 
 
 class HfWeights:
@@ -27,6 +32,8 @@ class HfWeights:
     def __init__(self, folder: Path, family: HfFamily, arch: Architecture) -> None:
         self.folder = folder
         self.files, self.arch = _files(folder), arch
+        if arch.layers > len(self.files):  # before a list of their tensors is made
+            raise UserError(f"{folder}: the config has {arch.layers} layers, and there are {len(self.files)} tensors")
         # A folder of the model without its output layer, as openai-community/gpt2, has the names without the base.
         base = "" if any(name.startswith(family.base) for name in self.files) else family.base
         wanted = {name.removeprefix(base): family.stored(name) for name in family.names(arch)}
@@ -35,7 +42,8 @@ class HfWeights:
         if missing := sorted(set(wanted) - found):
             raise UserError(f"{folder}: {len(missing)} tensor(s) of the config are not there, such as {missing[0]}")
         if unknown := sorted(found - set(wanted)):
-            raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {unknown[0]}")
+            first = documents.one_line(unknown[0])
+            raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {first}")
         self.dtypes = set()
         for name, stored in wanted.items():
             with self._tensor(name) as piece:
@@ -60,6 +68,18 @@ class HfWeights:
         row, stored = self._rows[name]
         found = self._read(row, stored.place(self.arch, name, box))
         return found.T.contiguous() if stored.turned else found
+
+    def check_finite(self, progress: bool = False) -> None:
+        """Reads every weight; raises UserError naming the first tensor that has one that is no number, or infinite."""
+        total = 4 * self.arch.parameters()
+        with tqdm(total=total, unit="B", unit_scale=True, desc="are all weights finite", disable=not progress) as bar:
+            for row in dict.fromkeys(row for row, _ in self._rows.values()):
+                with self._tensor(row) as piece:
+                    shape = tuple(piece.get_shape())
+                for box in pieces(Box.whole(shape), PIECE):
+                    if not self._read(row, box).isfinite().all():
+                        raise UserError(f"{self.folder / self.files[row]}: {row} has weights that are NaN or infinite")
+                    bar.update(4 * box.numel)
 
     def identity(self) -> dict[str, list[int]]:
         """File -> size and time of its last change, to know the same folder again without reading it."""
@@ -97,14 +117,13 @@ class HfWeights:
 def _files(folder: Path) -> dict[str, str]:
     """Tensor -> file."""
     if (folder / INDEX).is_file():
-        try:
-            found = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / INDEX} is damaged ({error!r})") from error
+        found: dict[str, str] = documents.read(folder / INDEX, Index)["weight_map"]
         for file in sorted(set(found.values())):
-            if Path(file).name != file or not (folder / file).is_file():
+            if not FILE.fullmatch(file):
+                raise UserError(f"{folder / INDEX}: {documents.show(file)} is no name of a safetensors file beside it")
+            if not (folder / file).is_file():
                 raise UserError(f"{folder / file}: the index names it, and it is not there")
-        return dict(found)
+        return found
     single = folder / "model.safetensors"
     if single.is_file():
         with _opened(single) as file:

@@ -1,6 +1,7 @@
 """The command line: what it prints, and its exit codes."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, exit code 2, nothing left under the output's name."""
     (tmp_path / "x.txt").write_text("")
     assert main([str(tmp_path / "x.txt"), "--output", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("error: there is no text in")
+    assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 
@@ -44,3 +45,27 @@ def test_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert corpus.tokenizer.decode(corpus.read(*corpus.tokens.document_ranges(np.array([7])))).startswith(
         "It was the 7"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["--cased"], "--cased is only for WordPiece"),
+        (["--wordpiece", "--tokenizer", "vocab.txt", "--vocab-size", "9"], "--vocab-size is only"),
+        (["--text-key", "body"], "--text-key is only for"),
+        *((["--vocab-size", size], f"--vocab-size {size}: a tokenizer has 1") for size in ("0", "-1", "99999999999")),
+        (["--wordpiece", "--vocab-size", "0"], "--vocab-size 0: a tokenizer has 1"),
+        (["--wordpiece", "--vocab-size", "3"], "alone are .* pieces: give a --vocab-size"),
+        (["--workers", "0"], "--workers 0: give 1 to"),
+        (["--workers", "99999"], "--workers 99999: give 1 to"),
+    ],
+)
+def test_options_without_effect_or_sense(
+    given: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.txt").write_text("some text, and more of it")
+    assert main([str(tmp_path / "x.txt"), "--output", str(tmp_path / "out"), *given]) == 2
+    told = capsys.readouterr().err
+    assert re.search(why, told)
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()

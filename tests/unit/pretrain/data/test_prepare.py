@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_refused_sources(tmp_path: Path, given: Path) -> None:
     for tokenizer in (given, None):
         with pytest.raises(UserError, match=r"no text in .*empty\.txt"):
             prepare(Source((empty,)), tmp_path / "out", SentencePieceEncoder(tokenizer))
-        with pytest.raises(UserError, match=r"no text in .*zero\.txt"):
+        with pytest.raises(UserError, match=r"zero\.txt is empty"):
             prepare(Source((file("zero.txt", b""),)), tmp_path / "out", SentencePieceEncoder(tokenizer))
     cases = [
         (lambda: Source((tmp_path / "none.txt",)), r"none\.txt does not exist"),
@@ -237,6 +238,14 @@ def test_refused_sources(tmp_path: Path, given: Path) -> None:
         (lambda: list(Source((good,), key="body").batches()), r"no column 'body' \(it has text, n\): give --text-key"),
         (lambda: list(Source((good,), key="n").batches()), "'n' of .* is not text"),
         (lambda: list(Source((file("bad.jsonl", b"{no json"),)).batches()), r"cannot read .*bad\.jsonl"),
+        (
+            lambda: list(Source((file("none.jsonl.gz", gzip.compress(b"")),)).batches()),
+            r"cannot read .*none.*: no row is in it",
+        ),
+        (lambda: list(Source((file("cut.jsonl.gz", gzip.compress(b"{}" * 99)[:-9]),)).batches()), r"cut\.jsonl\.gz"),
+        (lambda: list(Source((file("flip.jsonl.gz", gzip.compress(b"{}")[:12] + b"??"),)).batches()), r"flip\.jsonl"),
+        (lambda: list(Source((file("cut.jsonl.xz", lzma.compress(b"{}" * 99)[:-9]),)).batches()), r"cut\.jsonl\.xz"),
+        (lambda: list(Source((file("zero.jsonl", b""),)).batches()), r"zero\.jsonl is empty"),
         (lambda: list(Source((file("bad.parquet", b"PAR1"),)).batches()), r"cannot read .*bad\.parquet"),
         (lambda: list(Source((file("latin.txt", b"caf\xe9 \xff"),)).batches()), r"cannot read .*latin\.txt"),
     ]

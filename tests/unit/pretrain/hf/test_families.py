@@ -132,7 +132,7 @@ def test_what_transformers_cannot_express(tmp_path: Path) -> None:
     config = hf_family("bert").config(BERT)
     with pytest.raises(UserError, match="hidden_act = 'relu'"):
         hf_family("bert").architecture({**config, "hidden_act": "relu"}, "config.json")
-    with pytest.raises(UserError, match="n_embd must be there"):
+    with pytest.raises(UserError, match="n_embd = None must be there"):
         hf_family("gpt2").architecture({**hf_family("gpt2").config(GPT2), "n_embd": None}, "config.json")
 
 
