@@ -21,8 +21,7 @@ COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 ALL = "train"  # the split that ``datasets`` puts local files into
 BATCH = 256  # documents
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, TypeError, RuntimeError, LookupError)
-"""What ``datasets`` and the decompressors raise for a file that is not what its name says, or is cut off; RuntimeError
-is that of a file without a row."""
+"""What ``datasets`` and the decompressors raise for a file that is not what its name says, or is cut off."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class Source:
         datasets.disable_progress_bars()
         try:
             yield from self._rows().skip(skip).iter(batch_size=BATCH * self.join)
-        except (*DAMAGED, datasets.exceptions.DatasetGenerationError) as error:
-            empty = isinstance(error.__cause__, StopIteration)
+        except (*DAMAGED, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
+            empty = StopIteration in (type(error), type(error.__cause__))  # what it makes of a file without a row
             raise UserError(f"cannot read {self}: {'no row is in it' if empty else _told(error)}") from error
 
     def _rows(self) -> Any:
