@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ TOLERANCE = 1e-5  # of logits in fp32: rounding, not growth
 
 
 def relative_error(new: torch.Tensor, old: torch.Tensor) -> float:
-    """max |new - old| / max |old|, over two tensors of one shape (logits of the old ids)."""
-    return float((new.double() - old.double()).abs().max() / old.double().abs().max())
+    """max |new - old| / max |old|, over two tensors of one shape (logits of the old ids); of an old model that says
+    nothing but zeros, max |new|."""
+    scale = float(old.double().abs().max())
+    return float((new.double() - old.double()).abs().max()) / (scale or 1.0)
 
 
 def count_dead(
@@ -87,10 +90,20 @@ class Certificate:
     @property
     def grad_norm_ratio(self) -> float | None:
         """By what the event multiplied the gradient's norm; None where it was not measured, or cannot be said."""
-        return self.grad_norm_after / self.grad_norm_before if self.grad_norm_after and self.grad_norm_before else None
+        if not self.grad_norm_after or not self.grad_norm_before:
+            return None
+        ratio = self.grad_norm_after / self.grad_norm_before
+        return ratio if isfinite(ratio) else None
 
     def require(self) -> None:
-        """Raise GrowthError when the plan claims to preserve the function but does not."""
+        """Raise GrowthError when the plan claims to preserve the function but does not, and when what was measured is
+        not finite: then one of the models computes nothing, and no checkpoint could hold the certificate."""
+        if not all(map(isfinite, (self.error, self.loss_before, self.loss_after))):
+            raise GrowthError(
+                f"on held-out text the loss is {self.loss_before:g} before the growth and {self.loss_after:g} after, "
+                f"and the logits differ by {self.error:g}: a model whose output is not finite cannot be grown. The "
+                "parent is untouched; choose an earlier checkpoint of it, or other operators"
+            )
         if self.claims and not self.preserved:
             raise GrowthError(
                 f"growth claims to preserve the function but changes it: logits differ by {self.error:.3g} of their "

@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from pretrain.config import Stage
 from pretrain.data.bert import BertBatch, BertCorpus, BertStream
 from pretrain.data.byte_level import ByteLevel
-from pretrain.data.corpus import AnyCorpus, Corpus, Split
+from pretrain.data.corpus import AnyCorpus, Corpus
+from pretrain.data.counts import training_tokens
 from pretrain.data.masking import Masking
 from pretrain.data.stream import Stream
 from pretrain.data.tokenizer import Tokenizer as SentencePiece
 from pretrain.data.validation import probe, validation_set
 from pretrain.data.wordpiece import WordPiece
+from pretrain.errors import UserError
 from pretrain.samples import Samples, causal
 
 Tokenizer = SentencePiece | ByteLevel | WordPiece
 
-CHUNK = 4096  # documents counted at a time
 BYTES_PER_TOKEN = 4  # of text in English, about
 IGNORED = -100  # the order of a sample that does not count, as torch's cross entropy has it
 
@@ -85,12 +85,8 @@ class Feed(ABC):
 
     def training_tokens(self) -> int:
         """Tokens of all training documents, once, in the stage's segmentation."""
-        tokens, data = self.corpus.tokens, self.stage.data
-        lengths = self.tokenizer.segmentation(self.stage.model.vocab).lengths
-        held_out = Split(tokens.documents, data.validation_fraction, self.stage.seed).validation_documents()
-        training = np.setdiff1d(np.arange(tokens.documents), held_out)
-        chunks = np.split(training, range(CHUNK, len(training), CHUNK))
-        return sum(int(lengths[self.corpus.read(*tokens.document_ranges(chunk))].sum()) for chunk in chunks)
+        stage = self.stage
+        return training_tokens(self.corpus, stage.model.vocab, stage.data.validation_fraction, stage.seed)
 
     def resolved(self) -> Stage:
         """The stage with its budget in tokens, whatever it was given in: whole steps, at least one."""
@@ -179,18 +175,35 @@ class BertFeed(Feed):
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train
         n = max(1, t.eval_bytes // (BYTES_PER_TOKEN * t.seq_len))
-        samples = _padded(self.batch(n), unit)
+        samples = _padded(self._held_out(self.stage.model.vocab, t.seq_len, n), unit)
+        if not samples["mask"].any():
+            raise UserError(
+                f"train.eval_bytes: {t.eval_bytes} bytes are {n} samples of held-out text, and data.mask_rate "
+                f"{self.stage.data.mask_rate:g} masks no token of them; raise either"
+            )
         samples["order"][n:] = IGNORED
         samples["valid"][n:] = 1.0  # attention needs something to see
         return HeldOut(samples, None)
 
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
-        found = _samples(self._stream(vocab, seq_len, True).take(n))
+        found = self._with_labels(vocab, seq_len, n)
         ones = torch.ones_like(found["valid"])
         return {**found, "types": torch.zeros_like(found["types"]), "valid": ones}
 
     def batch(self, n: int) -> Samples:
-        return _samples(self._stream(self.stage.model.vocab, self.stage.train.seq_len, True).take(n))
+        return self._with_labels(self.stage.model.vocab, self.stage.train.seq_len, n)
+
+    def _held_out(self, vocab: int, seq_len: int, n: int) -> Samples:
+        return _samples(self._stream(vocab, seq_len, True).take(n))
+
+    def _with_labels(self, vocab: int, seq_len: int, n: int) -> Samples:
+        """The first n samples; with all tokens masked where the rate masks none, of which there would be no loss."""
+        found = self._held_out(vocab, seq_len, n)
+        if not found["mask"].any():
+            stream = self._stream(vocab, seq_len, True)
+            stream.masking = replace(stream.masking, rate=1.0)
+            found = _samples(stream.take(n))
+        return found
 
 
 def _samples(batch: BertBatch) -> Samples:

@@ -45,15 +45,17 @@ class Health:
         return Health(**{**data, **lists})
 
     def trouble(self, loss: float, grad_norm: float, rules: Guard) -> str:
-        """Why a step must not be made, empty when it may; a spike is one only after a whole window of steps."""
+        """Why a step must not be made, empty when it may; a spike is one only after a whole window of steps,
+        whose median is not 0."""
         for name, value, seen, factor in (
             ("loss", loss, self.losses, rules.loss_spike),
             ("gradient norm", grad_norm, self.grad_norms, rules.grad_spike),
         ):
             if not math.isfinite(value):
                 return f"the {name} is {value}"
-            if factor and len(seen) >= rules.window and value > factor * median(seen):
-                return f"the {name} is {value:.4g}, {value / median(seen):.3g} times the median of {len(seen)} steps"
+            usual = median(seen) if factor and len(seen) >= rules.window else 0.0
+            if factor and value > factor * usual > 0:  # of nothing, everything is a multiple
+                return f"the {name} is {value:.4g}, {value / usual:.3g} times the median of {len(seen)} steps"
         return ""
 
     def after(self, loss: float, grad_norm: float, trouble: str, rules: Guard) -> Health:

@@ -75,11 +75,9 @@ class Metrics:
         """After every optimizer step: values (loss, lr, grad_norm and what else the family has) are of that step alone,
         so that a resumed stage writes what an undisturbed one does; every `log.interval` steps they are a record.
 
-        With `skipped`, no update was made, which is a record at once, of those values that are finite.
+        With `skipped`, no update was made, which is a record at once.
         """
         due = progress.step % self._interval == 0
-        if "skipped" in values:
-            values = {key: value for key, value in values.items() if math.isfinite(value)}
         if due or "skipped" in values:
             self.log(progress, **values, **(self._speed(progress) if due else {}))
         if due:
@@ -88,9 +86,11 @@ class Metrics:
             sink.advance(progress)
 
     def log(self, progress: Progress, **values: float) -> None:
-        """A record at this point, now: a validation, say."""
+        """A record at this point, now: a validation, say. A value that is not finite is left out: JSON has none."""
         place = dict(step=progress.step, tokens=progress.tokens, flops=progress.flops, seconds=progress.seconds)
-        record = {**place, **values}
+        record = {**place, **{key: value for key, value in values.items() if math.isfinite(value)}}
+        if self._sinks and len(record) < len({**place, **values}) and "skipped" not in values:
+            log.warning("at step %d not finite: %s", progress.step, ", ".join(sorted({*values} - {*record})))
         for sink in self._sinks:
             sink.write(record)
         for name, sink in list(self._optional.items()):

@@ -6,11 +6,26 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from pretrain.config import Curriculum, Stage
+from pretrain.data import counts
+from pretrain.distributed import agreed
 from pretrain.engine import Engine
 from pretrain.feed import budget
 from pretrain.optim.frozen import Frozen
 from pretrain.optim.schedule import paced, sharing, still, weight_decays
 from pretrain.state import Progress, State
+
+
+def count_once(curriculum: Curriculum, stage: Stage) -> None:
+    """Rank 0 counts the text of what has its budget in epochs, which reads whole corpora, and tells the others
+    (collective): the stage, those that share its curve, and the one that it grows into."""
+    following = curriculum.stages[curriculum.stages.index(curriculum.stage(stage.name)) + 1 :][:1]
+
+    def count() -> dict[str, int]:
+        for one in (stage, *sharing(curriculum, stage), *(following if stage.train.until == "gstack" else ())):
+            budget(one)
+        return counts.known()
+
+    counts.learn(agreed(count))
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,14 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
 
     ahead: names of stages that will have finished by then; a parent among them is taken as the file declares it.
     Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a corpus unlike the parent's,
-    a vocabulary that cannot be cut and a resume that would change the run; GrowthError for a growth that is impossible.
+    a vocabulary that cannot be cut, held-out text of which nothing can be measured and a resume that would change the
+    run; GrowthError for a growth that is impossible.
     """
     if is_done(curriculum.folder / stage.name):
         return
     layout_of(stage, world)
     feed = open_feed(stage)
+    feed.held_out(1)
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
         compare_for_resume(own.config, stage.to_dict())

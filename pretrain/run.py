@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pretrain import startup
-from pretrain.checkpoint import Checkpointer, mark_done
+from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import Curriculum, Stage, to_yaml
 from pretrain.config.checks import due
 from pretrain.engine import Engine
@@ -87,6 +87,7 @@ class Run:
             if self.state.parent:
                 self._finish_event(began)
             self.metrics.log(self.state.progress, **self.record)
+        self._fields().frozen()  # what could not be saved is not trained
         if back:
             self.metrics.log(self.state.progress, rolled_back_from=back.since)
 
@@ -103,6 +104,7 @@ class Run:
         self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))
         self.record = self.validation()
         self._finish_event(began)
+        self._fields().frozen()
         self.metrics.log(self.state.progress, **self.record)
 
     def step(self) -> str:
@@ -178,13 +180,16 @@ class Run:
             self.state = replace(self.state, health=self.state.health.saved(step))
         if now or regular:
             self.watchdog.beat("checkpoint", step)
-            state = replace(self.state, cursor=self.feed.cursor)
-            fields = state.fields(self.given.name, self.given.to_dict(), self.engine.adam.steps)
-            self.checkpointer.save(step, boxes(self.engine), fields, spare=state.health.good)
+            self.checkpointer.save(step, boxes(self.engine), self._fields(), spare=self.state.health.good)
         saved = self.checkpointer.wait() if now or patching else self.checkpointer.poll()
         if saved:
             seconds = {"checkpoint_stall_seconds": saved.stall_seconds, "checkpoint_seconds": saved.write_seconds}
             self.metrics.log(self.state.progress, **seconds)
+
+    def _fields(self) -> ManifestFields:
+        """What a checkpoint says besides its tensors."""
+        state = replace(self.state, cursor=self.feed.cursor)
+        return state.fields(self.given.name, self.given.to_dict(), self.engine.adam.steps)
 
     def mark_done(self) -> None:
         """The stage is finished: why it ended, and the marker that later stages wait for."""

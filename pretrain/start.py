@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from growth import Architecture, Plan
 from growth.certificate import Certificate
 from pretrain import startup
 from pretrain.checkpoint import CorruptCheckpoint, Found, Reader, find, restore
-from pretrain.checkpoint.atomic import write_file
+from pretrain.checkpoint.atomic import bits_per_byte, write_file
 from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.distributed import agreed
 from pretrain.engine import Adam, Engine
@@ -65,7 +66,7 @@ def start(curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed) -> t
         return _begin(curriculum, stage, layout, feed)
     manifest = agreed(lambda: finished(curriculum, parent))
     plan = plan_of(curriculum, stage, manifest, feed.tokenizer)
-    before = agreed(lambda: _bits_per_byte(curriculum.folder / parent.name))
+    before = agreed(lambda: bits_per_byte(curriculum.folder / parent.name))
     return _grow(_checkpoints(curriculum, parent), plan, grown, stage, layout, feed, before)
 
 
@@ -147,6 +148,7 @@ def _grow(
     t = stage.train
     # Enough micro-batches for an interleaved pipeline; held-out text, the same on every rank.
     length = min(t.seq_len, plan.old.sizes.get("positions", t.seq_len))
+    length -= length % layout.tp if layout.sequence_parallel else 0  # ranks hold equal parts of a sequence
     both = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
     probe = feed.probe(t.micro_batch * layout.pp, both, length)
     batch = feed.batch(t.micro_batch * layout.pp * layout.dp)
@@ -228,11 +230,6 @@ def _before(
     return before
 
 
-def _bits_per_byte(folder: Path) -> float | None:
-    """What a finished stage's last validation measured; None of an imported model."""
-    return json.loads((folder / "DONE").read_text()).get("validation_bits_per_byte")
-
-
 def _say_what_is_missing(found: Found) -> None:
     if dist.get_rank() == 0:
         for path, reason in found.skipped:
@@ -241,20 +238,21 @@ def _say_what_is_missing(found: Found) -> None:
             log.warning("%s has no Adam moments: they start at zero", found.path)
 
 
-def finish_event(folder: Path, state: State, bits_per_byte: float | None, seconds: float) -> State:
+def finish_event(folder: Path, state: State, bits: float | None, seconds: float) -> State:
     """Complete the certificate of the event that has just happened, and keep it in the run folder.
 
-    bits_per_byte is the validation's with the new vocabulary; seconds is what the start took, certificate included.
+    bits are the validation's, per byte, with the new vocabulary; seconds is what the start took, certificate included.
     """
     *earlier, event = state.events
     certificate: Certificate | str = "no certificate: it was grown offline without one; see tools/verify.py --parent"
     if event["certificate"]:
-        certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=bits_per_byte)
+        known = bits if bits is not None and isfinite(bits) else None
+        certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=known)
         event = {**event, "certificate": certificate.to_json()}
     event = {**event, "seconds": seconds}
     if dist.get_rank() == 0:
         path = folder / "events" / f"step-{state.progress.step:08d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, (json.dumps(event, indent=1) + "\n").encode())
+        write_file(path, (json.dumps(event, indent=1, allow_nan=False) + "\n").encode())
         log.info("growth event, %.1f s\n%s", seconds, certificate)
     return replace(state, events=(*earlier, event))

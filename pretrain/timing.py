@@ -40,7 +40,7 @@ def plateau(losses: Sequence[float], rule: Plateau) -> list[float] | None:
         if end < 2 * rule.window:
             return None
         now, before = (sum(losses[end - back * rule.window :][: rule.window]) for back in (1, 2))
-        falls.append(1 - now / before)
+        falls.append(1 - now / before if before else 0.0)  # a loss of nothing cannot fall
     return falls if all(not fall >= rule.threshold for fall in falls) else None
 
 

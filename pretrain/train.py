@@ -17,6 +17,7 @@ from pretrain.config import Curriculum, Stage
 from pretrain.distributed import agreed, layout_of, world_size
 from pretrain.feed import open_feed
 from pretrain.guard import Rollback
+from pretrain.pacing import count_once
 from pretrain.run import Run
 from pretrain.switches import Asked, Switches
 from pretrain.trial import start_with_the_best
@@ -58,6 +59,7 @@ def _train(
     watchdog.beat("start", 0)
     began = time.monotonic()
     layout, feed = layout_of(stage, world_size()), open_feed(stage)
+    count_once(curriculum, stage)
     if back:
         agreed(partial(abandon, folder / "checkpoints", back.good))
     started = start_with_the_best(curriculum, stage, layout, feed, switches, watchdog)

@@ -13,7 +13,6 @@ examples:
 """
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
@@ -26,6 +25,7 @@ from growth import Box, Kept, Plan
 from growth.certificate import Certificate
 from pretrain import cli
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
+from pretrain.checkpoint.atomic import bits_per_byte, is_done
 from pretrain.checkpoint.find import step_of
 from pretrain.checkpoint.manifest import plain
 from pretrain.config import Curriculum, Stage, load
@@ -140,8 +140,8 @@ def _first_of(curriculum: Curriculum, stage: Stage) -> Path:
 
 def _bits_per_byte(checkpoint: Path) -> float | None:
     """What the last validation of the checkpoint's stage measured, if the stage is finished."""
-    done = checkpoint.absolute().parents[1] / "DONE"
-    return json.loads(done.read_text()).get("validation_bits_per_byte") if done.exists() else None
+    stage = checkpoint.absolute().parents[1]
+    return bits_per_byte(stage) if is_done(stage) else None
 
 
 def _same(target: Path, parent: Manifest, plan: Plan, stage: Stage) -> Manifest | None:

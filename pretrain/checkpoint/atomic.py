@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -47,8 +48,25 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def mark_done(folder: Path, info: Mapping[str, Any]) -> None:
-    """Writes a stage's `DONE` marker, a JSON file: the stage is finished."""
-    write_file(folder / "DONE", (json.dumps(info, indent=1) + "\n").encode())
+    """Writes a stage's `DONE` marker, a JSON file: the stage is finished. Numbers that are not finite become null."""
+    known = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in info.items()}
+    write_file(folder / "DONE", (json.dumps(known, indent=1, allow_nan=False) + "\n").encode())
+
+
+def bits_per_byte(folder: Path) -> float | None:
+    """What the last validation of a finished stage measured, by its DONE; None where it does not say.
+
+    An empty DONE is one that somebody made by hand. Raises UserError for one that is damaged.
+    """
+    path = folder / "DONE"
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = (json.loads(text) if text.strip() else {}).get("validation_bits_per_byte")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): empty it, if the stage is finished, or remove it") from None
+    if found is None or (isinstance(found, int | float) and math.isfinite(found)):
+        return found
+    raise UserError(f"{path}: validation_bits_per_byte is {found!r:.60}, no number: empty the file")
 
 
 def is_done(folder: Path) -> bool:

@@ -247,6 +247,11 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             "grow.moments: reset makes all parts new, so that grow.old_lr and grow.new_lr cannot tell them apart; keep "
             "the moments, or change those"
         )
+    if new.parallel.sequence_parallel and 0 < before.positions < new.parallel.tp:
+        yield (
+            f"parallel.tp: {new.parallel.tp} ranks cannot share the {before.positions} positions of stage "
+            f"{old.name!r}, on which its growth is measured; lower it or switch parallel.sequence_parallel off"
+        )
     rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces do not matter here
     ways = {"grow": grow}
     for number, candidate in enumerate(grow.trial.candidates):

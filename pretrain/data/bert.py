@@ -13,7 +13,6 @@ place is
     sentence          the sentence in the document
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +28,6 @@ from pretrain.data.ragged import ragged
 from pretrain.data.windows import WindowedStream
 from pretrain.data.wordpiece import WordPiece
 from pretrain.errors import UserError
-
-log = logging.getLogger(__name__)
 
 Pairs = Literal["nsp", "sop"]
 WINDOW = 1024  # samples, about
@@ -307,6 +304,4 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
     def _after(self, epoch: int, document: int) -> Place:
         if document < self._count:
             return Place(epoch, document)
-        if not self.held_out:
-            log.warning("all %d training documents were read: epoch %d begins", self._count, epoch + 2)
         return Place(epoch + 1)

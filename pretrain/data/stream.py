@@ -12,7 +12,6 @@ across it, the part that is beyond is no target in either stage; nothing is a ta
 Sequences overlap by one token: the last target is the next sequence's first input.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,6 @@ from numpy.typing import NDArray
 
 from pretrain.data.corpus import Corpus, Split
 from pretrain.data.windows import WindowedStream
-
-log = logging.getLogger(__name__)
 
 WINDOW = 256  # sequences
 
@@ -151,5 +148,4 @@ def _full_tokens(corpus: Corpus, split: Split, at: Position, need: int) -> tuple
 def _next_documents(split: Split, at: Position, read: int) -> Position:
     if at.document + read < split.training:
         return Position(at.epoch, at.document + read)
-    log.warning("all %d training documents were read: epoch %d begins", split.training, at.epoch + 2)
     return Position(at.epoch + 1)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.corpus import Corpus, Split
+from pretrain.errors import UserError
 
 LIMIT = 4 << 20  # bytes of text
 
@@ -55,17 +56,23 @@ def probe(corpus: Corpus, n: int, *, vocab: int, seq_len: int, seed: int, valida
 def _validation_ids(
     corpus: Corpus, seed: int, validation: float, limit_bytes: int | None
 ) -> tuple[NDArray[np.int32], int]:
-    """Full-vocabulary ids of the validation text, and its bytes."""
+    """Full-vocabulary ids of the validation text, and its bytes. Raises UserError where that is nothing."""
     starts, counts = corpus.tokens.document_ranges(
         Split(corpus.tokens.documents, validation, seed).validation_documents()
     )
     if limit_bytes is not None:  # every token but eos and the dummy prefix is at least a byte
-        enough = int(np.searchsorted(np.cumsum(counts - 2), limit_bytes)) + 1
+        enough = int(np.searchsorted(np.cumsum(np.maximum(counts - 2, 0)), limit_bytes)) + 1
         starts, counts = starts[:enough], counts[:enough]
     ids = corpus.read(starts, counts)
     size = corpus.tokenizer.piece_bytes[ids].astype(np.int64)
     size[np.cumsum(counts) - counts] -= corpus.tokenizer.prefix_bytes
     ends = np.cumsum(size)
-    if limit_bytes is not None:
-        ids = ids[: np.searchsorted(ends, limit_bytes, side="right")]
-    return ids, int(ends[len(ids) - 1])
+    kept = len(ids) if limit_bytes is None else int(np.searchsorted(ends, limit_bytes, side="right"))
+    if not kept or not ends[kept - 1]:
+        if not len(ends) or not ends[-1]:
+            raise UserError(f"{corpus.path}: the documents that are held out have no text; raise validation_fraction")
+        raise UserError(
+            f"train.eval_bytes: {limit_bytes} bytes hold no piece of the held-out text, which begins with one of "
+            f"{ends[ends > 0][0]}; give at least that, or better 100,000 and more"
+        )
+    return ids[:kept], int(ends[kept - 1])

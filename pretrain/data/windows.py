@@ -14,6 +14,7 @@ The cursor says so as a dict for JSON:
 A stage that makes its windows otherwise goes on where its parent's window ends: the undrawn rest of that one is lost.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import asdict, fields
 from typing import Any, Generic, Protocol, TypeVar
@@ -26,8 +27,19 @@ from pretrain.data.corpus import AnyCorpus, Split
 from pretrain.data.permute import permuted
 from pretrain.errors import UserError
 
+log = logging.getLogger(__name__)
+
+
+class AnyPlace(Protocol):
+    """A frozen dataclass of integers that can be made without arguments."""
+
+    @property
+    def epoch(self) -> int:
+        """How often all documents were read before."""
+
+
 C = TypeVar("C", covariant=True)
-P = TypeVar("P")  # a place: a frozen dataclass of integers that can be made without arguments
+P = TypeVar("P", bound=AnyPlace)
 B = TypeVar("B")  # a batch: a dataclass of arrays whose first axis is the sample
 
 
@@ -47,6 +59,9 @@ W = TypeVar("W", bound=AnyWindow[Any])
 
 class WindowedStream(ABC, Generic[P, W, B]):
     """``take`` gives the next samples, ``cursor`` says where it is."""
+
+    held_out = False  # text that is read over and over by design
+    _tiny = False  # and the user knows it
 
     def __init__(
         self,
@@ -118,9 +133,30 @@ class WindowedStream(ABC, Generic[P, W, B]):
                 raise UserError(
                     f"{self._path} is not what it was when the checkpoint was written: its text ends elsewhere"
                 )
+            self._say(window.end.epoch)
             key = asdict(self._start).values()  # type: ignore[call-overload]
             self._window = window, permuted(np.arange(len(window)), len(window), self._seed, *key)
         return self._window
+
+    def _say(self, epoch: int) -> None:
+        """That text comes again in a window that ends in this epoch: of every epoch up to the tenth, then of the 20th,
+        30th and so on, the 200th and so on; of a corpus that one window exhausts, once."""
+        passes, documents = epoch - self._start.epoch, self.split.training
+        if self.held_out or self._tiny or not passes:
+            return
+        if passes == 1:
+            number = epoch + 1
+            if number % 10 ** (len(str(number)) - 1) == 0:
+                log.warning("all %d training documents were read: epoch %d begins", documents, number)
+            return
+        self._tiny = True
+        log.warning(
+            "%s is tiny: a window of %d samples (data.window) has its %d training documents %d times",
+            self._path,
+            self._cut["window"],
+            documents,
+            passes,
+        )
 
     def _seek(self, cursor: dict[str, Any]) -> None:
         if cursor["corpus"] != self._identity:

@@ -134,3 +134,22 @@ def test_a_resume_may_not_change_the_run(corpus: Path, tmp_path: Path) -> None:
     assert "train.lr: 0.003 in the checkpoint, 0.01 now" in text
     assert set(run(1, stage, str(path), "small", ["--parallel.dp", "1"])) == {""}  # another layout is fine
     assert is_done(tmp_path / "run/small")
+
+
+def test_positions_grow_under_sequence_parallelism(corpus: Path, tmp_path: Path) -> None:
+    """From an odd number of them, which the ranks cannot share; the marker of the parent was made by hand."""
+    train = {"global_batch": 4, "micro_batch": 2, "lr": 3e-3, "precision": "fp32", "eval_bytes": 1024, "tokens": 360}
+    model = {"family": "gpt2", "vocab": 350, "hidden": 32, "layers": 1, "heads": 4, "ffn": 64}
+    layout = {"tp": 2, "sequence_parallel": True}
+    stages = [
+        {"name": "short", "model": model, "train": {"seq_len": 15}},
+        {"name": "long", "model": model, "train": {"seq_len": 30}, "parallel": layout},
+    ]
+    path = curriculum(corpus, tmp_path, train=train, stages=stages)
+    assert run(1, stage, str(path), "short", []) == [""]
+    (tmp_path / "run/short/DONE").write_text("")
+    assert run(2, stage, str(path), "long", []) == ["", ""]
+    event = json.loads((tmp_path / "run/long/events/step-00000000.json").read_text())
+    assert event["certificate"]["operators"] == ["positions: random"]
+    assert event["certificate"]["preserved"]
+    assert event["certificate"]["bits_per_byte_before"] is None

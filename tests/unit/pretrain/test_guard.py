@@ -76,3 +76,11 @@ def test_a_growth_event_changes_what_is_usual() -> None:
     assert health.trouble(5.0, 1.0, RULES)
     assert health.grown().trouble(5.0, 1.0, RULES) == ""
     assert health.grown().good == 3
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-30, 3.0]), min_size=3, max_size=3), st.floats(0, 1e30))
+def test_nothing_is_a_multiple_of_a_median_of_zero(losses: list[float], loss: float) -> None:
+    health = health_after([(each, 0.0) for each in losses], Guard(window=3))
+    trouble = health.trouble(loss, loss, RULES)
+    assert not trouble or sorted(losses)[1] > 0
+    assert "gradient norm" not in trouble

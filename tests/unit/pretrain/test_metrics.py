@@ -184,3 +184,15 @@ def test_numbers_are_plain_json(tmp_path: Path, curriculum: config.Curriculum) -
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert all(isinstance(value, (int, float)) for value in json.loads(line).values())
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_value_that_is_not_finite_is_left_out(
+    tmp_path: Path, curriculum: config.Curriculum, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JSON has no such numbers, and what reads the file expects JSON; the console says so."""
+    with Metrics(tmp_path, curriculum, curriculum.stages[1], At(0), world=4) as sink, caplog.at_level(logging.WARNING):
+        sink.log(At(0), validation_loss=float("nan"), validation_bits_per_byte=float("inf"), other=1.0)
+    (record,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert {"validation_loss", "validation_bits_per_byte"} & set(record) == set()
+    assert record["other"] == 1.0
+    assert "at step 0 not finite: validation_bits_per_byte, validation_loss" in caplog.text

@@ -81,3 +81,7 @@ def test_errors(one: dict[str, Any], two: dict[str, Any], text: str, tmp_path: P
     with pytest.raises(UserError) as error:
         config.load(write(tmp_path, one, two))
     assert text in str(error.value)
+
+
+def test_a_loss_of_nothing_cannot_fall() -> None:
+    assert plateau([0.0] * 6, RULE) == [0.0, 0.0]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import config
 from pretrain.data.bert import BertBatch, BertCorpus, BertStream, Place
 from pretrain.data.corpus import Corpus
 from pretrain.data.encoders import WordPieceEncoder
@@ -18,6 +19,7 @@ from pretrain.data.prepare import prepare
 from pretrain.data.sources import Source
 from pretrain.data.wordpiece import SPECIALS
 from pretrain.errors import UserError
+from pretrain.feed import BertFeed
 
 DOCUMENTS, LONGEST = 40, 400  # of documents in words
 OPTIONS = {"vocab": 1000, "seq_len": 32, "seed": 3, "validation": 0.1}
@@ -239,3 +241,29 @@ def test_refused(bert: BertCorpus, path: Path, corpus_path: Path, tmp_path: Path
     prepare(Source((tmp_path / "x.txt",)), tmp_path / "flat", WordPieceEncoder(path / "tokenizer" / "vocab.txt"))
     with pytest.raises(UserError, match="too few documents of two or more sentences"):
         stream(BertCorpus.open(tmp_path / "flat"), validation=0.25)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.15, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_what_is_measured_has_a_masked_token(path: Path, rate: float, n: int) -> None:
+    """Of a probe or a batch in which nothing is masked there would be no loss, and of held-out text no mean."""
+    stage = config.stage_from(
+        {
+            "name": "a",
+            "seed": 3,
+            "data": {"corpus": str(path), "validation_fraction": 0.1, "mask_rate": rate},
+            "model": {"family": "bert", "vocab": 1000, "hidden": 8, "layers": 1, "heads": 1, "ffn": 8},
+            "train": {"seq_len": 32, "global_batch": 8, "lr": 1e-3, "tokens": 256, "eval_bytes": 128 * n},
+            **{section: {} for section in ("parallel", "grow", "checkpoint", "guard", "log")},
+        },
+        "here",
+    )
+    feed = BertFeed(stage, BertCorpus.open(path))
+    for found in (feed.probe(n, 1000, 16), feed.batch(n)):
+        assert found["mask"].any()
+        assert not (found["mask"].bool() & (found["valid"] == 0)).any()
+    if rate < 0.1:
+        with pytest.raises(UserError, match=rf"train\.eval_bytes: {128 * n} bytes are {n} samples .* raise either"):
+            feed.held_out(4)
+    elif n > 1:
+        assert feed.held_out(4).samples["mask"].any()

@@ -132,12 +132,21 @@ def test_no_waste_before_a_window(corpus: Corpus) -> None:
 
 
 def test_end_of_the_corpus(corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:
-    """The next epoch begins with a warning, in another order."""
-    source = stream(corpus, seq_len=512)
+    """The next epoch begins with a warning, in another order; the 11th to the 19th begin without one."""
+    source = stream(corpus, seq_len=64, window=32)
     with caplog.at_level(logging.WARNING):
-        while source.cursor["epoch"] == 0:
-            source.take(8)
-    assert "epoch 2 begins" in caplog.text
+        while source.cursor["epoch"] < 21:
+            source.take(32)
+    said = [record.getMessage().split("read: ")[1] for record in caplog.records]
+    assert said == [f"epoch {number} begins" for number in (*range(2, 11), 20)]
+
+
+def test_a_tiny_corpus_is_named_once(corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:
+    source = stream(corpus, seq_len=512, window=1024, validation=0.98)
+    with caplog.at_level(logging.WARNING):
+        source.take(3000)
+    (record,) = caplog.records
+    assert "is tiny: a window of 1024 samples (data.window) has its" in record.getMessage()
 
 
 def test_another_corpus_or_split(corpus: Corpus) -> None:

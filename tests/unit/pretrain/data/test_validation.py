@@ -5,6 +5,7 @@ import pytest
 
 from pretrain.data.corpus import Corpus, Split
 from pretrain.data.validation import probe, validation_set
+from pretrain.errors import UserError
 
 OPTIONS = {"seed": 7, "validation": 0.1}
 
@@ -37,3 +38,19 @@ def test_probe(corpus: Corpus) -> None:
     found = validation_set(corpus, vocab=800, seq_len=4 * 33, **OPTIONS)
     assert np.array_equal(few.ravel(), found.tokens[0, 1:])
     assert probe(corpus, 500, vocab=1200, seq_len=256, **OPTIONS).shape == (500, 257)
+
+
+def test_a_limit_holds_text_or_says_what_would(corpus: Corpus) -> None:
+    """However small: a measurement over nothing has no result."""
+    cut = {"vocab": 800, "seq_len": 32, **OPTIONS}
+    with pytest.raises(UserError, match=r"train\.eval_bytes: 0 bytes hold no piece .* give at least that") as error:
+        validation_set(corpus, limit_bytes=0, **cut)
+    least = int(str(error.value).split("begins with one of ")[1].split(";")[0])
+    for limit in range(1, 30):
+        if limit < least:
+            with pytest.raises(UserError, match="eval_bytes"):
+                validation_set(corpus, limit_bytes=limit, **cut)
+        else:
+            found = validation_set(corpus, limit_bytes=limit, **cut)
+            assert 0 < found.bytes <= limit
+            assert found.mask.any()
