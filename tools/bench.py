@@ -9,6 +9,7 @@ examples:
   python tools/bench.py recovery --kills 30 --cluster 5
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
+  python tools/bench.py gpu --minutes 5 --output runs/gpu
 """
 
 import argparse
@@ -19,6 +20,7 @@ import warnings
 
 BENCHMARKS = {
     "data": "samples a second against Megatron-core's data sets",
+    "gpu": "MFU, tokens a second, memory and what the time goes into, on one GPU",
     "grow": "growth plans in memory against a plain copy, per operator",
     "published": "published rules of growth beside the operators here, on one trained model",
     "recovery": "from the kill of a rank, or a power cut, to the next optimizer step",

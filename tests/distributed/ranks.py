@@ -75,7 +75,9 @@ def train(engine: Engine, data: list[Samples]) -> list[tuple[float, float]]:
 def collected(engine: Engine) -> list[tuple[str, str, Any, np.ndarray]]:
     """(kind, tensor, box, values) of what this rank would write."""
     return [
-        (kind, name, box, view.clone().numpy()) for kind, parts in boxes(engine).items() for name, box, view in parts
+        (kind, name, box, view.detach().cpu().clone().numpy())
+        for kind, parts in boxes(engine).items()
+        for name, box, view in parts
     ]
 
 

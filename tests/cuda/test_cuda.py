@@ -1,0 +1,121 @@
+"""What only a GPU can say: that its kernels are right, that a resume is bitwise, that memory is given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cuda.devices import both, on
+
+pytestmark = pytest.mark.cuda
+FAMILIES = pytest.mark.parametrize("family", ["llama2", "gpt2", "bert"])
+
+
+def same(one: Any, other: Any) -> None:
+    """The same boxes with the same bits."""
+    assert [x[:3] for x in one] == [x[:3] for x in other]
+    for (kind, name, box, a), (*_, b) in zip(one, other, strict=True):
+        assert np.array_equal(a, b), f"{kind} {name} {box}"
+
+
+def close(one: Any, other: Any, tolerance: dict[str, float]) -> None:
+    assert [x[:3] for x in one] == [x[:3] for x in other]
+    for (kind, name, box, a), (*_, b) in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance[kind], err_msg=f"{kind} {name} {box}")
+
+
+# Adam divides by the root of tiny second moments, which magnifies rounding of the gradients.
+FP32 = {"weight": 2e-3, "exp_avg": 1e-4, "exp_avg_sq": 1e-5}
+
+
+@FAMILIES
+def test_steps_in_fp32(family: str) -> None:
+    """The drawn model bit for bit; losses and gradient norms of three steps as the CPU's."""
+    cuda, cpu = both("steps", family, "fp32")
+    same(cuda[0], cpu[0])
+    np.testing.assert_allclose(cuda[1], cpu[1], rtol=1e-4)
+    close(cuda[2], cpu[2], FP32)
+
+
+@FAMILIES
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_steps_in_bf16(family: str, recompute: str) -> None:
+    cuda, cpu = both("steps", family, "bf16", recompute)
+    same(cuda[0], cpu[0])
+    # Eight bits are kept of each activation: see test_generations_in_bf16.
+    np.testing.assert_allclose(cuda[1], cpu[1], rtol=2e-2)
+
+
+@FAMILIES
+@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_compiled_against_eager(family: str, precision: str, rtol: float) -> None:
+    compiled, eager = (on("cuda", "steps", family, precision, "none", how)[1] for how in (True, False))
+    np.testing.assert_allclose(compiled, eager, rtol=rtol)
+
+
+@FAMILIES
+def test_saved_on_one_and_loaded_on_the_other(family: str, tmp_path: Path) -> None:
+    """The values bit for bit, either way; the losses after it as the CPU's."""
+    values = on("cuda", "saved", family, str(tmp_path / "cuda"))
+    mine, its = both("loaded", family, str(tmp_path / "cuda"))
+    same(mine[0], values)
+    same(its[0], values)
+    np.testing.assert_allclose(mine[1], its[1], rtol=1e-4)
+    values = on("cpu", "saved", family, str(tmp_path / "cpu"))
+    same(on("cuda", "loaded", family, str(tmp_path / "cpu"))[0], values)
+
+
+@FAMILIES
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resume_is_bitwise(family: str, precision: str, tmp_path: Path) -> None:
+    """Under train.deterministic: six steps are three, a stop, and three more; and so are they the second time."""
+    straight, stopped = on("deterministic", "resumed", family, precision, str(tmp_path))
+    assert straight[0] == stopped[0]
+    same(straight[1], stopped[1])
+
+
+@FAMILIES
+@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_growth_on_load(family: str, precision: str, rtol: float, tmp_path: Path) -> None:
+    """The grown model bit for bit; its certificate, and steps of two generations at two rates, as the CPU's."""
+    on("cpu", "saved", family, str(tmp_path))
+    (certificate, values, losses, steps), (its, its_values, its_losses, its_steps) = both(
+        "grown", family, str(tmp_path), precision
+    )
+    same(values, its_values)
+    assert certificate["claims"] == (family != "bert")  # its norms are after the residual
+    assert certificate["error"] <= certificate["tolerance"] or not certificate["claims"]
+    if precision == "fp32":  # small gradients are none in bf16
+        assert certificate["dead"] == its["dead"]
+        assert all(dead == 0 for dead, _ in certificate["dead"].values())
+    for key in ("loss_before", "loss_after", "grad_norm_before", "grad_norm_after"):
+        assert certificate[key] == pytest.approx(its[key], rel=rtol)
+    np.testing.assert_allclose(losses, its_losses, rtol=rtol)
+    assert steps == its_steps
+
+
+@pytest.mark.parametrize("family", ["llama2", "gpt2"])
+def test_flash_attention_is_taken(family: str) -> None:
+    taken = on("cuda", "attention", family)
+    assert any("flash" in name for name in taken), taken
+    assert not any("efficient" in name or "math" in name or "cudnn" in name for name in taken)
+
+
+def test_attention_with_a_mask_is_one_kernel() -> None:
+    """BERT's padding has a mask, which flash attention does not take."""
+    taken = on("cuda", "attention", "bert")
+    assert not any("math" in name for name in taken), taken
+
+
+def test_an_engine_gives_its_memory_back() -> None:
+    held, after = on("cuda", "memory_after_free")
+    assert after <= held / 2
+
+
+def test_process_groups_are_made_again() -> None:
+    sums, before, after = on("cuda", "groups_made_again")
+    assert sums == [1, 1]
+    assert before == after
