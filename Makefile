@@ -1,15 +1,17 @@
-# make demo | comparisons | test | test-cluster | test-long | lint | types | clean. Each sets up .venv first; it needs Python 3.11 and nothing else.
+# make demo | comparisons | test | test-cluster | test-long | gpu | lint | types | clean. Each sets up .venv first; it needs Python
+# 3.11 to 3.13 and nothing else. `make gpu PYTHON=...` takes an environment as it is, and installs nothing.
 # TORCH_INDEX_URL: an extra package index with CPU or CUDA builds of torch (plain PyPI brings gigabytes of CUDA).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+GIVEN := $(PYTHON)
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 BIN := .venv/bin
 READY := .venv/ready
 # One thread a process: spinning OpenMP threads of several ranks slow each other down.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WANDB_MODE=offline HF_HUB_OFFLINE=1
 SCRIPTS := $(wildcard slurm/*.sh tests/slurm/*.sh configs/*/*.sh) .ci/run
 
-.PHONY: demo comparisons test test-cluster test-long lint types clean
+.PHONY: demo comparisons test test-cluster test-long gpu lint types clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo_corpus.py data/kjv.jsonl
@@ -35,6 +37,12 @@ test-long: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm
 	if bash tests/slurm/possible.sh; then bash tests/slurm/install.sh && $(CLUSTER_TESTS); fi
 
+# What only a GPU can tell, in MINUTES; see docs/gpu.md.
+MINUTES ?= 8
+OUTPUT ?= runs/gpu
+gpu: $(if $(GIVEN),,$(READY))
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(or $(GIVEN),$(BIN)/python) tools/gpu.py --minutes $(MINUTES) --output $(OUTPUT)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	for script in $(SCRIPTS); do bash -n "$$script"; done
@@ -49,8 +57,8 @@ clean:
 
 # Rebuilt only when what is to be installed changes.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX_URL)) --editable '.[test,demo]'
 	touch $@
