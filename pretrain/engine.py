@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -28,13 +28,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from growth.architecture import Architecture
+from pretrain.exchange import Judge, StepResult, exchange
 from pretrain.layout import Layout, Parameter, fragment_boxes, parameters
 from pretrain.layout.zero import FragmentBox
 from pretrain.model import build
 from pretrain.model.build import Numerics
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.frozen import Frozen, enter_without_gradient, part_of
-from pretrain.optim.gradients import FlatGradients
+from pretrain.optim.gradients import FlatGradients, reduce_together, sum_of_squares
 from pretrain.optim.segments import Segment, segments
 from pretrain.samples import Samples, size
 
@@ -98,21 +99,6 @@ def _mpu() -> SimpleNamespace:
     )
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping (inf where
-    it is not finite). trouble: why no update was made, empty when one was."""
-
-    loss: float
-    grad_norm: float
-    terms: Mapping[str, float]
-    trouble: str = ""
-
-
-Judge = Callable[[float, float], str]
-"""Of a loss and a gradient norm, why there must be no update; empty when there may. The same on every rank."""
-
-
 class Engine:
     """A model under TP x PP x DP with its ZeRO-1 partition.
 
@@ -138,43 +124,45 @@ class Engine:
                 model=chunks,
                 optimizer=self.adam,
                 mpu=_mpu(),
-                config=self._deepspeed_config(adam),
+                config=self._deepspeed_config(),
                 dist_init_required=False,
             )
         self.chunks = list(self._deepspeed.module)
-        self._gradients = None if numerics.precision == "bf16" else self._share_memory()
+        self._gradients = self._share_memory()
         table = parameters(arch, layout, pp_rank, tp_rank)
         self.parameters = list(zip(table, self._deepspeed.module.parameters(), strict=True))
         self.owned = self._owned()
+        self._clip = adam.clip
+        self._one = torch.ones((), dtype=torch.int, device=self.device)
         self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
         self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
         self.frozen = Frozen()
 
-    def _deepspeed_config(self, adam: Adam) -> dict[str, Any]:
+    def _deepspeed_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": 1,  # Megatron's schedule accumulates
-            "gradient_clipping": adam.clip,
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": 1, "overlap_comm": False, "contiguous_gradients": False},
             "steps_per_print": 2**62,
         }
         if self.numerics.precision == "bf16":
-            config["bf16"] = {"enabled": True, "immediate_grad_update": True}
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
+            config["bf16"] = {"enabled": True}
         return config
 
     def _share_memory(self) -> FlatGradients:
-        """In fp32 the master weights are the model's own, and its gradients lie where the optimizer wants them."""
+        """The gradients lie where the optimizer wants them, and in fp32 the master weights are the model's own."""
         zero = self._optimizer
         (flat,), (offsets,), (parts,) = (
             zero.bit16_groups_flat,
             zero.round_robin_bit16_offsets,
             zero.parallel_partitioned_bit16_groups,
         )
-        zero.single_partition_of_fp32_groups[0].data = parts[self.dp_rank]
-        zero._link_all_hp_params()
-        return FlatGradients(zero.round_robin_bit16_groups[0], offsets, flat.numel())
+        if flat.dtype == torch.float32:
+            zero.single_partition_of_fp32_groups[0].data = parts[self.dp_rank]
+            zero._link_all_hp_params()
+        group = parallel_state.get_data_parallel_group()
+        return FlatGradients(zero.round_robin_bit16_groups[0], offsets, flat.numel(), group)
 
     def _owned(self) -> list[Owned]:
         (partition,) = self.adam.param_groups[0]["params"]
@@ -235,31 +223,34 @@ class Engine:
 
     def clip_at(self, norm: float) -> None:
         """The largest gradient norm of the steps to come; 0: no clipping."""
-        self._optimizer.clip_grad = norm
+        self._clip = norm
 
     def publish_weights(self) -> None:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""
         self._optimizer.update_lp_params()
 
+    def _moved(self, x: Tensor) -> Tensor:
+        """On the device, without waiting for it."""
+        return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
+
     def _batches(self, samples: Samples) -> Iterator[Samples]:
         """The micro-batches of this data-parallel rank's samples."""
         for start in range(0, size(samples), self.micro_batch):
-            yield {name: x[start : start + self.micro_batch].to(self.device) for name, x in samples.items()}
+            yield {name: x[start : start + self.micro_batch] for name, x in samples.items()}
 
     def _forward(self, counts: Tensor) -> Callable[..., Any]:
         """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
 
         counts: over how many labels of the global batch each term of the loss is a mean.
         """
-        # DeepSpeed averages over the data-parallel ranks.
-        scale = (self.layout.dp / counts).float()
+        scale = counts.reciprocal().float()
 
         def step(batches: Iterator[Samples], model: Any) -> Any:
             samples = next(batches)
 
             def loss(output: Any) -> Any:
                 terms = self.family.terms(output, samples)
-                return (terms * scale).sum(), torch.tensor(1, dtype=torch.int, device=self.device), terms.detach()
+                return (terms * scale).sum(), self._one, terms.detach()
 
             return self.family.forward(model, samples), loss
 
@@ -269,6 +260,7 @@ class Engine:
         """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
+        samples = {name: self._moved(x) for name, x in samples.items()}
         batches = [self._batches(samples) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=forward,
@@ -281,82 +273,74 @@ class Engine:
         )
 
     def _total(self, terms: list[Tensor]) -> Tensor:
-        """The sums over micro-batches and data-parallel ranks of each term of the loss, known on every rank."""
-        total = torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
-        if self.last:
-            total += torch.stack(terms).double().sum(0)
-            dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        dist.broadcast(
-            total,
-            src=parallel_state.get_pipeline_model_parallel_last_rank(),
-            group=parallel_state.get_pipeline_model_parallel_group(),
-        )
-        return total
+        """This rank's part of each term of the loss, float64 [terms]: their sums over all ranks count a label once."""
+        if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:
+            return torch.stack(terms).double().sum(0)
+        return torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
 
-    def backward(self, samples: Samples) -> dict[str, float]:
-        """Forward and backward over this rank's samples; gradients stay local. Returns each term of the loss."""
-        counts = torch.tensor(self.family.counts(samples), dtype=torch.float64, device=self.device)
+    def backward(self, samples: Samples) -> Tensor:
+        """Forward and backward over this rank's samples; gradients stay local, and nothing waits for the device.
+
+        Returns this rank's part of each term of the loss, float64 [terms]: their sums over all ranks are its means.
+        """
+        counts = self._moved(torch.tensor(self.family.counts(samples), dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._deepspeed.module.train()
         found = self._run(self._forward(counts), samples, forward_only=False)
-        for parameter in self._sequence_parallel:
-            dist.all_reduce(self.gradient(parameter), group=parallel_state.get_tensor_model_parallel_group())
+        # The norms' in one collective, for there are many and small ones; a tied embedding's where it lies.
+        whole = [self.gradient(parameter) for parameter in self._sequence_parallel]
+        reduce_together(whole, parallel_state.get_tensor_model_parallel_group())
         for parameter in self._tied:
             dist.all_reduce(self.gradient(parameter), group=parallel_state.get_embedding_group())
-        return dict(zip(self.family.TERMS, (self._total(found) / counts).tolist(), strict=True))
+        return self._total(found) / counts
 
     def gradient(self, parameter: torch.nn.Parameter) -> Tensor:
-        """The accumulated gradient of a parameter: fp32 in DeepSpeed's buffer under bf16, else `.grad`."""
-        found = parameter._hp_grad if self.numerics.precision == "bf16" else parameter.grad  # type: ignore[attr-defined]
-        assert found is not None
-        return found.view(parameter.shape)  # DeepSpeed's are flat
+        """The gradient of a parameter that this rank has accumulated, in fp32."""
+        return self._gradients[parameter]
 
     def step(
-        self, lr: float | Sequence[float], loss: float = 0.0, judge: Judge = lambda *_: ""
-    ) -> tuple[float, float, str]:
-        """Reduce the gradients, clip and update. Returns the loss, the gradient norm before clipping and the trouble.
+        self,
+        lr: float | Sequence[float],
+        terms: Tensor | None = None,
+        judge: Judge = lambda *_: "",
+        wish: int = 0,
+    ) -> StepResult:
+        """Reduce the gradients, clip and update.
 
-        lr: the learning rate of all generations, or of each. judge: asked before the update, with rank 0's values on
-        every rank, which are those returned; a gradient that is not finite makes no update anyway.
+        lr: the learning rate of all generations, or of each. terms: what `backward` returned. judge: asked before the
+        update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish: see
+        `exchange`.
         """
         self.adam.set_lr(lr)
-        found: list[tuple[float, float, str]] = []
+        gradient = self._gradients.reduce()
+        if terms is None:
+            terms = torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
+        counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
+        means, square, wish = exchange(terms, sum_of_squares(counted, self.device), wish)
+        loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
+        finite = bool(norm.isfinite())
+        grad_norm = float(norm) if finite else math.inf
+        trouble = judge(loss, grad_norm) if finite else "the gradient norm is not finite"
+        if not trouble:
+            self._update(gradient, norm)
+        self._gradients.clear()
+        return StepResult(loss, grad_norm, dict(zip(self.family.TERMS, means, strict=True)), trouble, wish)
 
-        def allowed() -> bool:
-            # The one place where the host waits for the norm: the update runs while the next batch is made.
-            told_2 = torch.empty(2, dtype=torch.float64, device=self.device)
-            told_2[0], told_2[1] = loss, self._optimizer._global_grad_norm
-            if dist.get_world_size() > 1:
-                dist.broadcast(told_2, src=0)
-            told_loss, norm = told_2.tolist()
-            found[:] = [(told_loss, norm, judge(told_loss, norm))]
-            return not found[0][-1]
-
-        self.adam.allowed = allowed
-        if self._gradients:
-            # In place of its own reduce_gradients, which would flatten and copy them twice.
-            reduced = self._gradients.reduce(parallel_state.get_data_parallel_group())
-            self._optimizer.averaged_gradients[0] = reduced
-        else:
-            self._deepspeed.buffered_allreduce_fallback()
-        self._optimizer.step()
-        self._clear_gradients()
-        # DeepSpeed leaves the optimizer out when the norm is not finite.
-        return found[0] if found else (loss, math.inf, "the gradient norm is not finite")
+    def _update(self, gradient: Tensor, norm: Tensor) -> None:
+        """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
+        if self._clip and (excess := (norm + 1e-6) / self._clip) > 1:
+            gradient.mul_(float(1.0 / excess))
+        (partition,) = self.adam.param_groups[0]["params"]
+        partition.grad = gradient
+        self.adam.step()
+        partition.grad = None
+        self.publish_weights()
 
     def forget(self) -> None:
         """Drop gradients that no step will use."""
-        if not self._gradients:
-            self._optimizer.clear_hp_grads()
-        self._clear_gradients()
-
-    def _clear_gradients(self) -> None:
-        if self._gradients:
-            self._gradients.clear()
-        else:
-            self._optimizer.zero_grad()
+        self._gradients.clear()
 
     def free(self) -> None:
         """Give up the model and its optimizer, to make room for another engine in this process; the last call."""
@@ -366,11 +350,11 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next engine's blocks are of other sizes, and NCCL allocates beside torch
 
-    def train_step(self, samples: Samples, lr: float | Sequence[float], judge: Judge = lambda *_: "") -> StepResult:
+    def train_step(
+        self, samples: Samples, lr: float | Sequence[float], judge: Judge = lambda *_: "", wish: int = 0
+    ) -> StepResult:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`."""
-        terms = self.backward(samples)
-        loss, norm, trouble = self.step(lr, sum(terms.values()), judge)
-        return StepResult(loss, norm, terms, trouble)
+        return self.step(lr, self.backward(samples), judge, wish)
 
     @torch.no_grad()
     def evaluate(self, samples: Samples) -> dict[str, float]:
@@ -378,6 +362,7 @@ class Engine:
         self._deepspeed.module.eval()
         ones = torch.ones(len(self.family.TERMS), device=self.device)
         total = self._total(self._run(self._forward(ones), samples, forward_only=True))
+        dist.all_reduce(total)
         return dict(zip(self.family.TERMS, total.tolist(), strict=True))
 
     @torch.no_grad()

@@ -41,4 +41,3 @@ class Vocabulary(LanguageModule):
         if self.share_embeddings_and_output_weights and self.config.pipeline_model_parallel_size > 1:
             weight = self.shared_embedding_or_output_weight()
             weight.shared_embedding = True
-            weight.ds_pipe_replicated = not self.pre_process  # once in the gradient norm

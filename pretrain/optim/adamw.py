@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,6 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.allowed: Callable[[], bool] = lambda: True  # asked before an update: may it be made?
         self.segments: Sequence[Segment] = ()
         self.resting: Collection[int] = ()  # generations in no segment of any rank: their steps stay as they are
         self.steps: list[int] = []
@@ -76,10 +75,10 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every generation; none, and no trace of it, when it is not allowed."""
+        """One update of every generation."""
         (group,) = self.param_groups
         (partition,) = group["params"]
-        if partition.grad is None or not self.allowed():
+        if partition.grad is None:
             return
         tensors = (partition.detach(), partition.grad, *self.moments(partition))
         self.steps = [n + (g not in self.resting) for g, n in enumerate(self.steps)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -16,7 +17,8 @@ import yaml
 from pretrain import config
 from pretrain.checkpoint import find, is_done
 from pretrain.checkpoint.manifest import plain
-from pretrain.engine import Engine, StepResult
+from pretrain.engine import Engine
+from pretrain.exchange import StepResult
 from pretrain.feed import open_feed
 from pretrain.metrics import read
 from pretrain.samples import Samples, part
@@ -38,7 +40,7 @@ def poisoned(
     train_step = Engine.train_step
     taken = iter(range(1, 1_000_000))
 
-    def step(engine: Engine, samples: Samples, lr: Any, *judge: Any) -> StepResult:
+    def step(engine: Engine, samples: Samples, lr: Any, *judge: Any, **named: Any) -> StepResult:
         number = next(taken) if judge else 0
         if judge and number == crash_at:
             raise RuntimeError("as if it were killed")
@@ -46,7 +48,7 @@ def poisoned(
         hit = judge and bad(number, samples) and dist.get_rank() == rank
         hook = parameter.register_hook(lambda grad: grad * value) if hit else None
         try:
-            return train_step(engine, samples, lr, *judge)
+            return train_step(engine, samples, lr, *judge, **named)
         finally:
             if hook:
                 hook.remove()
@@ -98,7 +100,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace(how: dict[str, Any], p
 
 
 def _judged(how: dict[str, Any]) -> Any:
-    """Steps that are refused by the loss of another rank than rank 0: all go by rank 0's."""
+    """A step that is refused, with a loss to which rank 1 adds 1."""
     engine = ranks.engine_for(ranks.GQA, how)
     ranks.begin(engine)
     before = ranks.collected(engine)
@@ -110,18 +112,18 @@ def _judged(how: dict[str, Any]) -> Any:
 
     (batch,) = ranks.batches(ranks.GQA, 1)
     backward = engine.backward
-    engine.backward = lambda samples: {  # type: ignore[method-assign]
-        name: value + dist.get_rank() for name, value in backward(samples).items()
-    }
+    engine.backward = lambda samples: backward(samples) + dist.get_rank()  # type: ignore[method-assign]
     result = engine.train_step(part(batch, engine.dp_rank, engine.layout.dp), 1e-2, judge)
     same = all(np.array_equal(x[-1], y[-1]) for x, y in zip(before, ranks.collected(engine), strict=True))
     return asked, (result.loss, result.grad_norm, result.trouble), same, engine.adam.steps
 
 
 def test_ranks_that_see_different_losses_decide_alike() -> None:
+    """All go by one sum of what they have, to the last bit."""
     first, *others = run(2, _judged, {"dp": 2})
     assert others == [first]
     asked, (loss, norm, trouble), same, steps = first
+    assert loss == pytest.approx(math.log(ranks.GQA.sizes["vocab"]) + 1, abs=0.3)
     assert asked == [(loss, norm)]
     assert (trouble, same, steps) == ("because", True, [0])
 
