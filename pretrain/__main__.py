@@ -28,7 +28,8 @@ import os  # noqa: E402
 import warnings  # noqa: E402
 
 from growth.errors import GrowthError  # noqa: E402
-from pretrain import config, device, distributed, planning, startup  # noqa: E402
+from pretrain import cli, config, device, distributed, planning, startup  # noqa: E402
+from pretrain.config import Curriculum, Stage  # noqa: E402
 from pretrain.errors import UserError  # noqa: E402
 
 EXAMPLE = """example:
@@ -51,12 +52,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument("--stage", required=True, help="name of the stage")
     known, overrides = parser.parse_known_args(arguments)
-    rank = int(os.environ.get("RANK", "0"))
-    try:
+    found: list[tuple[Curriculum, Stage]] = []
+
+    def prepare() -> int:
         curriculum = config.load(known.config)
         stage = curriculum.override(curriculum.stage(known.stage), overrides)
         planning.check(curriculum, stage, distributed.world_size())
-        _quiet(rank)
+        found.append((curriculum, stage))
+        return 0
+
+    def work() -> int:
+        ((curriculum, stage),) = found
+        _quiet(int(os.environ.get("RANK", "0")))
         device.prepare(tp=stage.parallel.tp, deterministic=stage.train.deterministic)
         from pretrain.train import train  # seconds of imports
 
@@ -64,11 +71,11 @@ def main(arguments: list[str]) -> int:
         distributed.join()
         startup.through("meeting the other ranks")
         train(curriculum, stage, lambda: _stop)
-    except (UserError, GrowthError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    said = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Storage that fails in the middle of training is no error of the user's: that stage is to start again.
+    return cli.guarded(prepare, said=said) or cli.guarded(work, (UserError, GrowthError), said)
 
 
 def _quiet(rank: int) -> None:

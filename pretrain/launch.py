@@ -16,10 +16,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from growth.errors import GrowthError
-from pretrain import config
+from pretrain import cli, config
 from pretrain.checkpoint.atomic import is_done
-from pretrain.errors import UserError
 from pretrain.stages import ranks_of
 
 EXAMPLE = """example:
@@ -68,16 +66,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument("--stage", required=True, help="name of the stage; further arguments override its keys")
     options, overrides = parser.parse_known_args(arguments)
-    try:
+
+    def work() -> int:
         curriculum = config.load(options.config)
         stage = curriculum.override(curriculum.stage(options.stage), overrides)
-    except (UserError, GrowthError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    code = launch(ranks_of(stage, torch.cuda.device_count()), ["-m", "pretrain", *arguments])
-    if code == 0 and not is_done(curriculum.folder / stage.name):
-        print(f"{stage.name} was stopped before its end; the same command goes on with it", file=sys.stderr)
-    return code
+        code = launch(ranks_of(stage, torch.cuda.device_count()), ["-m", "pretrain", *arguments])
+        if code == 0 and not is_done(curriculum.folder / stage.name):
+            print(f"{stage.name} was stopped before its end; the same command goes on with it", file=sys.stderr)
+        return code
+
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pretrain import cli
 from pretrain.device import own_gpu
 
 ROUNDS = 3
@@ -44,6 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120, help="all it may take (default: %(default)s)")
     parser.add_argument("--megabytes", type=float, default=64, help="of the buffer (default: %(default)s)")
     options = parser.parse_args(arguments)
+    return cli.guarded(lambda: check(options), ())
+
+
+def check(options: argparse.Namespace) -> int:
+    """The exit code of this rank; see above."""
     rank, world = (int(os.environ.get(name, default)) for name, default in VARIABLES)
     hosts = os.environ.get("CAMBIUM_HOSTS", socket.gethostname()).split()
     per_node = world // len(hosts)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 import torch
 
 from growth.errors import GrowthError
-from pretrain import config
+from pretrain import cli, config
 from pretrain.checkpoint.atomic import is_done
 from pretrain.config import Curriculum, Stage
 from pretrain.errors import UserError
@@ -125,9 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--stage", action="append", help="only this one (may be repeated); further arguments override its keys"
     )
-    parser.add_argument("--ranks-per-node", type=int, help="ranks of a node, for the checks of a submission")
-    parser.add_argument("--nodes", type=int, help="nodes of the allocation that there is, for the one stage")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="for the advice (default: %(default)s)")
+    parser.add_argument("--ranks-per-node", type=cli.positive, help="ranks of a node, for the checks of a submission")
+    parser.add_argument("--nodes", type=cli.positive, help="nodes of the allocation that there is, for the one stage")
+    parser.add_argument("--gpus-per-node", type=cli.positive, default=8, help="for the advice (default: %(default)s)")
     parser.add_argument("--ahead", action="append", default=[], help="a stage that is queued (may be repeated)")
     options, overrides = parser.parse_known_args(arguments)
     one = options.stage is not None and len(options.stage) == 1
@@ -135,7 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--nodes and overrides need one --stage")
     if options.nodes and not options.ranks_per_node:
         parser.error("--nodes needs --ranks-per-node")
-    try:
+
+    def work() -> int:
         curriculum = config.load(options.config)
         stages = [curriculum.stage(name) for name in options.stage or [stage.name for stage in curriculum.stages]]
         if overrides:
@@ -147,11 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif per_node:
             ahead = {*options.ahead, *(stage.name for stage in stages)}
             check_submission(curriculum, stages, per_node, ahead)
-        print(*lines(curriculum, stages, per_node), sep="\n")
-    except (UserError, GrowthError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        cli.say("\n".join(lines(curriculum, stages, per_node)))
+        return 0
+
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

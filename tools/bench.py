@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")  # of packages that nobody needs here
-    from growth.errors import GrowthError
-    from pretrain.errors import UserError
+    from pretrain import cli
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="{" + ",".join(BENCHMARKS) + "}")
@@ -49,13 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--json", action="store_true", help="print the figures as JSON")
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         report = options.run(options)
-    except (UserError, GrowthError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report.to_json() if options.json else report)
-    return 0
+        cli.say(report.to_json() if options.json else str(report))
+        return 0
+
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-certificate", action="store_true", help="do not measure whether the function is kept: constant memory"
     )
-    parser.add_argument("--processes", type=int, default=1, help="that write at once (default: %(default)s)")
+    parser.add_argument("--processes", type=cli.positive, default=1, help="that write at once (default: %(default)s)")
 
 
 def work(options: argparse.Namespace) -> cli.Answer:

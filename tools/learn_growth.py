@@ -53,8 +53,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=list(LEARNED), help="what to learn (default: all of it that grows)"
     )
-    parser.add_argument("--steps", type=int, default=200, help="steps of Adam on the factors (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=cli.positive, default=200, help="steps of Adam on the factors (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=cli.positive, default=8, help="samples of a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the factors (default: %(default)s)")
 
 

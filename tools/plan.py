@@ -36,8 +36,8 @@ SHOWN = 3
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the curriculum, a YAML file")
-    parser.add_argument("--nodes", type=int, help="nodes of every stage (default: what its dp asks for)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--nodes", type=cli.positive, help="nodes of every stage (default: what its dp asks for)")
+    parser.add_argument("--gpus-per-node", type=cli.positive, default=8, help="default: %(default)s")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="a100-80gb", help="default: %(default)s")
     parser.add_argument(
         "--mfu",
@@ -54,8 +54,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> Answer:
     """Raises UserError when a stage does not fit its GPUs."""
     gpu, per_node = GPUS[options.gpu], options.gpus_per_node
-    if per_node < 1:
-        raise UserError(f"--gpus-per-node {per_node}: a node has at least one")
     curriculum = _resolved(config.load(options.config))
     # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
     nodes = None if options.suggest else options.nodes

@@ -55,11 +55,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--join",
-        type=int,
+        type=cli.positive,
         default=1,
         help="rows that make a document, where a row is a sentence (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
+    parser.add_argument("--workers", type=cli.positive, default=2, help="threads (default: %(default)s)")
     parser.add_argument(
         "--wordpiece", action="store_true", help="for BERT: sentences of WordPiece; --tokenizer is then a vocab.txt"
     )
