@@ -97,7 +97,7 @@ if [[ $code != 0 ]]; then
 fi
 
 export CAMBIUM_EXIT=$folder/.exit # on a filesystem that all ranks see
-rm -f "$CAMBIUM_EXIT" "$folder/STOPPED" # of the start before
+rm -f "$CAMBIUM_EXIT" "$folder/STOPPED" "$folder/UNFIT" # of the start before
 in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain "$config" --stage "$stage" "$@" &
 step=$!
 [[ -z $asked ]] || kill -USR1 "$step" 2>/dev/null || true # asked before there was a step
@@ -113,6 +113,8 @@ elif [[ -f $folder/DONE ]]; then
 elif [[ -f $folder/STOPPED ]]; then
     note "stopped by the switch STOP; submit it again to go on"
     code=3
+elif [[ -s $folder/UNFIT ]]; then
+    requeue "wrong gradients from $(paste -sd, "$folder/UNFIT")" "$(<"$folder/UNFIT")"
 elif [[ $code == 0 ]]; then
     requeue "stopped on request"
 elif ((code > 128)); then

@@ -312,6 +312,10 @@ class Guard(Section):
     """Skipped steps in a row after which the stage goes back to its last good checkpoint, and on with later text."""
     rollbacks: Count = 3
     """How often a stage goes back, before it ends as with an error of the user: it would diverge again."""
+    recheck: Count = 0
+    """Every so many steps the forward and backward passes are made twice, and a gradient that does not come out the
+    same, bit for bit, is not used; the rank and its host are named, and a host that did so twice is left. On GPUs it
+    needs train.deterministic. 0: never."""
 
 
 @dataclass(frozen=True)
