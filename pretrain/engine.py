@@ -37,6 +37,7 @@ from pretrain.optim.adamw import AdamW
 from pretrain.optim.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.optim.gradients import FlatGradients, reduce_together, sum_of_squares
 from pretrain.optim.segments import Segment, segments
+from pretrain.recheck import unlike
 from pretrain.samples import Samples, size
 
 with contextlib.redirect_stdout(io.StringIO()):  # of operators that it cannot compile, and nobody uses here
@@ -279,22 +280,31 @@ class Engine:
         return torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
 
     def backward(self, samples: Samples) -> Tensor:
-        """Forward and backward over this rank's samples; gradients stay local, and nothing waits for the device.
+        """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
+        waits for the device.
 
         Returns this rank's part of each term of the loss, float64 [terms]: their sums over all ranks are its means.
         """
+        terms = self._passes(samples)
+        self._complete()
+        return terms
+
+    def _passes(self, samples: Samples) -> Tensor:
+        """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
         counts = self._moved(torch.tensor(self.family.counts(samples), dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._deepspeed.module.train()
-        found = self._run(self._forward(counts), samples, forward_only=False)
+        return self._total(self._run(self._forward(counts), samples, forward_only=False)) / counts
+
+    def _complete(self) -> None:
+        """Sum the gradients of what tensor-parallel or pipeline ranks share."""
         # The norms' in one collective, for there are many and small ones; a tied embedding's where it lies.
         whole = [self.gradient(parameter) for parameter in self._sequence_parallel]
         reduce_together(whole, parallel_state.get_tensor_model_parallel_group())
         for parameter in self._tied:
             dist.all_reduce(self.gradient(parameter), group=parallel_state.get_embedding_group())
-        return self._total(found) / counts
 
     def gradient(self, parameter: torch.nn.Parameter) -> Tensor:
         """The gradient of a parameter that this rank has accumulated, in fp32."""
@@ -351,10 +361,33 @@ class Engine:
             torch.cuda.empty_cache()  # the next engine's blocks are of other sizes, and NCCL allocates beside torch
 
     def train_step(
-        self, samples: Samples, lr: float | Sequence[float], judge: Judge = lambda *_: "", wish: int = 0
+        self,
+        samples: Samples,
+        lr: float | Sequence[float],
+        judge: Judge = lambda *_: "",
+        wish: int = 0,
+        recheck: bool = False,
     ) -> StepResult:
-        """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`."""
-        return self.step(lr, self.backward(samples), judge, wish)
+        """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
+
+        recheck: the passes are made twice, and there is no update unless every rank found the same both times.
+        """
+        if recheck:
+            first = self._fingerprint(self._passes(samples))
+            self.forget()
+        terms = self._passes(samples)
+        if recheck and (ranks := unlike(first, self._fingerprint(terms))):
+            self.forget()
+            nothing = torch.zeros_like(terms)
+            *_, wish = exchange(nothing, nothing[0], wish)
+            trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
+            return StepResult(math.nan, math.nan, {}, trouble, wish, ranks)
+        self._complete()
+        return self.step(lr, terms, judge, wish)
+
+    def _fingerprint(self, terms: Tensor) -> Tensor:
+        """int64, of this rank's gradients and terms of the loss: whatever differs in a bit has another one."""
+        return torch.cat((self._gradients.checksum()[None], terms.view(torch.int64)))
 
     @torch.no_grad()
     def evaluate(self, samples: Samples) -> dict[str, float]:

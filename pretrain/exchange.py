@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.recheck import Unlike
+
 WISHES = 2
 """The largest wish that a rank can have; see pretrain.switches."""
 
@@ -19,13 +21,15 @@ Judge = Callable[[float, float], str]
 @dataclass(frozen=True)
 class StepResult:
     """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping (inf where
-    it is not finite). trouble: why no update was made, empty when one was. wish: the largest of all ranks'."""
+    it is not finite). trouble: why no update was made, empty when one was. wish: the largest of all ranks'. unlike:
+    ranks whose gradient came out differently when it was computed again; then there is no loss and no norm (nan)."""
 
     loss: float
     grad_norm: float
     terms: Mapping[str, float]
     trouble: str = ""
     wish: int = 0
+    unlike: tuple[Unlike, ...] = ()
 
 
 def exchange(terms: Tensor, square: Tensor, wish: int) -> tuple[list[float], float, int]:

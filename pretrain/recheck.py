@@ -31,7 +31,7 @@ _CHUNK = 1 << 20  # elements
 
 @dataclass(frozen=True)
 class Unlike:
-    """A rank whose two passes over the same samples gave different gradients, and its host as the scheduler names it."""
+    """A rank whose two passes over the same samples gave different gradients, and its host by the scheduler's name."""
 
     rank: int
     host: str

@@ -9,13 +9,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pretrain import startup
 from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import Curriculum, Stage, to_yaml
 from pretrain.config.checks import due
+from pretrain.distributed import agreed
 from pretrain.engine import Engine
+from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.feed import Feed
 from pretrain.guard import Rollback, note, roll_back
@@ -23,6 +26,7 @@ from pretrain.layout import Layout
 from pretrain.metrics import Metrics
 from pretrain.optim.schedule import rates
 from pretrain.pacing import Pacing
+from pretrain.recheck import suspect
 from pretrain.start import finish_event, patch
 from pretrain.state import State, boxes
 from pretrain.timing import Ending, keep_decision
@@ -60,6 +64,9 @@ class Run:
         self.pacing = Pacing.of(curriculum, self.stage, progress)
         self.ending = Ending.of(curriculum, self.stage, progress.tokens - progress.stage_tokens)
         self._drive(engine, state)
+        self.unfit: list[str] = []  # hosts that have computed wrong gradients, and must not go on
+        if given.guard.recheck and torch.cuda.is_available() and not given.train.deterministic:
+            raise UserError("guard.recheck compares bit for bit: set train.deterministic too, or guard.recheck: 0")
         self.record: dict[str, float] = {}  # of the newest validation since the start
         keep = given.checkpoint
         folder = self.folder / "checkpoints"
@@ -117,7 +124,8 @@ class Run:
         tokens = n * t.seq_len
         batch = self.feed.take(n, done / t.tokens, self.engine.dp_rank, self.layout.dp)
         lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
-        result = self.engine.train_step(batch.samples, lrs, partial(state.health.trouble, rules=rules))
+        again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
+        result = self.engine.train_step(batch.samples, lrs, partial(state.health.trouble, rules=rules), recheck=again)
         flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
         self.state = replace(
             state,
@@ -137,6 +145,8 @@ class Run:
         startup.finish(self.folder, self.state.progress.step)
         if result.trouble:
             note(self.folder, "skipped", self.state.progress.step, result.trouble)
+        if result.unlike:
+            self.unfit = agreed(lambda: suspect(self.folder, result.unlike))
         return result.trouble
 
     def way_back(self, trouble: str) -> Rollback | None:

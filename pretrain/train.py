@@ -75,16 +75,19 @@ def _train(
             if run.patch_is_due():
                 run.grow()
             trouble = run.step()
-            if trouble and (back := run.way_back(trouble)):
+            if trouble and not run.unfit and (back := run.way_back(trouble)):
                 return back
             asked = switches.asked()
             if run.validation_is_due():
                 run.validate()
             finished = run.finished()
-            leaving = finished or asked == Asked.STOP
+            leaving = finished or asked == Asked.STOP or bool(run.unfit)
             run.save_if_due(now=leaving or asked == Asked.SAVE)
             if leaving or asked:
                 switches.honoured(leaving)
+            if run.unfit and not finished:
+                log.error("stopped: %s computed wrong gradients; go on without it", ", ".join(run.unfit))
+                return False
             if leaving and not finished:
                 log.info("stopped at step %d as requested; start the stage again to go on", run.state.progress.step)
                 return False

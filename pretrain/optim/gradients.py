@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.recheck import checksum
+
 
 class FlatGradients:
     """One fp32 buffer in the order of ZeRO's flat weights: backward passes accumulate into it, it is reduced where it
@@ -44,6 +46,10 @@ class FlatGradients:
         if dist.get_world_size(self._group) > 1:
             dist.reduce_scatter_tensor(self.partition, self._flat, group=self._group)
         return self.partition
+
+    def checksum(self) -> Tensor:
+        """Of the bits of all that has been accumulated: see pretrain.recheck."""
+        return checksum(self._flat)
 
     def clear(self) -> None:
         """Zero every gradient."""
