@@ -67,9 +67,7 @@ def _rechecked(how: dict[str, Any], precision: str, rank: int | None, recheck: b
 )
 def test_a_flipped_bit_is_found_and_named(how: dict[str, Any], precision: str, rank: int) -> None:
     world = how.get("dp", 1) * how.get("tp", 1) * how.get("pp", 1)
-    for (first, second, third), own in zip(
-        run(world, _rechecked, how, precision, rank, True), range(world), strict=True
-    ):
+    for first, second, third in run(world, _rechecked, how, precision, rank, True):
         assert first[:2] == third[:2] == ((), "")
         assert second[0] == (rank,)
         assert f"rank {rank} on " in second[1]
