@@ -11,12 +11,13 @@ from tests.slurm.conftest import NewRun
 
 FAULTY = """
 
-_right = checksum
+_right, _calls = checksum, []
 
 
 def checksum(flat):  # memory that is faulty on the hosts of the job's first start
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-        flat.view(torch.int32)[:1].bitwise_xor_(1 << int(torch.randint(20, (1,))))
+        _calls.append(flat)
+        flat.view(torch.int32)[:1].bitwise_xor_(1 << len(_calls) % 20)
     return _right(flat)
 """
 
