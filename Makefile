@@ -11,7 +11,7 @@ READY := .venv/ready
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WANDB_MODE=offline HF_HUB_OFFLINE=1
 SCRIPTS := $(wildcard slurm/*.sh tests/slurm/*.sh configs/*/*.sh) .ci/run
 
-.PHONY: demo comparisons test test-cluster test-long gpu lint types clean
+.PHONY: demo comparisons test compiler test-cluster test-long gpu lint types clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo_corpus.py data/kjv.jsonl
@@ -26,14 +26,18 @@ comparisons: $(READY)
 # The tests of tests/slurm, one after the other: each has the whole cluster. 30 minutes is a stage that never ends.
 CLUSTER_TESTS := $(TEST_ENV) $(BIN)/python -m pytest -n 0 --timeout 1800 --durations 0 -v tests/slurm
 
-test: $(READY)
+test: $(READY) compiler
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm -m "not long"
+
+# The tests of the CUDA path need one, and say so each where there is none.
+compiler:
+	@command -v g++ >/dev/null || echo "NOT TESTED: the CUDA path: there is no g++ (apt-get install g++)" >&2
 
 # Installs SLURM where a cluster can be; where none can, it says so and is done.
 test-cluster: $(READY)
 	if bash tests/slurm/possible.sh; then bash tests/slurm/install.sh && $(CLUSTER_TESTS) -m "not long"; fi
 
-test-long: $(READY)
+test-long: $(READY) compiler
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm
 	if bash tests/slurm/possible.sh; then bash tests/slurm/install.sh && $(CLUSTER_TESTS); fi
 

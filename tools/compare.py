@@ -19,7 +19,6 @@ from pretrain import cli
 from pretrain.cli import Answer
 from pretrain.report import comparison, comparison_plot
 from pretrain.report.comparison import AXES
-from pretrain.report.files import writing
 from pretrain.report.markdown import table
 from pretrain.report.plot import ROWS, duration, short
 
@@ -68,12 +67,11 @@ def work(options: argparse.Namespace) -> Answer:
     """Writes the picture and the table; the text is the table, the data are the points and the rows."""
     compared = comparison.lines(options.runs)
     metric = comparison.common_metric(compared)
-    target = comparison.target(compared, metric)
+    target = compared[-1].curve(metric)[-1]["value"]
     rows = comparison.rows(compared, metric)
     text = markdown(rows, metric, target)
     comparison_plot.draw(compared, metric, target, options.out / "curves.png")
-    with writing(options.out / "table.md"):
-        (options.out / "table.md").write_text(text, encoding="utf-8")
+    (options.out / "table.md").write_text(text, encoding="utf-8")
     return Answer(text.rstrip(), {"metric": metric, "target": target, "rows": rows, "lines": _points(compared)})
 
 

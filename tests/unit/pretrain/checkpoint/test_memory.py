@@ -13,11 +13,11 @@ import torch
 from growth import Architecture, Box, between
 from pretrain.checkpoint import KINDS, Checkpointer, ManifestFields, Reader, write_checkpoint
 from pretrain.checkpoint.blocks import BLOCK
+from pretrain.dryrun.sparse import sparse_checkpoint
 from pretrain.layout import Layout, fragment_boxes, fragments, parameters
 from pretrain.state import fill
 from tests.unit.pretrain.checkpoint.boxes import fields_of
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
-from tests.unit.pretrain.checkpoint.sparse import sparse_checkpoint
 
 SHAPES = {"a": (8000, 3000), "b": (3000, 4000), "c": (100,)}  # 137 MiB a kind
 

@@ -12,11 +12,11 @@ from pretrain.checkpoint.manifest import MANIFEST, StoredFile
 from pretrain.checkpoint.writer import file_name, header_of
 
 
-def sparse_checkpoint(folder: Path, fields: ManifestFields, kinds: Sequence[str] = KINDS) -> Manifest:
+def sparse_checkpoint(folder: Path, fields: ManifestFields, step: int = 0, kinds: Sequence[str] = KINDS) -> Manifest:
     """A checkpoint of one file per kind with whole tensors, as large as the shapes of `fields` say."""
     folder.mkdir(parents=True)
     records = [_sparse_file(folder, kind, fields.shapes) for kind in kinds]
-    manifest = Manifest.build(0, fields, records)
+    manifest = Manifest.build(step, fields, records)
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return manifest
 

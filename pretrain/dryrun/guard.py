@@ -1,0 +1,69 @@
+"""The compiled guard that lets a CPU build of torch carry tensors of a device that is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from pretrain.errors import UserError
+
+SOURCE = Path(__file__).with_name("guard.cpp")
+VARIABLE = "CAMBIUM_GUARD"
+"""Of the environment of a rank: where its guard is."""
+
+
+def available() -> bool:
+    """Whether there is a compiler to build it with."""
+    return shutil.which("g++") is not None
+
+
+def built() -> Path:
+    """The shared library, compiled once for each version of torch and of its source, into the user's cache.
+
+    Raises UserError without g++, or with what g++ says.
+    """
+    source = SOURCE.read_bytes()
+    name = hashlib.sha256(source + version("torch").encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cambium"
+    library = cache / f"guard-{name}.so"
+    if library.exists():
+        return library
+    if not available():
+        raise UserError(
+            "the dry run compiles a few lines of C++ and there is no g++: install it (apt-get install g++, or a module "
+            "of your cluster)"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        made = Path(folder) / "guard.so"
+        done = subprocess.run(_command(made), capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{SOURCE}: g++ does not compile it against torch {version('torch')}:\n{done.stderr}")
+        made.rename(library)
+    return library
+
+
+def _command(to: Path) -> list[str]:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    torch = Path(spec.submodule_search_locations[0])
+    libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
+    return [
+        "g++",
+        "-O1",
+        "-std=c++20",
+        "-shared",
+        "-fPIC",
+        str(SOURCE),
+        f"-I{torch / 'include'}",
+        *libraries,
+        "-o",
+        str(to),
+    ]
