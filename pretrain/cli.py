@@ -17,6 +17,7 @@ from typing import Any
 import torch.distributed
 
 from growth.errors import GrowthError
+from pretrain.documents import finite
 from pretrain.errors import UserError
 
 USERS = (UserError, GrowthError, OSError)
@@ -82,6 +83,11 @@ class Answer:
     code: int = 0
 
 
+def to_json(data: Any) -> str:
+    """What a tool prints with --json: JSON has no NaN and no infinity, and null stands for them."""
+    return json.dumps(finite(data), allow_nan=False)
+
+
 def run(
     doc: str,
     arguments: Callable[[argparse.ArgumentParser], Any],
@@ -106,7 +112,7 @@ def run(
 
     def answered() -> int:
         answer = work(options)
-        say(json.dumps(answer.data) if options.json else answer.text)
+        say(to_json(answer.data) if options.json else answer.text)
         return answer.code
 
     return guarded(answered)

@@ -9,6 +9,7 @@ carries the matrices themselves, and so does every checkpoint after it: once a s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save
 
 from growth import Architecture
 from growth.operators import OPERATORS
+from pretrain import documents
 from pretrain.checkpoint.atomic import make_folder, write_file
+from pretrain.documents import one_line
 from pretrain.errors import UserError
 
 OPTION = "factors"
@@ -47,12 +50,18 @@ def write_progress(path: Path, state: Mapping[str, torch.Tensor], about: Mapping
 
 
 def read_progress(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The state and the `about` that were stored, if there are any."""
+    """The state and the `about` that were stored, if there are any; UserError for a file that is damaged."""
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()[_ABOUT])
-    return load_file(path), about
+    try:
+        with safe_open(path, "pt") as file:
+            about = (file.metadata() or {}).get(_ABOUT, "")
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        told = one_line(str(error))
+        raise UserError(f"{path} is damaged ({told}): remove it, and what it knew is learned again") from error
+    found: dict[str, Any] = documents.checked(documents.Object, documents.parse(about.encode(), path), path)
+    return state, found
 
 
 def filled(policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,13 +89,27 @@ def _read(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
         )
     try:
         found = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"grow.{key}.{OPTION}: {path} is no safetensors file that can be read ({error})") from error
-    mine = {name.split(".")[1]: matrix.numpy() for name, matrix in found.items() if name.split(".")[0] == key}
+    except (SafetensorError, OSError, ValueError) as error:
+        told = one_line(str(error))
+        raise UserError(f"grow.{key}.{OPTION}: {path} is no safetensors file that can be read ({told})") from error
+    for name, matrix in found.items():
+        if problem := _problem(name, matrix):
+            raise UserError(f"grow.{key}.{OPTION}: {path}: {one_line(name)} {problem}")
+    mine = {name.partition(".")[2]: m.float().numpy() for name, m in found.items() if name.partition(".")[0] == key}
     if not mine:
-        keys = ", ".join(sorted({name.split(".")[0] for name in found}))
+        keys = ", ".join(sorted({name.partition(".")[0] for name in found}))
         raise UserError(f"grow.{key}.{OPTION}: {path} has factors of {keys or 'nothing'}, none of {key}")
     return {**{k: v for k, v in value.items() if k != OPTION}, **mine}
+
+
+def _problem(name: str, matrix: torch.Tensor) -> str:
+    """What is wrong with an entry of a file; empty when nothing is."""
+    if not re.fullmatch(r"\w+\.\w+", name):
+        return "is no name of factors, such as hidden.write"
+    if not matrix.is_floating_point() or matrix.dim() != 2:
+        kind = str(matrix.dtype).removeprefix("torch.")
+        return f"is {kind} of shape {tuple(matrix.shape)}: factors are a matrix of floats"
+    return "" if matrix.float().isfinite().all() else "has factors that are NaN or infinite"
 
 
 def _zeros(key: str, value: Mapping[str, Any], old: Architecture, new: Architecture) -> dict[str, Any]:

@@ -27,11 +27,14 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.atomic import write_file
 from pretrain.config import Curriculum, Stage
+from pretrain.documents import one_line, show
+from pretrain.errors import UserError
 from pretrain.estimate.flops import peak_flops
 
 log = logging.getLogger(__name__)
 
 Record = Mapping[str, float]
+LARGEST = 1e100  # of a figure: what is drawn and compared must not overflow
 
 
 class Progress(Protocol):
@@ -161,14 +164,35 @@ class JsonLines(Sink):
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a kill cut off is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The records of a metrics.jsonl; a line that a kill cut off is left out. A value may be NaN or infinite.
+
+    Raises UserError for a file that cannot be read and for a record without its place or with what is no number.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
-            yield record
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: no record, but {show(record)}")
+        if missing := sorted({"step", "tokens", "flops", "seconds"} - set(record)):
+            raise UserError(f"{path}, line {number}: a record without {missing[0]}")
+        for key, value in record.items():
+            if not _is_figure(key, value):
+                raise UserError(f"{path}, line {number}: {one_line(key)} is {show(value)}")
+        yield record
+
+
+def _is_figure(key: str, value: Any) -> bool:
+    if key in ("step", "tokens"):
+        return type(value) is int and 0 <= value <= LARGEST
+    if key in ("flops", "seconds"):
+        return type(value) in (int, float) and 0 <= value <= LARGEST
+    return type(value) in (int, float) and (abs(value) <= LARGEST or not math.isfinite(value))
 
 
 def _stays(record: Mapping[str, Any], step: int) -> bool:

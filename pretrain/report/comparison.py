@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import UserError
-from pretrain.report import history
+from pretrain.report import history, text
 from pretrain.report.history import StageHistory
 
 AXES = ("iterations", "tokens", "flops", "seconds")
@@ -45,8 +46,9 @@ class Line:
         return all(stage.done for stage in self.stages)
 
     def curve(self, metric: str) -> list[Record]:
-        """AXES and `value` where the metric was measured; a training metric is averaged over the records before."""
-        found = [record for record in self.records if metric in record]
+        """AXES and `value` where the metric was measured, and is a number; a training metric is averaged over the
+        records before."""
+        found = [record for record in self.records if isfinite(record.get(metric, nan))]
         width = 1 if metric.startswith("validation_") else max(1, len(found) // SMOOTHED)
         points = []
         for index, record in enumerate(found):
@@ -135,11 +137,15 @@ def _line(name: str, chain: Sequence[StageHistory]) -> Line:
 def common_metric(compared: Sequence[Line]) -> str:
     """The first of METRICS that every line has, at two places at least; a loss per token only of one kind of token.
 
-    Raises UserError when there is none.
+    Raises UserError when there is none, and when the runs were not measured on the same text.
     """
-    kinds = {_kind(stage) for line in compared for stage in line.stages}
+    stages = [stage for line in compared for stage in line.stages]
+    kinds = {_kind(stage) for stage in stages}
     for metric in METRICS:
         if all(len(line.curve(metric)) > 1 for line in compared) and (metric.endswith("byte") or len(kinds) == 1):
+            of_what = text.held_out if metric.startswith("validation_") else text.trained
+            if differs := text.difference(of_what(stage) for stage in stages):
+                raise UserError(f"the {metric} of these runs is of different text, so it does not compare: {differs}")
             return metric
     lines = [
         f"  {line.name}: {', '.join(m for m in METRICS if len(line.curve(m)) > 1) or 'nothing yet'}; "
@@ -162,17 +168,29 @@ def _kind(stage: StageHistory) -> str:
     return f"{kind}, {masked} of {'words' if data['whole_words'] else 'pieces'} masked, {data['pairs']}"
 
 
+def target(compared: Sequence[Line], metric: str) -> float:
+    """What the last line ended with, which the others are to reach. Raises UserError when it has diverged."""
+    last = compared[-1]
+    found = [record for record in last.records if metric in record]
+    if not isfinite(found[-1][metric]):
+        raise UserError(
+            f"{last.name} has diverged: its {metric} is {found[-1][metric]} after {found[-1]['iterations']:,} "
+            "iterations, so there is nothing that others could reach; give another run last"
+        )
+    return last.curve(metric)[-1]["value"]
+
+
 def rows(compared: Sequence[Line], metric: str) -> list[dict[str, Any]]:
     """Per line: its name, whether it is done, parameters at the end, what it used (AXES), seconds of them for growth,
     final held-out and training loss (None where there is none), `reach`, what it used until it reached the final value
     of the last line (None: never), and `ratio`, that against the last line's (None where either is nothing).
     """
-    target = compared[-1].curve(metric)[-1]["value"]
-    yardstick = compared[-1].reach(metric, target)
-    assert yardstick
+    goal = target(compared, metric)
+    yardstick = compared[-1].reach(metric, goal)
+    assert yardstick  # its own last value
     found = []
     for line in compared:
-        reach = line.reach(metric, target)
+        reach = line.reach(metric, goal)
         held_out, training = (_final(line, name) for name in _pair(metric))
         found.append(
             {
@@ -197,4 +215,5 @@ def _pair(metric: str) -> tuple[str, str]:
 
 def _final(line: Line, metric: str) -> float | None:
     points = line.curve(metric)
-    return points[-1]["value"] if points else None
+    ended = [record for record in line.records if metric in record]
+    return points[-1]["value"] if points and isfinite(ended[-1][metric]) else None

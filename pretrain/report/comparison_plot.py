@@ -1,6 +1,7 @@
 """The curves of several runs in one picture, over each of the axes on which they may be compared."""
 
 from collections.abc import Sequence
+from math import isfinite, nan
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pretrain.report.comparison import Line
+from pretrain.report.files import writing
 from pretrain.report.plot import COLOURS, COLUMNS, ROWS, STYLE, formatter
 
 LABELS = {"iterations": "iterations", **COLUMNS, "seconds": "time of training and growth events"}
@@ -19,7 +21,7 @@ def draw(compared: Sequence[Line], metric: str, target: float, path: Path) -> No
     """Draws the lines and writes them as an image (PNG, or what the suffix says).
 
     The held-out loss as thick lines, the training loss as thin ones; a diamond at a growth event between stages, a
-    tick at a patch, a dashed level at `target`.
+    tick at a patch, a dashed level at `target`. Raises UserError when it cannot be written.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 8.5), layout="constrained")
@@ -42,8 +44,8 @@ def draw(compared: Sequence[Line], metric: str, target: float, path: Path) -> No
             fontsize=8,
             color="#666666",
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=85)
+        with writing(path):
+            figure.savefig(path, dpi=85)
 
 
 def _line(axes: Axes, line: Line, x: str, metric: str, colour: str, dashes: str) -> None:
@@ -62,7 +64,8 @@ def _line(axes: Axes, line: Line, x: str, metric: str, colour: str, dashes: str)
         markersize=4,
     )
     for mark in line.marks:
-        after = next((r[metric] for r in line.records[mark.record :] if metric in r), points[-1]["value"])
+        later = (r[metric] for r in line.records[mark.record :] if isfinite(r.get(metric, nan)))
+        after = next(later, points[-1]["value"])
         at, size = line.records[mark.record][x], 9 if mark.patch else 5
         axes.plot([at], [after], marker="|" if mark.patch else "D", markersize=size, color=colour, linestyle="none")
 

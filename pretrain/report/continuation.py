@@ -4,33 +4,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain import documents
+from pretrain.errors import UserError
+from pretrain.hf import FAMILIES
+
+CONFIG = "config.json"
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn."""
 
     tokens: int = 120
-    """Tokens of a continuation, at most."""
+    """Tokens of a continuation, at most; no more than the model has positions."""
     temperature: float = 0.8
     top_p: float = 0.95
     seed: int = 0
 
 
+def writes(export: Path) -> bool:
+    """Whether there is a model in a Hugging Face folder that writes text: an encoder such as BERT does not.
+
+    Raises UserError for a config that cannot be read.
+    """
+    if not (export / CONFIG).is_file():
+        return False
+    kind = documents.read(export / CONFIG, documents.Object).get("model_type")
+    return all(family.generates for family in FAMILIES.values() if family.model_type == kind)
+
+
 def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """What the model in a Hugging Face folder makes of each prompt, prompt included."""
+    """What the model in a Hugging Face folder makes of each prompt, prompt included.
+
+    Raises UserError for a folder that transformers cannot load and for a prompt that leaves no room.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(export)
-    model = AutoModelForCausalLM.from_pretrained(export).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(export)
+        model = AutoModelForCausalLM.from_pretrained(export).eval()
+    except Exception as error:  # of a damaged folder transformers raises whatever its code happens to run into
+        told = documents.one_line(str(error))
+        raise UserError(f"{export}: transformers cannot load this export, so make it again: {told}") from error
+    positions = model.config.max_position_embeddings
     texts = []
     for prompt in prompts:
         torch.manual_seed(sampling.seed)
         inputs = tokenizer(prompt, return_tensors="pt")
+        given = inputs["input_ids"].shape[1]
+        if not 0 < given < positions:
+            raise UserError(f"--prompt {prompt!r} is {given} tokens: give 1 to {positions - 1}, the model's positions")
         output = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=sampling.tokens,
+            max_new_tokens=min(sampling.tokens, positions - given),
             do_sample=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -1,16 +1,18 @@
 """What happened in a run, read from its folder: for plots, reports and status."""
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import Field
 
-from growth import Architecture
+from growth import Architecture, GrowthError
 from growth.certificate import Certificate
-from pretrain import metrics
-from pretrain.config import Model
+from pretrain import documents, metrics
+from pretrain.checkpoint import is_done, schema
+from pretrain.config import Model, reading, stage_from
+from pretrain.documents import Number
 from pretrain.errors import UserError
 
 
@@ -89,15 +91,39 @@ def load_stage(folder: Path) -> StageHistory:
     """One stage, which may have no records yet; raises UserError when its folder is that of none, or damaged."""
     try:
         records = tuple(metrics.read(folder / "metrics.jsonl"))
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = _config(folder / "config.yaml")
         events = tuple(_event(path) for path in sorted((folder / "events").glob("*.json")))
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+    except (UserError, GrowthError) as error:
         raise UserError(f"{folder}: not the folder of a stage, or damaged: {error}") from error
-    return StageHistory(folder.name, folder, config, records, events, (folder / "DONE").exists())
+    return StageHistory(folder.name, folder, config, records, events, is_done(folder))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = reading.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {documents.one_line(str(error))}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} has no configuration in it, but {documents.show(config)}")
+    stage_from(config, str(path)).model.architecture()
+    return config
+
+
+class _Kept(schema.Event):
+    """An event in a stage's folder: it has been measured, or not, and has taken its time."""
+
+    plan: schema.Plan  # type: ignore[misc]
+    certificate: schema.Certificate | None  # type: ignore[misc]
+    seconds: Annotated[Number, Field(ge=0)]  # type: ignore[misc]
 
 
 def _event(path: Path) -> Event:
-    data = json.loads(path.read_text())
+    step = re.fullmatch(r"step-(\d{8,12})", path.stem)
+    if not step:
+        raise UserError(f"{path}: an event is named after its step, step-00000000.json")
+    data = documents.read(path, _Kept)
+    if data["plan"]["old"] is None:
+        raise UserError(f"{path}: an event without a model before it")
     old, new = (Architecture.from_json(data["plan"][key]) for key in ("old", "new"))
     certificate = Certificate.from_json(data["certificate"]) if data["certificate"] else None
-    return Event(int(path.stem.removeprefix("step-")), old, new, certificate, data["seconds"])
+    return Event(int(step[1]), old, new, certificate, data["seconds"])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator
 
-from pretrain.errors import UserError
+from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
 
 ROWS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
@@ -56,11 +56,8 @@ def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
             fontsize=8,
             color="#666666",
         )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
             figure.savefig(path, dpi=130)
-        except (OSError, ValueError) as error:  # a format that matplotlib has not is a ValueError
-            raise UserError(f"{path} cannot be written: {error}") from error
 
 
 def points(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:

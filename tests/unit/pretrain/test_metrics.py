@@ -99,14 +99,15 @@ def test_a_resumed_stage_writes_what_an_undisturbed_one_does(
 
 
 def test_records_survive_a_kill(tmp_path: Path) -> None:
+    record = {"step": 1, "tokens": 2, "flops": 3.0, "seconds": 4.0}
     program = (
         "import os, signal\nfrom pathlib import Path\nfrom pretrain.metrics import JsonLines\n"
         f"lines = JsonLines(Path({str(tmp_path / 'metrics.jsonl')!r}), 0)\n"
-        "lines.write({'step': 1})\nos.kill(os.getpid(), signal.SIGKILL)\n"
+        f"lines.write({record})\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert list(metrics.read(tmp_path / "metrics.jsonl")) == [{"step": 1}]
+    assert list(metrics.read(tmp_path / "metrics.jsonl")) == [record]
 
 
 def test_plain_lines_when_it_is_no_terminal(
