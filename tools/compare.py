@@ -19,6 +19,7 @@ from pretrain import cli
 from pretrain.cli import Answer
 from pretrain.report import comparison, comparison_plot
 from pretrain.report.comparison import AXES
+from pretrain.report.files import writing
 from pretrain.report.markdown import table
 from pretrain.report.plot import ROWS, duration, short
 
@@ -67,11 +68,12 @@ def work(options: argparse.Namespace) -> Answer:
     """Writes the picture and the table; the text is the table, the data are the points and the rows."""
     compared = comparison.lines(options.runs)
     metric = comparison.common_metric(compared)
-    target = compared[-1].curve(metric)[-1]["value"]
+    target = comparison.target(compared, metric)
     rows = comparison.rows(compared, metric)
     text = markdown(rows, metric, target)
     comparison_plot.draw(compared, metric, target, options.out / "curves.png")
-    (options.out / "table.md").write_text(text, encoding="utf-8")
+    with writing(options.out / "table.md"):
+        (options.out / "table.md").write_text(text, encoding="utf-8")
     return Answer(text.rstrip(), {"metric": metric, "target": target, "rows": rows, "lines": _points(compared)})
 
 

@@ -244,10 +244,16 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := fault(options.tiny or options.curriculum is not None):
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    if options.curriculum:
-        curriculum(options.curriculum)
-        return 0
-    return run(options)
+    sys.path.insert(0, str(ROOT))  # Cambium itself need not be installed
+    from pretrain import cli  # which needs packages that may have been missing
+
+    def work() -> int:
+        if options.curriculum:
+            curriculum(options.curriculum)
+            return 0
+        return run(options)
+
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

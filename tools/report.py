@@ -12,8 +12,10 @@ from typing import Any
 
 from pretrain import cli
 from pretrain.cli import Answer
+from pretrain.errors import UserError
 from pretrain.report import history, plot
-from pretrain.report.continuation import Sampling, continuations
+from pretrain.report.continuation import Sampling, continuations, writes
+from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
 from pretrain.report.markdown import table
 from pretrain.report.plot import duration, short
@@ -159,9 +161,12 @@ def work(options: argparse.Namespace) -> Answer:
     stages = history.load(run)
     plot.draw(stages, run.resolve().name, run / "plot.png")
     texts = None
-    if (run / "export" / "config.json").is_file():
+    if writes(run / "export"):
         texts = continuations(run / "export", options.prompt or ["The"], Sampling())
-    (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
+    elif options.prompt:
+        raise UserError(f"--prompt: there is no model in {run / 'export'} that writes text")
+    with writing(run / "report.md"):
+        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
     figures = {"stages": stage_rows(stages), "events": event_rows(stages), "texts": texts}
     return Answer(str(run / "report.md"), figures)
 

@@ -16,11 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from growth import Architecture, Plan
+from growth import Plan
 from growth.certificate import Certificate
 from growth.describe import table
 from pretrain import cli
-from pretrain.checkpoint import Manifest
+from pretrain.checkpoint import Manifest, model_of
 from pretrain.locate import locate
 from pretrain.report import summary
 
@@ -45,7 +45,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
 
 def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
     """Everything that is shown, as JSON."""
-    arch = Architecture.from_json(manifest.architecture)
+    arch = model_of(manifest, path)
     files = []
     for name, file in manifest.files.items():
         boxes = Counter(

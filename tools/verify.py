@@ -13,14 +13,16 @@ examples:
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from growth import Architecture, Plan
 from growth.certificate import TOLERANCE, Certificate
 from growth.describe import table
 from pretrain import cli
-from pretrain.checkpoint import CorruptCheckpoint, Reader, verify_all
+from pretrain.checkpoint import CorruptCheckpoint, Reader, model_of, verify_all
 from pretrain.config import stage_from
 from pretrain.errors import UserError
 from pretrain.locate import locate
@@ -96,19 +98,22 @@ def integrity(path: Path, bars: bool) -> Check:
 
 def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tuple[list[Check], Certificate | None]:
     """The checks of the event between two checkpoints, and its certificate measured again."""
-    grown = [event for event in child.manifest.events if "plan" in event]
-    if not grown or not child.manifest.parent:
+    events = list(child.manifest.events)
+    if not child.manifest.parent or not any("plan" in event for event in events):
         raise UserError(f"{child.path} was not grown from anything: leave --parent out")
     recorded = child.manifest.parent["hash"]
     same = recorded == parent.manifest.hash
     told = recorded if same else f"grown from {recorded}, and {parent.path} is {parent.manifest.hash}"
     checks = [Check("parent", same, told)]
-    plan = Plan.from_json(grown[-1]["plan"])
-    problems = _plan_problems(plan, parent, child)
+    plan, *patches = _plans(events, child.manifest.stage, len(parent.manifest.events) if same else None)
+    old, new = (model_of(reader.manifest, reader.path) for reader in (parent, child))
+    problems = _plan_problems(plan, patches, parent, old, child, new)
     checks.append(Check("plan", not problems, ", ".join(plan.operators) or "same shape", tuple(problems)))
-    old, new = (Architecture.from_json(reader.manifest.architecture) for reader in (parent, child))
-    if old != plan.old or new.sizes != plan.new.sizes:
+    if old != plan.old or new.sizes != (plan, *patches)[-1].new.sizes:
         return checks, None
+    if patches:
+        told = f"{len(patches)} inside the stage, each with a certificate of its own: tools/show.py --events"
+        checks.append(Check("patches", None, told))
 
     stage = stage_from(child.manifest.config, str(child.path))
     text = audit.text(plan, stage, audit.open_corpus(stage, corpus))
@@ -132,17 +137,45 @@ def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tup
     return checks, certificate
 
 
-def _plan_problems(plan: Plan, parent: Reader, child: Reader) -> list[str]:
-    problems = []
-    for what, reader, arch in (("from", parent, plan.old), ("to", child, plan.new)):
-        found = Architecture.from_json(reader.manifest.architecture)
-        assert arch is not None
-        for name, value in {**arch.sizes, **arch.scalars}.items():
-            has = {**found.sizes, **found.scalars}[name]
-            if has != value:
-                problems.append(f"the plan leads {what} {name} {value:.10g}, and {reader.path} has {has:.10g}")
-        if found.rope_frequencies != arch.rope_frequencies:
-            problems.append(f"the plan leads {what} other rotary frequencies than {reader.path} has")
+def _plans(events: Sequence[Mapping[str, Any]], stage: str, before: int | None) -> list[Plan]:
+    """The plan that made the first model of a stage, and those of the patches inside it since.
+
+    before: how many events the parent had; None where that is not known, and the last events of this stage are meant.
+    """
+    if before is None:
+        before = len(events)
+        while before and events[before - 1]["stage"] == stage:
+            before -= 1
+    plans = [Plan.from_json(event["plan"]) for event in events[before:] if "plan" in event]
+    if not plans:
+        raise UserError(f"stage {stage!r} has no growth event after those of its parent")
+    return plans
+
+
+def _plan_problems(
+    plan: Plan, patches: Sequence[Plan], parent: Reader, old: Architecture, child: Reader, new: Architecture
+) -> list[str]:
+    """Where the plans do not lead from the parent's model, one after the other, to the child's."""
+    problems = _differences("leads from", plan.old, str(parent.path), old)
+    before = plan
+    for number, patch in enumerate(patches, 1):
+        problems += _differences("leads to", before.new, f"what patch {number} begins with", patch.old)
+        before = patch
+    return problems + _differences("leads to", before.new, str(child.path), new)
+
+
+def _differences(leads: str, said: Architecture | None, where: str, found: Architecture | None) -> list[str]:
+    if said is None or found is None or said.family != found.family:
+        families = [arch.family if arch else "nothing" for arch in (said, found)]
+        return [f"the plan {leads} {families[0]}, and {where} is {families[1]}"]
+    has = {**found.sizes, **found.scalars}
+    problems = [
+        f"the plan {leads} {name} {value:.10g}, and {where} has {has[name]:.10g}"
+        for name, value in {**said.sizes, **said.scalars}.items()
+        if has[name] != value
+    ]
+    if found.rope_frequencies != said.rope_frequencies:
+        problems.append(f"the plan {leads} other rotary frequencies than {where} has")
     return problems
 
 

@@ -1,10 +1,11 @@
 """What every benchmark gives back: a title, its settings, and rows of figures."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pretrain.cli import to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Report:
     notes: Sequence[str] = ()
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return to_json(dataclasses.asdict(self))
 
     def __str__(self) -> str:
         columns = list(dict.fromkeys(column for row in self.rows for column in row))

@@ -1,6 +1,7 @@
 """Comparisons of runs whose losses are known in advance."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def write(
             arch = stage.model.architecture()
             plan = growth.between(arch, arch.replace({"layers": arch.sizes["layers"] + 1}), {}, seed=0, init_std=0.02)
             (folder / "events").mkdir()
-            event = {"plan": plan.to_json(), "certificate": None, "seconds": 7.0}
+            event = {"stage": stage.name, "plan": plan.to_json(), "certificate": None, "seconds": 7.0}
             (folder / "events" / f"step-{patch:08d}.json").write_text(json.dumps(event))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (folder / "DONE").write_text("{}")
@@ -173,3 +174,60 @@ def test_masked_losses_of_different_rates_do_not_compare(tmp_path: Path) -> None
         path.write_text(yaml.safe_dump(resolved))
     with pytest.raises(UserError, match=r"0\.1 of words masked"):
         comparison.common_metric(comparison.lines([tmp_path / "a", tmp_path / "b"]))
+
+
+@pytest.mark.parametrize("diverged", [float("nan"), float("inf")])
+def test_runs_that_diverged(diverged: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a line it ends where it was last a number; as the yardstick it is refused. The answer is JSON."""
+    good = write(tmp_path / "good", [8.0, 6.0, 3.0])
+    bad = write(tmp_path / "bad", [8.0, 2.0, diverged, diverged], patch=20)
+    found = answer(capsys, str(bad), str(good), "--out", str(tmp_path / "out"))
+    assert found["rows"][0]["held_out"] is None
+    assert found["rows"][0]["reach"]["iterations"] < 10
+    assert found["lines"][0]["records"][-1]["validation_loss"] is None
+    assert compare.main([str(good), str(bad), "--out", str(tmp_path / "again")]) == 2
+    told = capsys.readouterr().err
+    assert f"bad has diverged: its validation_loss is {diverged} after 30 iterations" in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write(tmp_path / "run", [8.0, 6.0])
+    (tmp_path / "file").write_text("x")
+    assert compare.main([str(run), "--out", str(tmp_path / "file")]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be written" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"validation_fraction": 0.3}, "data.validation_fraction 0.01 and 0.3"),
+        ({"corpus": "elsewhere"}, "data.corpus .* and elsewhere"),
+    ],
+)
+def test_losses_of_different_text_do_not_compare(
+    changes: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even as bits per byte; runs of one text are compared as before."""
+    metric = "validation_bits_per_byte"
+    one, same = (write(tmp_path / name, [3.0, 2.0], metric=metric) for name in ("one", "same"))
+    other = write(tmp_path / "other", [3.0, 2.0], metric=metric, **changes)
+    assert compare.main([str(one), str(same), "--out", str(tmp_path / "out")]) == 0
+    assert compare.main([str(one), str(other), "--out", str(tmp_path / "out")]) == 2
+    assert re.search(f"{metric} of these runs is of different text.*{why}", capsys.readouterr().err)
+
+
+def test_a_corpus_that_was_moved_is_the_same_text(tmp_path: Path) -> None:
+    """By what is in it, not by its name; another one under the same kind of name is not."""
+    description = {"xxh3_128": "0", "tokenizer": "1", "documents": 5, "tokens": 6}
+    for name, content in (("here", {}), ("there", {}), ("other", {"documents": 7})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "corpus.json").write_text(json.dumps({**description, **content}))
+    runs = [
+        write(tmp_path / f"{name}-run", [3.0, 2.0], corpus=str(tmp_path / name)) for name in ("here", "there", "other")
+    ]
+    assert compare.main([str(runs[0]), str(runs[1]), "--out", str(tmp_path / "out")]) == 0
+    assert compare.main([str(runs[0]), str(runs[2]), "--out", str(tmp_path / "out")]) == 2

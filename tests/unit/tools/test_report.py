@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MegatronBertConfig,
+    MegatronBertForPreTraining,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.unit.tools.run_folder import make_run
-from tools import report
+from tools import plot, report
 
 
 def export(folder: Path) -> None:
@@ -37,6 +46,67 @@ def test_stages_events_plot_and_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "\n> word7 word8 word" in text
     assert "\n> word3 word" in text
     assert "Not finished" not in text
+
+
+def words(folder: Path, model: PreTrainedModel) -> None:
+    """A model in place of the one that `export` makes."""
+    export(folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    model.save_pretrained(folder)
+
+
+def test_a_model_with_few_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is asked for no more than fits, and a prompt that leaves no room is refused."""
+    run = make_run(tmp_path)
+    shape = dict(n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=52)
+    words(run / "export", GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=1)))
+    assert report.main([str(run), "--prompt", "word7 word8", "--json"]) == 0
+    (text,) = json.loads(capsys.readouterr().out)["texts"]
+    assert text.startswith("word7 word8")
+    assert len(text.split()) <= 8
+    for prompt in ("word1 " * 8, "word1 " * 20, ""):
+        assert report.main([str(run), "--prompt", prompt]) == 2
+        told = capsys.readouterr().err
+        assert "give 1 to 7, the model's positions" in told
+        assert "Traceback" not in told
+
+
+def test_an_encoder_writes_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=52)
+    words(run / "export", MegatronBertForPreTraining(MegatronBertConfig(**shape, max_position_embeddings=512)))
+    assert report.main([str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["texts"] is None
+    assert "What the last model writes" not in (run / "report.md").read_text()
+    assert report.main([str(run), "--prompt", "word1"]) == 2
+    assert "no model in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", '{"model_type": "llama", "num_attention_heads": 0}', "{}"])
+def test_a_broken_export(broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    export(run / "export")
+    (run / "export" / "config.json").write_text(broken)
+    assert report.main([str(run)]) == 2
+    assert str(run / "export") in capsys.readouterr().err
+
+
+def test_figures_that_are_no_numbers_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json of every tool is JSON."""
+    run = make_run(tmp_path)
+    with (run / "wide" / "metrics.jsonl").open("a") as file:
+        last = {"step": 7, "tokens": 13000, "flops": 1e13, "seconds": 130.0}
+        record = {**last, "validation_bits_per_byte": float("nan"), "validation_loss": float("inf")}
+        print(json.dumps(record), file=file)
+
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    for tool, more in ((report, []), (plot, ["--out", str(tmp_path / "plot.png")])):
+        assert tool.main([str(run), *more, "--json"]) == 0
+        figures = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert figures["stages"][-1]["records"][-1]["validation_loss"] is None
 
 
 def test_an_unfinished_run_without_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from growth import Architecture, Box, Plan
-from pretrain.checkpoint import KINDS, Reader
+import growth
+from growth import Architecture, Box, Generations, Plan
+from pretrain.checkpoint import KINDS, Reader, write_checkpoint
+from pretrain.planning import patched
+from pretrain.state import Birth, Progress, State
 from pretrain.verify import audit
 from tests.unit.tools.runs import Run, rewrite
 from tools.grow import main as grow
@@ -196,6 +201,60 @@ def test_another_parent(
     assert code == 1
     assert not checks["parent"]["passed"]
     assert "norm_eps" in checks["plan"]["findings"][0]
+
+
+def test_a_stage_with_patches(
+    run: Run, grown: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The event between a stage and its parent is the first of the stage, whatever it has grown since."""
+
+    def patch(source: Path, target: Path, layers: int) -> None:
+        with Reader(source) as reader:
+            m, stage = reader.manifest, run.curriculum.stage("large")
+            arch = Architecture.from_json(m.architecture)
+            policy = {"layers": {"operator": "insert", "at": [{"index": 1, "init": "copy"}]}}
+            plan = growth.between(arch, arch.replace({"layers": layers}), policy, seed=1, init_std=0.02)
+            state = patched(reader, plan, stage)
+            event = {"stage": "large", "plan": plan.to_json(), "certificate": None, "seconds": 1.0}
+            progress = replace(state.progress, step=state.progress.step + 5)
+            state = replace(state, events=(*state.events, event), progress=progress)
+            fields = state.fields("large", m.config, [b.adam_step for b in state.births])
+            write_checkpoint(target, progress.step, list(KINDS), partial(_through, plan, reader), fields, {})
+
+    layers = run.curriculum.stage("large").model.layers
+    patch(grown("large"), tmp_path / "one", layers + 1)
+    patch(tmp_path / "one", tmp_path / "two", layers + 2)
+    for name, count in (("one", 1), ("two", 2)):
+        code, checks = verify(tmp_path / name, run.parent, capsys)
+        assert code == 0
+        assert checks["plan"]["passed"]
+        assert checks["function"]["passed"]
+        assert f"{count} inside the stage" in checks["patches"]["told"]
+    # A checkpoint that says nothing of its first patch is not what the events lead to.
+    with Reader(tmp_path / "two") as reader:
+        event, _, second = reader.manifest.events
+    rewrite(tmp_path / "two", tmp_path / "gap", {}, events=(event, second))
+    code, checks = verify(tmp_path / "gap", run.parent, capsys)
+    assert code == 1
+    assert f"leads to layers {layers}, and what patch 1 begins with has {layers + 1}" in checks["plan"]["findings"][0]
+
+
+def _through(plan: Plan, reader: Reader, kind: str, name: str, box: Box) -> torch.Tensor:
+    return plan.evaluate(name, box, reader.read, kind)
+
+
+def test_a_parent_of_another_family(
+    grown: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"vocab": 8, "positions": 4, "hidden": 4, "layers": 1, "heads": 2, "head_dim": 2, "ffn": 8}
+    arch = Architecture("gpt2", sizes)
+    state = State(arch, Generations.first(arch), (Birth(0, "small", 0),), Progress(), None)
+    fields = state.fields("small", {}, [0])
+    write_checkpoint(tmp_path / "gpt2", 0, ["weight"], lambda kind, name, box: torch.zeros(box.shape), fields, {})
+    code, checks = verify(grown("large"), tmp_path / "gpt2", capsys)
+    assert code == 1
+    assert "leads from llama2" in checks["plan"]["findings"][0]
+    assert "is gpt2" in checks["plan"]["findings"][0]
 
 
 def test_integrity(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
