@@ -40,7 +40,7 @@ def _engine(arch: Architecture, layout: Layout, stage: Stage) -> Engine:
     engine = Engine(
         arch,
         layout,
-        Numerics(t.precision, t.recompute, t.recompute_layers),
+        Numerics(t.precision, t.recompute, t.recompute_layers, t.compile),
         Adam(t.betas, t.eps, t.weight_decay, t.clip),
         seq_len=t.seq_len,
         micro_batch=t.micro_batch,

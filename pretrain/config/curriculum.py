@@ -30,6 +30,7 @@ RESUMABLE = (
     "train.deterministic",
     "train.recompute",
     "train.recompute_layers",
+    "train.compile",
     "train.eval_interval",
     "train.eval_bytes",
     "checkpoint",

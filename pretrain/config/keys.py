@@ -169,6 +169,10 @@ class Train(Section):
     """Activations computed again in the backward pass: none, those of the attention core, or whole layers."""
     recompute_layers: Positive = 1
     """Layers in one recomputed unit when `recompute` is full."""
+    compile: bool | None = None
+    """Whether what lies between matrix products (norms, rotation, activations, the loss) and the update of several
+    generations are compiled kernels: half of the memory traffic. null: on a CUDA device. It needs Triton there, and g++
+    on a CPU; the first steps on a new shape take longer."""
     eval_interval: Positive = 100
     """Steps between validations; there is one at each end of the stage as well."""
     eval_bytes: Positive = 1 << 20

@@ -19,13 +19,14 @@ from megatron.core.models.bert.bert_model import BertModel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from growth.architecture import Architecture
 from pretrain.model import biased
 from pretrain.model.attention import CoreAttention
-from pretrain.model.norm import LayerNorm
+from pretrain.model.kernels.activation import bias_gelu
+from pretrain.model.layer import layer_spec
+from pretrain.model.norm import FusedLayerNorm, LayerNorm
 from pretrain.model.vocabulary import Vocabulary, padded
 
 TERMS = ("mlm_loss", "nsp_loss")
@@ -55,27 +56,29 @@ def build_chunk(
     first: bool,
     last: bool,
     chunk: int | None,
+    fused: bool,
 ) -> Bert:
     """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving.
 
-    Samples may be shorter than its positions.
+    Samples may be shorter than its positions. fused: whether what lies between matrix products is kernels.
     """
+    norm = FusedLayerNorm if fused else LayerNorm
     attention = bert_layer_local_spec.submodules.self_attention
     submodules = replace(
         bert_layer_local_spec.submodules,
-        input_layernorm=LayerNorm,
-        pre_mlp_layernorm=LayerNorm,
+        input_layernorm=norm,
+        pre_mlp_layernorm=norm,
         self_attention=ModuleSpec(
             module=attention.module,
             params=attention.params,
             submodules=replace(attention.submodules, core_attention=CoreAttention),
         ),
     )
-    spec = ModuleSpec(module=TransformerLayer, submodules=submodules)
+    spec = layer_spec(submodules, bias_gelu if fused else None)
     model = Bert(
         config=config,
         num_tokentypes=arch.sizes["types"],
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=LayerNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
         vocab_size=padded(arch.sizes["vocab"], config.tensor_model_parallel_size),
         max_sequence_length=arch.sizes["positions"],
         pre_process=first,
@@ -83,7 +86,7 @@ def build_chunk(
         share_embeddings_and_output_weights=True,
         vp_stage=chunk,
     )
-    model.vocab = arch.sizes["vocab"]
+    model.vocab, model.fused = arch.sizes["vocab"], fused
     return model
 
 

@@ -16,7 +16,7 @@ from megatron.core.transformer import TransformerConfig
 
 from growth.architecture import Architecture
 from pretrain.layout import Layout, parameters
-from pretrain.model import bert, cpu, gpt2, llama2
+from pretrain.model import bert, cpu, fused, gpt2, llama2
 from pretrain.watchdog import COLLECTIVE_TIMEOUT
 
 FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
@@ -27,12 +27,14 @@ class Numerics:
     """How a model is computed: working precision ("fp32" or "bf16") and activation recomputation.
 
     recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (whole layers, in
-    units of recompute_layers).
+    units of recompute_layers). compile: whether what lies between matrix products is compiled (pretrain.model.fused);
+    None: on a CUDA device.
     """
 
     precision: str = "fp32"
     recompute: str = "none"
     recompute_layers: int = 1
+    compile: bool | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,9 +121,9 @@ def build(
     """This rank's pipeline chunks, on its device, with values not yet set (under torch.device("meta"): without any).
 
     Raises RuntimeError when a built parameter differs from what pretrain.layout says of it: the two must agree or
-    growth would write to the wrong place.
+    growth would write to the wrong place; UserError when kernels are asked for that cannot be compiled here.
     """
-    config = transformer_config(arch, layout, numerics)
+    config, compiled = transformer_config(arch, layout, numerics), fused.chosen(numerics.compile)
     last = len(layout.pipeline) - 1
     chunks = torch.nn.ModuleList(
         FAMILIES[arch.family].build_chunk(
@@ -132,6 +134,7 @@ def build(
             first=chunk == 0,
             last=chunk == last,
             chunk=i if layout.virtual > 1 else None,
+            fused=compiled,
         )
         for i, (chunk, layers) in enumerate(layout.chunks(pp_rank))
     )

@@ -13,13 +13,12 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from growth.architecture import Architecture
 from pretrain.model.attention import CoreAttention
+from pretrain.model.layer import Activation, layer_spec
 from pretrain.model.vocabulary import Vocabulary, padded
 
 TERMS = ("loss",)
@@ -34,19 +33,24 @@ def build_gpt(
     arch: Architecture,
     config: TransformerConfig,
     norm: type[torch.nn.Module],
+    activation: Activation,
     *,
+    fused: bool,
     layers: int,
     first: bool,
     last: bool,
     chunk: int | None,
     **how: Any,
 ) -> CausalLM:
-    """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving."""
+    """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving.
+
+    fused: whether what lies between matrix products is kernels; norm and activation are then to be made of them.
+    """
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = norm
     layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.submodules.core_attention = CoreAttention
-    spec = ModuleSpec(module=TransformerLayer, submodules=layer.submodules)
+    spec = layer_spec(layer.submodules, activation if fused else None)
     model = CausalLM(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
@@ -56,7 +60,7 @@ def build_gpt(
         vp_stage=chunk,
         **how,
     )
-    model.vocab = arch.sizes["vocab"]
+    model.vocab, model.fused = arch.sizes["vocab"], fused
     return model
 
 

@@ -11,7 +11,8 @@ from megatron.core.transformer import TransformerConfig
 from growth.architecture import Architecture
 from pretrain.model import biased
 from pretrain.model.causal import TERMS, CausalLM, build_gpt, counts, forward, logits, terms
-from pretrain.model.norm import LayerNorm
+from pretrain.model.kernels.activation import bias_gelu
+from pretrain.model.norm import FusedLayerNorm, LayerNorm
 
 __all__ = ["TERMS", "build_chunk", "config_fields", "counts", "forward", "logits", "terms"]
 
@@ -21,12 +22,14 @@ def config_fields(arch: Architecture) -> dict[str, object]:
     return {**biased.config_fields(arch), "activation_func": partial(F.gelu, approximate="tanh")}  # gelu_new
 
 
-def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, **where: Any) -> CausalLM:
+def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, fused: bool, **where: Any) -> CausalLM:
     """One pipeline chunk, whose samples may be shorter than its positions; where: see build_gpt."""
     return build_gpt(
         arch,
         config,
-        LayerNorm,
+        FusedLayerNorm if fused else LayerNorm,
+        partial(bias_gelu, approximate="tanh"),
+        fused=fused,
         max_sequence_length=arch.sizes["positions"],
         share_embeddings_and_output_weights=True,
         position_embedding_type="learned_absolute",

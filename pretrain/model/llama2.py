@@ -10,7 +10,8 @@ from megatron.core.transformer import TransformerConfig
 
 from growth.architecture import Architecture
 from pretrain.model.causal import TERMS, CausalLM, build_gpt, counts, forward, logits, terms
-from pretrain.model.norm import RMSNorm
+from pretrain.model.kernels.activation import swiglu
+from pretrain.model.norm import FusedRMSNorm, RMSNorm
 
 __all__ = ["TERMS", "build_chunk", "config_fields", "counts", "forward", "logits", "terms"]
 
@@ -37,12 +38,14 @@ def config_fields(arch: Architecture) -> dict[str, object]:
     }
 
 
-def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, **where: Any) -> CausalLM:
+def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, fused: bool, **where: Any) -> CausalLM:
     """One pipeline chunk; where: see build_gpt."""
     model = build_gpt(
         arch,
         config,
-        RMSNorm,
+        FusedRMSNorm if fused else RMSNorm,
+        swiglu,
+        fused=fused,
         max_sequence_length=seq_len,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",

@@ -9,6 +9,8 @@ from megatron.core import parallel_state
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
+from pretrain.model.kernels.cross_entropy import CrossEntropy, in_chunks, whole
+
 
 def padded(vocab: int, tp: int) -> int:
     """Rows of an embedding that tensor parallelism cuts into equal parts."""
@@ -23,6 +25,8 @@ class Vocabulary(LanguageModule):
     """
 
     vocab: int
+    fused: bool
+    """Whether the loss is computed by kernels."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy per token, [B, S], from labels [B, S] and local logits [S, B, vocab / TP]."""
@@ -31,7 +35,11 @@ class Vocabulary(LanguageModule):
         if real < local:
             with torch.no_grad():
                 logits[..., max(real, 0) :] = torch.finfo(logits.dtype).min
-        return super().compute_language_model_loss(labels, logits)
+        if not self.fused and logits.dtype == torch.float32:
+            return super().compute_language_model_loss(labels, logits)  # in place: there is nothing to save
+        run = whole if self.fused else in_chunks
+        loss_T = CrossEntropy.apply(logits.flatten(0, 1), labels.t().flatten(), self.pg_collection.tp, run)
+        return loss_T.view(labels.t().shape).t().contiguous()
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Mark the two copies of a tied embedding for the engine, which sums their gradients.

@@ -78,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="our step with so many generations in the same weights, each at its own rate; "
         "and transformers' model with a parameter and a matrix product for each of their blocks",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="our step with train.compile: true as well, as another contestant"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
 
 
@@ -166,7 +169,7 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
     from pretrain.model import build
     from pretrain.model.build import Numerics
 
-    layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
+    layout, numerics = Layout.make(arch.layers), Numerics(options.precision, compile=False)
     plan = growth.initial(arch, seed=0, init_std=0.02)
     weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
     if options.generations:
@@ -181,16 +184,18 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
         for mine, theirs in zip(bare.parameters(), engine.chunks[0].parameters(), strict=True):
             mine.copy_(theirs)
 
+    compiled = {"cambium compiled": _our_steps(arch, options, [1], compile=True)[1][1]} if options.compile else {}
     model = _transformers(arch, weights, numerics.dtype, options)
     return {
         "cambium": steps[1],
+        **compiled,
         "bare megatron-core": _bare_step(bare, options.seq_len),
         "transformers": _transformers_step(model, [list(model.parameters())]),
     }
 
 
 def _our_steps(
-    arch: Architecture, options: argparse.Namespace, counts: Sequence[int]
+    arch: Architecture, options: argparse.Namespace, counts: Sequence[int], compile: bool = False
 ) -> tuple["Engine", dict[int, Step]]:
     """An engine, and for each count its step when the channels, neurons and vocabulary of its model were born in so
     many events. It is one engine for all, since the place in memory makes a difference of 2 %."""
@@ -198,7 +203,7 @@ def _our_steps(
     from pretrain.model.build import Numerics
     from pretrain.state import Birth, Progress, State, fill, publish
 
-    layout, numerics = Layout.make(arch.layers), Numerics(options.precision)
+    layout, numerics = Layout.make(arch.layers), Numerics(options.precision, compile=compile)
     engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)
     described: dict[int, tuple[Any, list[int]]] = {}  # of each count: segments, and the steps of its generations
 
