@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.transformer.transformer_block import TransformerBlock
 
 from growth import Architecture, Generations
 from growth.architecture import LogicalTensor
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_block import TransformerBlock
 
 Part = int | str
 """The number of a layer, "embedding" (of a tied head too) or "head": as in pretrain.estimate.flops."""
@@ -62,6 +64,8 @@ def enter_without_gradient(chunk: torch.nn.Module, *, first: bool, recomputed: b
     layers are computed again, some of which train, and Megatron's recomputation begins with an input that has a
     gradient; then the pass ends at the chunk's entrance.
     """
+    from megatron.core.transformer.transformer_block import TransformerBlock  # seconds
+
     block = next(module for module in chunk.modules() if isinstance(module, TransformerBlock))
 
     def cut(block: TransformerBlock, inputs: Any) -> None:
