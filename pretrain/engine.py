@@ -31,7 +31,7 @@ from growth.architecture import Architecture
 from pretrain.exchange import Judge, StepResult, exchange
 from pretrain.layout import Layout, Parameter, fragment_boxes, parameters
 from pretrain.layout.zero import FragmentBox
-from pretrain.model import build
+from pretrain.model import build, fused
 from pretrain.model.build import Numerics
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.frozen import Frozen, enter_without_gradient, part_of
@@ -118,7 +118,14 @@ class Engine:
         self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
         chunks = build.build(arch, layout, numerics, seq_len=seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
         self.device = next(chunks.parameters()).device
-        self.adam = AdamW(chunks.parameters(), lr=0.0, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
+        self.adam = AdamW(
+            chunks.parameters(),
+            lr=0.0,
+            betas=adam.betas,
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
+            compile=fused.chosen(numerics.compile),
+        )
         with contextlib.redirect_stdout(io.StringIO()):  # lines of memory, which metrics have too
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 args=SimpleNamespace(device_rank=self.device.index or 0),  # or it takes that of LOCAL_RANK

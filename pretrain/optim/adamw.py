@@ -20,8 +20,9 @@ class AdamW(torch.optim.Optimizer):
 
     Every generation has its learning rate (0: frozen; its moments go on), its weight decay, and its own step, so that
     the bias correction of what was born at a growth event starts at its birth. Weight decay is switched off by
-    segment. Whatever the number of generations, an element is read and written once on CPU. With one generation an
-    update equals that of torch.optim.AdamW(fused=True) bit for bit.
+    segment. Whatever the number of generations, an element is read and written once: on a device, all elements by one
+    kernel (compile: see pretrain.model.fused). With one generation an update equals that of
+    torch.optim.AdamW(fused=True) bit for bit.
 
     State of the partition: exp_avg and exp_avg_sq, like it. `steps`, `lrs` and `weight_decays` have an item for each
     generation: the updates it has had, and what the next one takes.
@@ -35,13 +36,16 @@ class AdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        compile: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.compile = compile
         self.segments: Sequence[Segment] = ()
         self.resting: Collection[int] = ()  # generations in no segment of any rank: their steps stay as they are
         self.steps: list[int] = []
         self.lrs: list[float] = []
         self.weight_decays: list[float] = []
+        self._codes: tuple[Sequence[Segment], Tensor] | None = None
 
     def describe(
         self, segments: Sequence[Segment], steps: Sequence[int], weight_decays: Sequence[float] | None = None
@@ -87,6 +91,10 @@ class AdamW(torch.optim.Optimizer):
         table = np.array([_coefficients(lr, wd, n, (beta1, beta2), group["eps"]) for lr, wd, n in each], "f4")
         # The bias corrections of generations with one learning rate end up equal, and then they are as one.
         first = [int((table == row).all(1).argmax()) for row in table]
+        mixes = [segment for segment in self.segments if len({first[g] for g in segment.present}) > 1]
+        if mixes and self._on_device(partition):
+            self._update_all(table, tensors)
+            return
         whole: dict[tuple[float, float], list[tuple[Segment, int]]] = {}
         for segment in self.segments:
             generations = {first[g] for g in segment.present}
@@ -97,17 +105,20 @@ class AdamW(torch.optim.Optimizer):
             whole.setdefault((self.lrs[g], weight_decay), []).append((segment, max(1, self.steps[g]) - 1))
         for (lr, weight_decay), alike in whole.items():
             self._update_whole(alike, lr, weight_decay, tensors)
-        table_3G = torch.from_numpy(table.T.copy()).to(partition.device)
-        for segment in self.segments:
-            if len({first[g] for g in segment.present}) > 1:
-                self._update_mixed(segment, table_3G, tensors)
+        table_3G = torch.from_numpy(table.T.copy())
+        for segment in mixes:
+            self._update_mixed(segment, table_3G, tensors)
+
+    @staticmethod
+    def _on_device(partition: Tensor) -> bool:
+        return partition.device.type != "cpu"
 
     def _update_whole(
         self, alike: Sequence[tuple[Segment, int]], lr: float, weight_decay: float, tensors: tuple[Tensor, ...]
     ) -> None:
         """Segments with the updates they have had, of one learning rate: torch's fused kernel."""
         params, grads, exp_avgs, exp_avg_sqs = ([x[s.start : s.stop] for s, _ in alike] for x in tensors)
-        done = torch.tensor([float(n) for _, n in alike], device=tensors[0].device)
+        done = _sent(torch.tensor([float(n) for _, n in alike]), tensors[0].device)
         (group,) = self.param_groups
         adamw(
             params,
@@ -127,7 +138,7 @@ class AdamW(torch.optim.Optimizer):
         )
 
     def _update_mixed(self, segment: Segment, table_3G: Tensor, tensors: tuple[Tensor, ...]) -> None:
-        """A segment of several generations; equal to the others up to rounding.
+        """A segment of several generations on a CPU; equal to the others up to rounding.
 
         table_3G: the coefficients of each generation.
         """
@@ -137,7 +148,30 @@ class AdamW(torch.optim.Optimizer):
         scale, shift, minus_decay = table_3G[:, patterns]  # [distinct rows, columns] each
         if not segment.decay:
             minus_decay = torch.zeros_like(minus_decay)
-        mixed.update((p, g, m, v), scale, shift, minus_decay, segment.rows.index, self.param_groups[0]["betas"])
+        mixed.update_rows((p, g, m, v), scale, shift, minus_decay, segment.rows.index, self.param_groups[0]["betas"])
+
+    def _update_all(self, table: np.ndarray, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        """All segments at once on a device. table: the coefficients of each generation, [G, 3]."""
+        count, device = len(table), tensors[0].device
+        if self._codes is None or self._codes[0] is not self.segments:
+            codes = torch.full(tensors[0].shape, 2 * count, dtype=torch.uint8 if count < 128 else torch.int16)
+            self._codes = self.segments, codes.to(device)
+            for segment in self.segments:
+                here = self._codes[1][segment.start : segment.stop]
+                off = 0 if segment.decay else count
+                if segment.rows is None:
+                    here.fill_(segment.present[0] + off)
+                else:
+                    each = (segment.rows.patterns + off).to(here.dtype)
+                    torch.index_select(each, 0, segment.rows.index, out=here.view(len(segment.rows.index), -1))
+        columns = np.concatenate((table, table * np.array([1, 1, 0], "f4"), [[0, -math.inf, 0]])).T
+        sent = _sent(torch.from_numpy(columns.astype("f4", order="C")), device)
+        mixed.update_all(tensors, self._codes[1], sent, self.param_groups[0]["betas"], self.compile)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """A few numbers on the device, without waiting for it."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def _coefficients(

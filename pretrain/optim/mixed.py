@@ -1,4 +1,8 @@
-"""An AdamW update whose coefficients differ from element to element, each element read and written once."""
+"""AdamW updates whose coefficients differ from element to element, each element read and written once.
+
+With coefficients `scale`, `shift` and `minus_decay`: p += minus_decay * p, then p += exp_avg / (scale * root + shift),
+where root is that of exp_avg_sq.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,13 @@ import torch
 from torch import Tensor
 
 from growth.compiled import compiled
+from pretrain.model.fused import kernel
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
-_PART = 1 << 24  # elements that are updated at a time on a device, where each operation has a temporary
+_PART = 1 << 24  # elements that are updated at a time where each operation has a temporary
 
 
-def update(
+def update_rows(
     tensors: Tensors,
     scale: Tensor,
     shift: Tensor,
@@ -21,32 +26,48 @@ def update(
     index: Tensor,
     betas: tuple[float, float],
 ) -> None:
-    """Update weights in place: p += minus_decay * p, then p += exp_avg / (scale * exp_avg_sq ** 0.5 + shift).
+    """Update a matrix of weights on a CPU, whose rows are mostly alike.
 
     tensors: weights, gradients, exp_avg and exp_avg_sq, [rows, columns] each and contiguous. scale, shift and
     minus_decay: [distinct rows, columns]; index: int64 [rows], which of them a row takes.
     """
-    (_on_cpu if tensors[0].device.type == "cpu" else _on_device)(tensors, scale, shift, minus_decay, index, betas)
-
-
-def _on_cpu(
-    tensors: Tensors, scale: Tensor, shift: Tensor, minus_decay: Tensor, index: Tensor, betas: tuple[float, float]
-) -> None:
     arrays = [x.numpy() for x in (*tensors, scale, shift, minus_decay, index)]
     _compiled(*arrays, *(arrays[0].dtype.type(x) for x in (1 - betas[0], betas[1], 1 - betas[1])))
 
 
-def _on_device(
-    tensors: Tensors, scale: Tensor, shift: Tensor, minus_decay: Tensor, index: Tensor, betas: tuple[float, float]
+def update_all(tensors: Tensors, codes: Tensor, table: Tensor, betas: tuple[float, float], compile: bool) -> None:
+    """Update a partition on a device, however many generations and segments it has: in one kernel with `compile`, else
+    operation by operation.
+
+    tensors: weights, gradients, exp_avg and exp_avg_sq, [elements]; codes: of each element, a column of the table;
+    table: fp32 [3, columns], scale, shift and minus_decay. What has the last column stays as it is, moments too.
+    """
+    if compile:
+        _update(*tensors, codes, table, *betas)
+        return
+    for part in zip(*(x.split(_PART) for x in (*tensors, codes)), strict=True):
+        _update.eager(*part, table, *betas)
+
+
+@kernel(writes=(0, 2, 3))
+def _update(
+    params: Tensor,
+    grads: Tensor,
+    exp_avgs: Tensor,
+    exp_avg_sqs: Tensor,
+    codes: Tensor,
+    table: Tensor,
+    beta1: float,
+    beta2: float,
 ) -> None:
-    step = max(1, _PART // scale.shape[1])
-    for start in range(0, len(index), step):
-        p, g, m, v = (x[start : start + step] for x in tensors)
-        which = index[start : start + step]
-        m.lerp_(g, 1 - betas[0])
-        v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
-        p.addcmul_(p, minus_decay[which])
-        p.addcdiv_(m, torch.addcmul(shift[which], v.sqrt(), scale[which]))
+    rests = codes == table.shape[1] - 1
+    scale, shift, minus_decay = (row[codes.int()] for row in table)
+    exp_avg = torch.where(rests, exp_avgs, exp_avgs + (1 - beta1) * (grads - exp_avgs))
+    exp_avg_sq = torch.where(rests, exp_avg_sqs, beta2 * exp_avg_sqs + (1 - beta2) * grads * grads)
+    param = params + minus_decay * params
+    params.copy_(torch.where(rests, params, param + exp_avg / (scale * exp_avg_sq.sqrt() + shift)))
+    exp_avgs.copy_(exp_avg)
+    exp_avg_sqs.copy_(exp_avg_sq)
 
 
 @compiled()

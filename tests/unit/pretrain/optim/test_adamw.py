@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pretrain.model import fused
 from pretrain.optim import mixed
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.segments import Segment, segments
@@ -140,7 +141,7 @@ def test_segments_say_what_every_element_is(layout: tuple[Tensor, list[tuple[int
 
 
 @settings(max_examples=25, deadline=None)
-@given(layouts(), st.integers(0, 2**31), st.sampled_from([None, 16, 200, mixed._PART]))
+@given(layouts(), st.integers(0, 2**31), st.sampled_from([None, 16, mixed._PART]))
 def test_generations_are_parameter_groups(
     layout: tuple[Tensor, list[tuple[int, int, int, bool]]], seed: int, part: int | None
 ) -> None:
@@ -153,7 +154,7 @@ def test_generations_are_parameter_groups(
     weight_decays = [0.1, 0.0, 0.5, 0.1]
     with pytest.MonkeyPatch.context() as patch:
         if part:  # as on a device, in parts of so many elements
-            patch.setattr(mixed, "_on_cpu", mixed._on_device)
+            patch.setattr(AdamW, "_on_device", lambda *_: True)
             patch.setattr(mixed, "_PART", part)
         found, decays = described(ids, parts)
         ours, adam = flat(start)
@@ -178,6 +179,36 @@ def test_generations_are_parameter_groups(
     assert bool(((exp_avg - reference.value("exp_avg")).abs() <= 2e-6 * exp_avg_sq.sqrt()).all())
     frozen = ids == 1
     assert torch.equal(ours[frozen], start[frozen])
+
+
+@pytest.mark.skipif(bool(fused.lacking("cpu")), reason=f"NOT TESTED: {fused.lacking('cpu')}")
+def test_on_a_device_it_is_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many segments there are; compiled it is what it is on a CPU, and what is in no segment stays as it is."""
+    compiled = fused.Kernel.__call__
+    monkeypatch.setattr(fused.Kernel, "__call__", lambda *args: (called.append(1), compiled(*args)))
+    monkeypatch.setattr(AdamW, "_on_device", lambda adam, _: adam.compile)
+    ids = torch.randint(3, (60, 8), generator=torch.Generator().manual_seed(4)).flatten().to(torch.uint8)
+    found = [s for n in range(20) for s in segments(24 * n, ids[24 * n : 24 * n + 24], 8, 0, n % 2 == 0, CPU)]
+    resting = slice(found[-1].start, found[-1].stop)
+    start = torch.randn(len(ids) + 5, generator=torch.Generator().manual_seed(5))
+    called = []
+    whole, kernels = flat(start), flat(start)
+    for number, gradient in enumerate(gradients(3, len(start))):
+        for partition, adam in (whole, kernels):
+            if number == 0:
+                adam.describe(found, [7, 3, 0], [0.1, 0.2, 0.3])
+            elif number == 1:
+                adam.segments = found[:-1]  # the last one is frozen
+                before = partition.detach()[resting].clone()
+            adam.set_lr([1e-3, 2e-3, 0.0])
+            adam.compile = adam is kernels[1]
+            update(adam, partition, gradient)
+    assert len(called) == 3
+    torch.testing.assert_close(kernels[0], whole[0], rtol=1e-6, atol=1e-9)
+    for one, other in zip(kernels[1].moments(kernels[0]), whole[1].moments(whole[0]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-12)
+    assert torch.equal(kernels[0].detach()[resting], before)
+    assert torch.equal(kernels[0].detach()[-5:], start[-5:])
 
 
 def test_alike_generations_end_as_one() -> None:
