@@ -178,8 +178,8 @@ class BertFeed(Feed):
         samples = _padded(self._held_out(self.stage.model.vocab, t.seq_len, n), unit)
         if not samples["mask"].any():
             raise UserError(
-                f"train.eval_bytes: {t.eval_bytes} bytes are {n} samples of held-out text, and data.mask_rate "
-                f"{self.stage.data.mask_rate:g} masks no token of them; raise either"
+                f"train.eval_bytes: {t.eval_bytes} bytes of held-out text come to {n} x {t.seq_len} tokens, and "
+                f"data.mask_rate {self.stage.data.mask_rate:g} masks none of them; raise either"
             )
         samples["order"][n:] = IGNORED
         samples["valid"][n:] = 1.0  # attention needs something to see

@@ -31,7 +31,10 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
         return
     layout_of(stage, world)
     feed = open_feed(stage)
-    feed.held_out(1)
+    try:
+        feed.held_out(1)
+    except UserError as error:
+        raise UserError(f"{curriculum.path}: stage {stage.name!r}: {error}") from None
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
         compare_for_resume(own.config, stage.to_dict())

@@ -26,7 +26,7 @@ class Data(Section):
     """Folder of a prepared corpus: tokens and the tokenizer that encoded them, as tools/prepare_data.py makes it."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the documents that are never trained on."""
-    window: Positive = 1024
+    window: Size = 1024
     """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
     mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Of bert: share of the tokens that are predicted."""
@@ -120,7 +120,7 @@ class Train(Section):
 
     seq_len: Size
     """Length of a sample, in tokens."""
-    global_batch: Positive
+    global_batch: Size
     """Samples in an optimizer step, over all data-parallel ranks."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
@@ -134,13 +134,13 @@ class Train(Section):
     end the next stage goes on at the rate that this one had, and runs the rest of the curve over the tokens left."""
     plateau: Plateau = Plateau()
     """What `until: plateau` calls one; see train.eval_interval."""
-    ramp_from: Count = 0
+    ramp_from: Derived = 0
     """Samples in the first optimizer steps of the stage; 0 or absent: `global_batch`, from the beginning."""
-    ramp_by: Count = 0
+    ramp_by: Derived = 0
     """Samples by which a step grows, again and again, to `global_batch`; 0 or absent: `ramp_from`."""
     ramp_tokens: Count = 0
     """Tokens of the stage over which its steps grow; they are spread evenly over the sizes."""
-    micro_batch: Positive = 1
+    micro_batch: Size = 1
     """Samples in one forward pass of one data-parallel rank."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the end of the cosine or the line."""
@@ -183,7 +183,7 @@ class Train(Section):
 
         A function of what was trained on alone, whatever the layout (as Megatron-LM's --rampup-batch-size).
         """
-        if tokens >= self.ramp_tokens:
+        if tokens >= self.ramp_tokens or not self.ramp_from:
             return self.global_batch
         by = self.ramp_by or self.ramp_from
         return self.ramp_from + by * (tokens * (self.global_batch - self.ramp_from) // by // self.ramp_tokens)
@@ -191,9 +191,14 @@ class Train(Section):
     def steps(self) -> int:
         """Optimizer steps in which a stage trains on `tokens`."""
         done = steps = 0
-        while done < min(self.ramp_tokens, self.tokens):
-            done += self.batch_at(done) * self.seq_len
-            steps += 1
+        end = min(self.ramp_tokens, self.tokens) if self.ramp_from else 0
+        by, grows = self.ramp_by or self.ramp_from, self.global_batch
+        while done < end:  # all steps of one size at a time
+            size = self.batch_at(done)
+            larger = -(-(size - self.ramp_from + by) * self.ramp_tokens // (grows - self.ramp_from))
+            count = max(1, -(-(min(larger, end) - done) // (size * self.seq_len)))
+            done += count * size * self.seq_len
+            steps += count
         return steps + -(-max(0, self.tokens - done) // (self.global_batch * self.seq_len))
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ DOCUMENT: dict[str, Any] = {
 }
 SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard", "log")
 FAMILIES = ("llama2", "gpt2", "bert")
-LONG = settings(max_examples=20_000, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=5_000, suppress_health_check=list(HealthCheck))
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -58,17 +59,22 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
         yield from places(item, (*path, key))
 
 
-def float_keys(kind: Any = None, path: str = "") -> Iterator[str]:
-    """Every key whose type has a float in it."""
-    for name, hint in typing.get_type_hints(kind or config.Stage, include_extras=True).items():
+def keys(kind: Any = config.Stage, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every key that a stage has, and its type in words."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
-            yield from float_keys(hint, f"{path}{name}.")
-        elif "float" in str(hint) and "ClassVar" not in str(hint):
-            yield f"{path}{name}"
+            yield from keys(hint, (*path, name))
+        elif "ClassVar" not in str(hint):
+            yield (*path, name), str(hint)
 
 
-def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-    document = copy.deepcopy(DOCUMENT)
+def float_keys() -> Iterator[str]:
+    """Every key whose type has a float in it."""
+    return (".".join(path) for path, hint in keys() if "float" in hint)
+
+
+def changed(path: tuple[str | int, ...], value: Any, document: dict[str, Any] = DOCUMENT) -> dict[str, Any]:
+    document = copy.deepcopy(document)
     node: Any = document
     for key in path[:-1]:
         node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
@@ -117,7 +123,7 @@ def test_every_float_that_is_accepted_can_be_saved(key: str, value: float) -> No
         assert list(checks._finite("", [stage.to_dict() for stage in loaded.stages])) == []
 
 
-KEYS = st.text(max_size=5) | st.sampled_from(
+WRITTEN = st.text(max_size=5) | st.sampled_from(
     ["operator", "factors", "at", "index", "init", "noise", "snr_db", "layers"]
 )
 WORDS = ["stack", "dense", "insert", "Et*9|tL", "(t*99)*99", "Et*99999999999L", "random", "replicate", "default", "nan"]
@@ -126,9 +132,9 @@ LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), FLOATS, st.text(max_size=8), st.sampled_from([*WORDS, *NUMBERS])
 )
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WRITTEN, inner, max_size=3), max_leaves=8
 )
-PLACES = sorted(places(DOCUMENT), key=str)
+PLACES = sorted({*places(DOCUMENT), *(path for path, _ in keys())}, key=str)
 GROW = ("stages", 1, "grow")
 
 
@@ -149,11 +155,30 @@ def test_whatever_stands_at_a_key(path: tuple[str | int, ...], value: Any) -> No
     loads(changed(path, value))
 
 
+def several(changes: list[tuple[tuple[str | int, ...], Any]]) -> None:
+    document = DOCUMENT
+    for path, value in changes:
+        with suppress(KeyError, IndexError, TypeError, AttributeError):  # an earlier change has taken its place
+            document = changed(path, value, document)
+    loads(document)
+
+
+SMALL = st.one_of(st.integers(0, 9), st.integers(0, 2000), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), SMALL | VALUES), min_size=1, max_size=4)
+
+
+@settings(max_examples=250)
+@given(CHANGES)
+@example([(("train", "ramp_tokens"), 900)])
+def test_whatever_stands_at_several_keys(changes: list[tuple[tuple[str | int, ...], Any]]) -> None:
+    several(changes)
+
+
 @pytest.mark.long
 @LONG
-@given(st.sampled_from(PLACES), VALUES)
-def test_whatever_stands_at_a_key_for_long(path: tuple[str | int, ...], value: Any) -> None:
-    loads(changed(path, value))
+@given(CHANGES)
+def test_whatever_stands_at_several_keys_for_long(changes: list[tuple[tuple[str | int, ...], Any]]) -> None:
+    several(changes)
 
 
 def test_merge_keys(tmp_path: Path) -> None:

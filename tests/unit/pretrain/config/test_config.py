@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import growth
 from growth.operators import OPERATORS
@@ -358,3 +360,30 @@ def test_the_batch_is_a_function_of_the_tokens_trained_on() -> None:
     assert [doubled.batch_at(tokens) for tokens in (0, 199, 200, 400)] == [4, 4, 8, 12]
     plain = dataclasses.replace(ramp, ramp_from=0, ramp_by=0, ramp_tokens=0)
     assert (plain.batch_at(0), plain.steps()) == (12, 10)
+
+
+@given(
+    seq_len=st.integers(1, 9),
+    ramp=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 9)),
+    ramp_tokens=st.integers(1, 3000),
+    tokens=st.integers(1, 4000),
+)
+def test_steps_are_counted_without_making_them(
+    seq_len: int, ramp: tuple[int, int, int], ramp_tokens: int, tokens: int
+) -> None:
+    start, by, times = ramp
+    train = config.Train(
+        seq_len=seq_len,
+        global_batch=start + by * times,
+        lr=1e-3,
+        tokens=tokens,
+        ramp_from=start,
+        ramp_by=by,
+        ramp_tokens=ramp_tokens,
+    )
+    done = steps = 0
+    while done < tokens:
+        done += train.batch_at(done) * seq_len
+        steps += 1
+    assert train.steps() == steps
+    assert dataclasses.replace(train, tokens=10**18, ramp_tokens=10**18).steps() > 10**14

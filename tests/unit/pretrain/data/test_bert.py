@@ -263,7 +263,9 @@ def test_what_is_measured_has_a_masked_token(path: Path, rate: float, n: int) ->
         assert found["mask"].any()
         assert not (found["mask"].bool() & (found["valid"] == 0)).any()
     if rate < 0.1:
-        with pytest.raises(UserError, match=rf"train\.eval_bytes: {128 * n} bytes are {n} samples .* raise either"):
+        with pytest.raises(
+            UserError, match=rf"train\.eval_bytes: {128 * n} bytes .* come to {n} x 32 tokens, .* raise either"
+        ):
             feed.held_out(4)
     elif n > 1:
         assert feed.held_out(4).samples["mask"].any()
