@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
         ((curriculum, stage),) = found
         _quiet(int(os.environ.get("RANK", "0")))
         device.prepare(tp=stage.parallel.tp, deterministic=stage.train.deterministic)
-        from pretrain.train import train  # seconds of imports
+        import pretrain.model  # noqa: F401  # seconds of imports; why it comes first is said there
+        from pretrain.train import train
 
         startup.through("imports")
         distributed.join()

@@ -1,6 +1,7 @@
 """The arrows between the rooms: tools -> pretrain -> growth, and never back."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +70,10 @@ def test_what_must_start_at_once_never_imports_megatron() -> None:
             todo += [ours[name] for name in names if name in ours and ours[name] not in reached]
     slow = {"megatron", "deepspeed"}
     assert not [path for path, names in reached.items() if slow & {name.split(".")[0] for name in names}]
+
+
+def test_a_rank_starts_without_the_compiler() -> None:
+    """In the order in which `python -m pretrain` imports; torch.compile is afterwards what it was."""
+    program = "import torch, sys; before = torch.compile; import pretrain.model, pretrain.train; "
+    program += "assert torch.compile is before; assert 'torch._inductor.compile_fx' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=ROOT)
