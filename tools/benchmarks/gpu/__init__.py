@@ -24,7 +24,7 @@ from types import FrameType
 from typing import IO, Any
 
 from benchmarks.gpu import tables
-from benchmarks.gpu.cases import Case, cases
+from benchmarks.gpu.cases import Case, all_cases
 from benchmarks.report import Report
 from pretrain.checkpoint.atomic import write_file
 from pretrain.errors import UserError
@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> Report:
 
     if not options.tiny and not torch.cuda.is_available():
         raise UserError("there is no CUDA device: --tiny tries the benchmark on a CPU")
-    chosen = [case for case in cases(options.tiny) if options.only in case.name]
+    chosen = [case for case in all_cases(options.tiny) if options.only in case.name]
     if not chosen:
-        raise UserError(f"no case contains {options.only!r}: {'; '.join(case.name for case in cases(options.tiny))}")
+        raise UserError(f"no case contains {options.only!r}: {'; '.join(case.name for case in all_cases(options.tiny))}")
     results = Results(options.output, time.monotonic() + 60 * options.minutes)
     before = signal.signal(signal.SIGTERM, _stop)
     try:

@@ -70,7 +70,7 @@ class Case:
         return Case(**{**data, "micro_batches": tuple(data["micro_batches"])})
 
 
-def cases(tiny: bool) -> list[Case]:
+def all_cases(tiny: bool) -> list[Case]:
     """All of them, in order; tiny: the first of each kind, and small."""
     found = list(_cases())
     if not tiny:
