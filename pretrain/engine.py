@@ -43,12 +43,13 @@ from pretrain.samples import Samples, size
 with contextlib.redirect_stdout(io.StringIO()):  # of operators that it cannot compile, and nobody uses here
     import deepspeed
 
+    # On the CPU it would compile a shared-memory all-reduce at the first start; gloo needs no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 # It warns of every optimizer that is not its own.
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 for _handler in logging.getLogger("DeepSpeed").handlers:
     _handler.setStream(sys.stderr)  # type: ignore[attr-defined]
-# On the CPU DeepSpeed would compile a shared-memory all-reduce at the first start; gloo needs no compiler.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,21 @@ def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"rank 2 .* sees 2 GPUs \(CUDA_VISIBLE_DEVICES: 4,6\)"):
         device.own_gpu()
+
+
+def test_deepspeed_prints_nothing_of_operators_that_it_cannot_compile() -> None:
+    """As on a host with GPUs and without CUDA's compiler."""
+    program = "import torch; torch.cuda.is_available = lambda: True; import pretrain.engine"
+    hidden = {"CUDA_HOME", "CUDA_PATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k not in hidden}
+        | {"DS_ACCELERATOR": "cuda", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

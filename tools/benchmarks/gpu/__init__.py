@@ -51,9 +51,10 @@ def run(options: argparse.Namespace) -> Report:
 
     if not options.tiny and not torch.cuda.is_available():
         raise UserError("there is no CUDA device: --tiny tries the benchmark on a CPU")
-    chosen = [case for case in all_cases(options.tiny) if options.only in case.name]
+    there = all_cases(options.tiny)
+    chosen = [case for case in there if options.only in case.name]
     if not chosen:
-        raise UserError(f"no case contains {options.only!r}: {'; '.join(case.name for case in all_cases(options.tiny))}")
+        raise UserError(f"no case contains {options.only!r}: {'; '.join(case.name for case in there)}")
     results = Results(options.output, time.monotonic() + 60 * options.minutes)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
