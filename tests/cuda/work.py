@@ -33,13 +33,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def numerics(precision: str, recompute: str = "none", compiled: bool | None = None) -> Numerics:
-    return Numerics(precision, recompute)
-
-
 def steps(family: str, precision: str, recompute: str = "none", compiled: bool | None = None) -> Any:
     """(values before, [(loss, gradient norm)] of three steps, values after)."""
-    engine = ranks.engine_for(OLD[family], {}, numerics(precision, recompute, compiled))
+    engine = ranks.engine_for(OLD[family], {}, Numerics(precision, recompute, compile=compiled))
     ranks.begin(engine)
     before = ranks.collected(engine)
     losses = ranks.train(engine, ranks.batches(OLD[family], 3))
@@ -62,7 +58,7 @@ def loaded(family: str, root: str) -> Any:
 def resumed(family: str, precision: str, root: str) -> Any:
     """((losses, values) of six steps, the same with a stop in the middle)."""
     arch, data = OLD[family], ranks.batches(OLD[family], 6)
-    how = numerics(precision)
+    how = Numerics(precision)
     straight = ranks.engine_for(arch, {}, how)
     ranks.begin(straight)
     losses = ranks.train(straight, data)
@@ -91,12 +87,12 @@ def grown(family: str, root: str, precision: str) -> Any:
     probe, batch = ranks.batches(old, 1)[0], ranks.batches(new, 1)[0]
     plan = growth.between(old, new, {}, seed=11, init_std=0.05)
     with Reader(Path(root, "step-00000000")) as reader:
-        parent = ranks.engine_for(old, {}, numerics(precision))
+        parent = ranks.engine_for(old, {}, Numerics(precision))
         fill(parent, growth.identity(old), reader)
         parent.publish_weights()
         before = Before.of(parent, probe)
         parent.free()
-        engine = ranks.engine_for(plan.new, {}, numerics(precision))
+        engine = ranks.engine_for(plan.new, {}, Numerics(precision))
         state = _grown_state(plan, State.from_reader(reader))
 
         def load() -> None:
@@ -134,7 +130,7 @@ def memory_after_free() -> tuple[int, int]:
     """Bytes that torch holds on the device beside tensors that are alive, with an engine and after its end."""
     sizes = {**OLD["llama2"].sizes, "hidden": 512, "ffn": 1024, "vocab": 8192}
     arch = replace(OLD["llama2"], sizes=sizes)
-    engine = ranks.engine_for(arch, {}, numerics("bf16"))
+    engine = ranks.engine_for(arch, {}, Numerics("bf16"))
     ranks.begin(engine)
     ranks.train(engine, ranks.batches(arch, 1))
     held = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
@@ -157,6 +153,6 @@ def groups_made_again() -> tuple[list[float], int, int]:
 
 
 def _ready(family: str, precision: str) -> Engine:
-    engine = ranks.engine_for(OLD[family], {}, numerics(precision))
+    engine = ranks.engine_for(OLD[family], {}, Numerics(precision))
     ranks.begin(engine)
     return engine

@@ -104,7 +104,15 @@ def _typical(work: Callable[[], object]) -> float:
 
 def settings(case: Case, micro_batch: int, micros: int = 1) -> Train:
     """The case as a stage's section `train`, for the plan."""
-    return Train(case.seq_len, micro_batch * micros, 1e-4, micro_batch=micro_batch, tokens=1, precision="bf16")
+    return Train(
+        case.seq_len,
+        micro_batch * micros,
+        lr=1e-4,
+        tokens=1,
+        micro_batch=micro_batch,
+        precision="bf16",
+        compile=case.compiled,
+    )
 
 
 def available() -> int:
@@ -149,7 +157,7 @@ class Trained:
         from pretrain.engine import Adam, Engine
         from pretrain.model.build import Numerics
 
-        numerics = Numerics("bf16")  # XXX
+        numerics = Numerics("bf16", compile=case.compiled)
         self.case, self.arch = case, arch
         layout = Layout.make(arch.layers)
         self.engine = Engine(arch, layout, numerics, Adam(), seq_len=case.seq_len, micro_batch=micro_batch)
@@ -207,7 +215,10 @@ def _measured(trained: Trained, micro_batch: int, micros: int) -> Row:
         torch.cuda.reset_peak_memory_stats()
     times = timed(lambda: losses.append(step()), STEPS)
     tokens, seconds = micro_batch * micros * case.seq_len, median(times)
-    flops, peak = training_flops(arch, case.seq_len), peak_flops(machine()["device"], "bf16")
+    flops, peak = (
+        training_flops(arch, case.seq_len),
+        peak_flops(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "bf16"),
+    )
     plan = memory.of_rank(arch, Layout.make(arch.layers), settings(case, micro_batch, micros), 0)
     row: Row = {
         "model": case.model,
