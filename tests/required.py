@@ -23,12 +23,11 @@ def passed(results: Iterable[Path]) -> list[str]:
 def missing(required: str, modules: Sequence[str]) -> Iterator[str]:
     """One line for each suite of which fewer tests passed than required, if this machine can have it."""
     for line in required.splitlines():
-        words = line.split()
-        if not words or line.startswith("#"):
+        if not line.strip() or line.startswith("#"):
             continue
-        suite, least, *able = words
+        suite, least, *able = line.split(maxsplit=2)
         count = sum(f"{module}.".startswith(suite.replace("/", ".") + ".") for module in modules)
-        if count < int(least) and not (able and subprocess.run(["bash", *able], check=False).returncode):
+        if count < int(least) and not (able and subprocess.run(["bash", "-c", *able], check=False).returncode):
             yield f"{suite}: {count} tests passed, and {least} must have, by {LIST.name}"
 
 

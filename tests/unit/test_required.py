@@ -40,16 +40,11 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         ("tests/unit 5", ["tests/unit: 4 tests passed, and 5 must have, by required.txt"]),
         ("tests/slurm 17", ["tests/slurm: 0 tests passed, and 17 must have, by required.txt"]),
         ("tests/un 1", ["tests/un: 0 tests passed, and 1 must have, by required.txt"]),
-        ("tests/slurm 17 possible.sh", ["tests/slurm: 0 tests passed, and 17 must have, by required.txt"]),
-        ("tests/slurm 17 impossible.sh", []),
+        ("tests/slurm 17 true && test a = a", ["tests/slurm: 0 tests passed, and 17 must have, by required.txt"]),
+        ("tests/slurm 17 false", []),
     ],
 )
-def test_only_what_passed_counts(
-    modules: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, missed: list[str]
-) -> None:
-    (tmp_path / "possible.sh").write_text("exit 0")
-    (tmp_path / "impossible.sh").write_text("exit 1")
-    monkeypatch.chdir(tmp_path)
+def test_only_what_passed_counts(modules: list[str], line: str, missed: list[str]) -> None:
     assert list(required.missing(f"# a comment\n\n{line}\n", modules)) == missed
 
 
@@ -57,7 +52,8 @@ def test_every_suite_is_required() -> None:
     """A new folder of tests is not forgotten."""
     listed = {line.split()[0] for line in required.LIST.read_text().splitlines() if line.startswith("tests/")}
     folders = {f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if any(path.glob("**/test_*.py"))}
-    assert folders == listed
+    assert folders <= listed
+    assert all((ROOT / suite).is_dir() for suite in listed)
 
 
 @pytest.mark.parametrize("there", [["slurmctld"], ["ip", "unshare", "nsenter"], []])
