@@ -9,8 +9,13 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from pretrain import documents
 from pretrain.checkpoint.atomic import make_folder, write_file
 from pretrain.config import Curriculum, Plateau, Stage
+from pretrain.documents import Number, Object, Text
+from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.feed import budget
 from pretrain.state import Progress
@@ -90,6 +95,36 @@ class Ending:
         if self.spent(progress):
             return {**place, "by": self.by, "reasons": dict(self.reasons)}
         return None
+
+
+class Tried(TypedDict):
+    """What became of a candidate of a trial; a loss that is no number is null."""
+
+    candidate: Object
+    loss_at_once: Number | None
+    loss: Number | None
+    flops: Number
+    seconds: Number
+
+
+class Trial(TypedDict):
+    """Of decisions/trial.json, what a later start goes on from."""
+
+    parent: Text
+    config: Object
+    tried: list[Tried]
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """What an earlier start of the stage of this folder has tried, if it has; UserError for a file that is damaged."""
+    path = folder / DECISIONS / "trial.json"
+    if not path.exists():
+        return None
+    try:
+        found: Trial = documents.read(path, Trial)
+    except UserError as error:
+        raise UserError(f"{error}: remove it, and its candidates are tried again") from error
+    return found
 
 
 def keep_decision(folder: Path, name: str, decision: Mapping[str, Any] | None) -> None:

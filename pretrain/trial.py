@@ -3,7 +3,6 @@ growing: the power of a little LAG"): how good a way to grow is shows soon after
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from pretrain.planning import finished
 from pretrain.start import start
 from pretrain.state import State
 from pretrain.switches import Asked, Switches
-from pretrain.timing import DECISIONS, keep_decision
+from pretrain.timing import keep_decision, read_trial
 from pretrain.validate import Validation
 from pretrain.watchdog import Watchdog
 
@@ -52,7 +51,7 @@ def start_with_the_best(
     manifest = agreed(lambda: finished(curriculum, parent))
     record = {"decision": "grow", "by": "trial", "steps": trial.steps, "parent": manifest.hash}
     record |= {"config": stage.to_dict()}
-    tried = agreed(lambda: _kept(folder / DECISIONS / "trial.json", record))
+    tried = agreed(lambda: _kept(folder, record, len(trial.candidates)))
     for candidate in trial.candidates[len(tried) :]:
         candidate_stage = replace(stage, grow=stage.grow.tried(candidate))
         result = _try(curriculum, candidate_stage, layout, feed, switches, watchdog)
@@ -76,16 +75,16 @@ def start_with_the_best(
     return engine, replace(state, progress=replace(state.progress, flops=flops))
 
 
-def _kept(path: Path, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _kept(folder: Path, record: Mapping[str, Any], candidates: int) -> list[Mapping[str, Any]]:
     """What an earlier start of this very trial has found."""
-    if not path.exists():
+    found = read_trial(folder)
+    if found is None or found["parent"] != record["parent"] or len(found["tried"]) > candidates:
         return []
-    found = json.loads(path.read_text())
     try:
         compare_for_resume(found["config"], record["config"])
     except UserError:
         return []
-    return found["tried"] if found["parent"] == record["parent"] else []
+    return list(found["tried"])
 
 
 def _try(

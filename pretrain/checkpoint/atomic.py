@@ -9,8 +9,12 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+from typing_extensions import TypedDict
+
+from pretrain import documents
+from pretrain.documents import Number
 from pretrain.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,12 @@ def write_file(path: Path, data: bytes) -> None:
     fsync_folder(path.parent)
 
 
+class Done(TypedDict):
+    """Of DONE, what is read."""
+
+    validation_bits_per_byte: NotRequired[Number | None]
+
+
 def mark_done(folder: Path, info: Mapping[str, Any]) -> None:
     """Writes a stage's `DONE` marker, a JSON file: the stage is finished. Numbers that are not finite become null."""
     known = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in info.items()}
@@ -60,13 +70,12 @@ def bits_per_byte(folder: Path) -> float | None:
     """
     path = folder / "DONE"
     try:
-        text = path.read_text(encoding="utf-8")
-        found = (json.loads(text) if text.strip() else {}).get("validation_bits_per_byte")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): empty it, if the stage is finished, or remove it") from None
-    if found is None or (isinstance(found, int | float) and math.isfinite(found)):
-        return found
-    raise UserError(f"{path}: validation_bits_per_byte is {found!r:.60}, no number: empty the file")
+        if path.is_file() and not path.read_bytes().strip():
+            return None
+        found: float | None = documents.read(path, Done).get("validation_bits_per_byte")
+    except UserError as error:
+        raise UserError(f"{error}: empty it, if the stage is finished, or remove it") from None
+    return found
 
 
 def is_done(folder: Path) -> bool:

@@ -94,7 +94,8 @@ def load_stage(folder: Path) -> StageHistory:
         config = _config(folder / "config.yaml")
         events = tuple(_event(path) for path in sorted((folder / "events").glob("*.json")))
     except (UserError, GrowthError) as error:
-        raise UserError(f"{folder}: not the folder of a stage, or damaged: {error}") from error
+        told = " ".join(str(error).split())  # a configuration may have many errors, a line for each
+        raise UserError(f"{folder}: not the folder of a stage, or damaged: {told}") from error
     return StageHistory(folder.name, folder, config, records, events, is_done(folder))
 
 
