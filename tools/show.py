@@ -145,7 +145,7 @@ def _lineage(data: dict[str, Any]) -> str:
 
 def _event(event: Mapping[str, Any]) -> str:
     text = f"event of stage {event['stage']}\n{Plan.from_json(event['plan']).describe()}"
-    return f"{text}\n{Certificate.from_json(event['certificate'])}" if event["certificate"] else text
+    return f"{text}\n{Certificate.from_json(event['certificate'])}" if event.get("certificate") else text
 
 
 def _section(title: str, text: str) -> str:

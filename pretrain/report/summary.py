@@ -38,7 +38,7 @@ def history(manifest: Manifest) -> list[dict[str, Any]]:
                 "parameters_before": Architecture.from_json(plan["old"]).parameters(),
                 "parameters_after": Architecture.from_json(plan["new"]).parameters(),
                 "operators": [name for step in plan["steps"] for name in step["operators"]],
-                "certificate": event["certificate"],
+                "certificate": event.get("certificate"),
                 "seconds": event.get("seconds"),
             }
         )

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import growth
 from benchmarks import store_ranks
 from benchmarks.ranks import Cost, command_cost, together
 from benchmarks.report import Report, spread
+from benchmarks.scratch import scratch
 from growth import Architecture, Box, Plan
 from pretrain.checkpoint import KINDS, Checkpointer, Reader, step_folder, write_checkpoint
 from pretrain.checkpoint.blocks import BLOCK
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> Report:
     sizes = {name: getattr(options, name) for name in ("vocab", "hidden", "layers", "heads", "ffn")}
     heads = options.heads
     arch = Architecture("llama2", {**sizes, "kv_heads": heads, "head_dim": options.hidden // heads})
-    with tempfile.TemporaryDirectory(prefix="bench-store-", dir=options.folder) as folder:
-        bench = _Bench(Path(folder), arch, options.rounds)
+    with scratch(options.folder, "bench-store-") as folder:
+        bench = _Bench(folder, arch, options.rounds)
         with tqdm(desc="measurements", disable=None, leave=False) as bar:
             for row in bench.rows(options.skip):
                 bar.update()
