@@ -24,7 +24,11 @@ NEW = OLD.replace({"vocab": 8, "hidden": 6, "heads": 3, "layers": 2})
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a model that was imported and has grown: the manifest has every part that one can have."""
+    return make(tmp_path_factory.mktemp("fuzz") / "checkpoints" / "step-00000007")
+
+
+def make(path: Path) -> Path:
+    """A checkpoint of a model that was imported and has grown: the manifest has every part that one can have."""
     pieces = [[0], [1, 2]]
     plan = growth.between(OLD, NEW, {"layers": "stack"}, seed=3, init_std=0.02, pieces=pieces)
     certificate = Certificate.of(plan, error=1e-7, loss_before=1.0, loss_after=1.0, dead={"lm_head": (1, 2)})
@@ -39,7 +43,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generations = Generations.first(OLD).grow(plan.steps)
     state = State(NEW, generations, births, Progress(7, 9, 100, 1e9, 2.0, (3.0,)), cursor, events, parent)
     config = {"data": {"corpus": "x"}, "parallel": {"tp": 1}, "train": {"seq_len": 4}, "model": {"init_std": 0.02}}
-    path = tmp_path_factory.mktemp("fuzz") / "checkpoints" / "step-00000007"
 
     def zeros(kind: str, name: str, box: Box) -> torch.Tensor:
         return torch.zeros(box.shape)

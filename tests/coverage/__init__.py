@@ -1,0 +1,1 @@
+"""Fuzzing that is led by what code a document reaches (Atheris, on libFuzzer): ten minutes of `make test-long`."""
