@@ -51,9 +51,9 @@ def mutate(data: bytes, most: int, seed: int) -> bytes:
     if random.Random(seed).random() < 0.7:
         try:
             document: Any = json.loads(data)
-        except (ValueError, RecursionError):
+            changed = mutations.of_json(document, seed)
+        except (ValueError, RecursionError):  # it has become none, or one that is deeper than Python is
             return atheris.Mutate(data, len(data))
-        changed = mutations.of_json(document, seed)
         return changed if len(changed) <= most else data
     return atheris.Mutate(data, len(data))
 
