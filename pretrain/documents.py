@@ -37,7 +37,7 @@ def parse(data: bytes, where: Path | str) -> Any:
         if b"\\ud" in data.lower():  # half a character, which no output takes
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged, or no JSON: {error}") from error
+        raise UserError(f"{where}: damaged, or no JSON: {error}") from error
     return value
 
 
@@ -46,7 +46,7 @@ def read(path: Path, kind: Any = Any) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return checked(kind, parse(data, path), path)
 
 

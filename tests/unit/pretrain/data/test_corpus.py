@@ -37,7 +37,7 @@ def test_unfinished_or_mixed_up(corpus_path: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=why):
             Corpus.open(folder)
     (folder / "corpus.json").write_text("{")
-    with pytest.raises(UserError, match=r"corpus\.json is damaged"):
+    with pytest.raises(UserError, match=r"corpus\.json: damaged"):
         Corpus.open(folder)
 
 
