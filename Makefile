@@ -39,6 +39,7 @@ test-cluster: $(READY)
 
 test-long: $(READY) compiler
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm
+	$(TEST_ENV) CUDA_TESTS_ON_CPU=1 $(BIN)/python -m pytest -n 0 tests/cuda
 	if bash tests/slurm/possible.sh; then bash tests/slurm/install.sh && $(CLUSTER_TESTS); fi
 
 # What only a GPU can tell, in MINUTES; see docs/gpu.md.

@@ -98,16 +98,24 @@ def test_growth_on_load(family: str, precision: str, rtol: float, tmp_path: Path
 
 
 @pytest.mark.parametrize("family", ["llama2", "gpt2"])
-def test_flash_attention_is_taken(family: str) -> None:
-    taken = on("cuda", "attention", family)
-    assert any("flash" in name for name in taken), taken
-    assert not any("efficient" in name or "math" in name or "cudnn" in name for name in taken)
+@pytest.mark.parametrize(("where", "kinds"), [("cuda", {"flash", "cudnn"}), ("deterministic", {"flash"})])
+def test_flash_attention_is_taken(where: str, kinds: set[str], family: str) -> None:
+    """torch's own, or cuDNN's flash attention, which torch may prefer and which is not deterministic."""
+    taken = on(where, "attention", family)
+    names = " ".join(taken).lower()
+    assert any(kind in names for kind in kinds), taken
+    assert not any(kind in names for kind in {"efficient", "math", "cudnn"} - kinds), taken
 
 
 def test_attention_with_a_mask_is_one_kernel() -> None:
     """BERT's padding has a mask, which flash attention does not take."""
     taken = on("cuda", "attention", "bert")
     assert not any("math" in name for name in taken), taken
+
+
+def test_memory_has_no_holes_of_fixed_size() -> None:
+    """The setting of the allocator came in time."""
+    assert on("cuda", "expandable_segments")
 
 
 def test_an_engine_gives_its_memory_back() -> None:

@@ -138,6 +138,14 @@ def memory_after_free() -> tuple[int, int]:
     return held, torch.cuda.memory_reserved() - torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
+def expandable_segments() -> bool:
+    """Whether the device's memory is held so; where there is none, that there is nothing to hold."""
+    if not torch.cuda.is_available():
+        return True
+    held = torch.empty(1 << 20, device="cuda")
+    return any(segment["is_expandable"] for segment in torch.cuda.memory_snapshot()) and held.is_cuda
+
+
 def groups_made_again() -> tuple[list[float], int, int]:
     """(sums over the data-parallel group of before and after, process groups before and after)."""
     found, counts = [], []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +177,34 @@ def test_gpu_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypat
     assert capsys.readouterr().err == (
         "error: not installed: no-such-package, nor-this; docs/gpu.md says how to bring them along\n"
     )
+
+
+def running(group: int) -> list[str]:
+    """The processes of a group that have not been killed."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            if fields[2] == str(group) and fields[0] not in "ZX":
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [("echo fine; exit 0", "passed"), ("echo bad; exit 3", "FAILED"), ("echo slow; sleep 100", "took too long")],
+)
+def test_parts_end_in_their_time(program: str, how: str, tmp_path: Path) -> None:
+    """With all of their processes."""
+    import time
+
+    from tools import gpu
+
+    part = gpu.Part("part", ["bash", "-c", f"{program} & wait $!"], tmp_path / "log", dict(os.environ))
+    part.end(time.monotonic() + (0.5 if how == "took too long" else 60))
+    assert part.outcome.startswith(f"part: {how}")
+    assert part.code == {"passed": 0, "FAILED": 3}.get(how)
+    assert not running(part.process.pid)
 
 
 def test_drawn_text_is_always_the_same() -> None:

@@ -25,7 +25,7 @@ with tensors.Device():
     join(0, 1)
     from benchmarks.gpu import worker
     from benchmarks.gpu.cases import Case
-    worker.WARM_UP = worker.STEPS = 1
+    worker.STEPS = 1
     large = Case("train", 1, "125M", tokens=1, compiled=False)
     for case in (Case("ceilings", 1, tiny=True), large, Case("event", 1, "350M", tiny=True)):
         for row in worker.MEASURED[case.kind](case):

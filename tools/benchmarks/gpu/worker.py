@@ -31,7 +31,7 @@ from pretrain.estimate.flops import mfu, peak_flops, training_flops
 from pretrain.layout import Layout
 from pretrain.samples import causal
 
-WARM_UP, STEPS = 2, 4
+STEPS = 4  # that are measured
 GIB = 2**30
 ROUNDS = 12  # of a copy or a product; the first ones are not counted
 LEFT = 1 << 30  # bytes of the device that may still be in use between two cases
@@ -133,21 +133,16 @@ def architecture(case: Case) -> Architecture:
     fits = [Architecture("llama2", {**sizes, "layers": 1})]
     for layers in range(2, (4 if case.tiny else MOST_LAYERS) + 1):
         arch = Architecture("llama2", {**sizes, "layers": layers})
-        if planned(arch, case, largest(case, 1)) < 0.92 * available():
+        if planned(arch, case, 1) < 0.88 * available():
             fits.append(arch)
     return fits[-1]
 
 
-def largest(case: Case, limit: int = 1 << 20) -> int:
-    """The largest power of two up to `limit` of samples whose tokens are at most `case.most`."""
-    return max(n for n in (2**k for k in range(20)) if n == 1 or (n <= limit and n * case.seq_len <= case.most))
-
-
-def micro_batches(case: Case, arch: Architecture) -> Iterator[int]:
-    """Those of the case, with what the plan says will fit in place of 0."""
-    for micro in case.micro_batches:
-        fits = [2**k for k in range(20) if planned(arch, case, 2**k) < 0.95 * available()]
-        yield micro or min(largest(case), max(fits, default=1))
+def micro_batches(case: Case, arch: Architecture) -> list[int]:
+    """Those of the case; in place of 0 the largest power of two, of at most `most` tokens, that should fit."""
+    powers = [2**k for k in range(20) if 2**k * case.seq_len <= case.most]
+    fits = max((n for n in powers if planned(arch, case, n) < 0.95 * available()), default=1)
+    return [micro or fits for micro in case.micro_batches]
 
 
 class Trained:
@@ -184,7 +179,7 @@ class Trained:
 def train(case: Case) -> Iterator[Row]:
     """Tokens a second, MFU and memory of each micro-batch, until one does not fit; then half of a single one."""
     arch = architecture(case)
-    sizes = list(micro_batches(case, arch))
+    sizes = micro_batches(case, arch)
     trained = Trained(case, arch, sizes[0])
     for micro_batch in sizes:
         micros = max(1, case.tokens // (micro_batch * case.seq_len))
@@ -209,7 +204,8 @@ def _measured(trained: Trained, micro_batch: int, micros: int) -> Row:
     case, arch = trained.case, trained.arch
     step = trained.stepping(micro_batch, micros)
     began = time.perf_counter()
-    losses = [step() for _ in range(WARM_UP)]
+    losses = [step()]
+    waits = _waits(lambda: losses.append(step()))
     warm_up = time.perf_counter() - began
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -244,14 +240,17 @@ def _measured(trained: Trained, micro_batch: int, micros: int) -> Row:
     if torch.cuda.is_available():
         row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
         row["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
-        row["waits_per_step"] = _waits(step)
+        row["waits_per_step"] = waits
     if not all(abs(loss) < 100 for loss in losses):  # nor when it is no number
         row["error"] = f"the losses are {losses}"
     return row
 
 
 def _waits(step: Callable[[], object]) -> int:
-    """How often the host waits for the GPU in a step, as far as torch notices."""
+    """How often the host waits for the GPU in a step, as far as torch notices; 0 without one."""
+    if not torch.cuda.is_available():
+        step()
+        return 0
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -269,8 +268,7 @@ def profile(case: Case) -> Iterator[Row]:
     (micro_batch, *_) = micro_batches(case, arch)
     trained, micros = Trained(case, arch, micro_batch), 1 if case.tiny else 4
     step = trained.stepping(micro_batch, micros)
-    for _ in range(WARM_UP):
-        step()
+    step()
     activity = ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
