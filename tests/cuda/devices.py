@@ -23,6 +23,8 @@ def _begin(where: str) -> None:
     from pretrain import device, distributed
 
     device.prepare(tp=1, deterministic=where == "deterministic")
+    import pretrain.model  # noqa: F401  # why it comes first is said there
+
     distributed.join()
 
 

@@ -27,6 +27,14 @@ def close(one: Any, other: Any, tolerance: dict[str, float]) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance[kind], err_msg=f"{kind} {name} {box}")
 
 
+def agree(one: Any, other: Any, precision: str) -> None:
+    """Losses and gradient norms of some steps but for rounding: bf16 keeps eight bits of each activation, and fewer of
+    gradients, which are differences."""
+    loss, norm = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 5e-2)}[precision]
+    np.testing.assert_allclose([a for a, _ in one], [a for a, _ in other], rtol=loss)
+    np.testing.assert_allclose([b for _, b in one], [b for _, b in other], rtol=norm)
+
+
 # Adam divides by the root of tiny second moments, which magnifies rounding of the gradients.
 FP32 = {"weight": 2e-3, "exp_avg": 1e-4, "exp_avg_sq": 1e-5}
 
@@ -36,7 +44,7 @@ def test_steps_in_fp32(family: str) -> None:
     """The drawn model bit for bit; losses and gradient norms of three steps as the CPU's."""
     cuda, cpu = both("steps", family, "fp32")
     same(cuda[0], cpu[0])
-    np.testing.assert_allclose(cuda[1], cpu[1], rtol=1e-4)
+    agree(cuda[1], cpu[1], "fp32")
     close(cuda[2], cpu[2], FP32)
 
 
@@ -45,15 +53,14 @@ def test_steps_in_fp32(family: str) -> None:
 def test_steps_in_bf16(family: str, recompute: str) -> None:
     cuda, cpu = both("steps", family, "bf16", recompute)
     same(cuda[0], cpu[0])
-    # Eight bits are kept of each activation: see test_generations_in_bf16.
-    np.testing.assert_allclose(cuda[1], cpu[1], rtol=2e-2)
+    agree(cuda[1], cpu[1], "bf16")
 
 
 @FAMILIES
-@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_compiled_against_eager(family: str, precision: str, rtol: float) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_against_eager(family: str, precision: str) -> None:
     compiled, eager = (on("cuda", "steps", family, precision, "none", how)[1] for how in (True, False))
-    np.testing.assert_allclose(compiled, eager, rtol=rtol)
+    agree(compiled, eager, precision)
 
 
 @FAMILIES
@@ -63,7 +70,7 @@ def test_saved_on_one_and_loaded_on_the_other(family: str, tmp_path: Path) -> No
     mine, its = both("loaded", family, str(tmp_path / "cuda"))
     same(mine[0], values)
     same(its[0], values)
-    np.testing.assert_allclose(mine[1], its[1], rtol=1e-4)
+    agree(mine[1], its[1], "fp32")
     values = on("cpu", "saved", family, str(tmp_path / "cpu"))
     same(on("cuda", "loaded", family, str(tmp_path / "cpu"))[0], values)
 
@@ -78,8 +85,8 @@ def test_a_resume_is_bitwise(family: str, precision: str, tmp_path: Path) -> Non
 
 
 @FAMILIES
-@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 1e-4), ("bf16", 2e-2)])
-def test_growth_on_load(family: str, precision: str, rtol: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_growth_on_load(family: str, precision: str, tmp_path: Path) -> None:
     """The grown model bit for bit; its certificate, and steps of two generations at two rates, as the CPU's."""
     on("cpu", "saved", family, str(tmp_path))
     (certificate, values, losses, steps), (its, its_values, its_losses, its_steps) = both(
@@ -91,9 +98,12 @@ def test_growth_on_load(family: str, precision: str, rtol: float, tmp_path: Path
     if precision == "fp32":  # small gradients are none in bf16
         assert certificate["dead"] == its["dead"]
         assert all(dead == 0 for dead, _ in certificate["dead"].values())
-    for key in ("loss_before", "loss_after", "grad_norm_before", "grad_norm_after"):
-        assert certificate[key] == pytest.approx(its[key], rel=rtol)
-    np.testing.assert_allclose(losses, its_losses, rtol=rtol)
+    at = [
+        [(found[f"loss_{when}"], found[f"grad_norm_{when}"]) for when in ("before", "after")]
+        for found in (certificate, its)
+    ]
+    agree(*at, precision)
+    agree(losses, its_losses, precision)
     assert steps == its_steps
 
 

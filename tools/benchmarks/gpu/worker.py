@@ -370,6 +370,8 @@ def main(answers: IO[str]) -> None:
         print(json.dumps(row), file=answers, flush=True)
 
     device.prepare(tp=1)
+    import pretrain.model  # noqa: F401  # why it comes first is said there
+
     distributed.join()
     answer(machine=machine())
     for line in sys.stdin:
