@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from growth.box import Box
 from pretrain.checkpoint import CorruptCheckpoint, FileRecord, Manifest
-from pretrain.checkpoint.manifest import StoredFile, canonical
+from pretrain.checkpoint.manifest import StoredFile, canonical, digest
 from pretrain.checkpoint.places import check_tiling
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import fields_of, partition, shapes
@@ -78,3 +80,59 @@ def test_a_hash_that_is_right_does_not_make_a_manifest() -> None:
     body = {"format_version": 1, "step": 3}
     with pytest.raises(CorruptCheckpoint, match="not the manifest of a format 1 checkpoint"):
         Manifest.from_bytes(canonical({**body, "hash": xxhash.xxh3_128_hexdigest(canonical(body))}), HERE)
+
+
+def _file(body: dict[str, Any], new: str) -> None:
+    body["files"][new] = body["files"].pop("weight-00000.safetensors")
+    body["tensors"]["a"]["boxes"]["weight"][0][0] = new
+
+
+def _box(body: dict[str, Any], at: int, value: Any) -> None:
+    body["tensors"]["a"]["boxes"]["weight"][0][at] = value
+
+
+FILE = "weight-00000.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda b: _file(b, "../weight-00000.safetensors"), "should match pattern"),
+        (lambda b: _file(b, "/etc/weight-00000.safetensors"), "should match pattern"),
+        (lambda b: _file(b, "exp_avg-00000.safetensors"), "of another kind"),
+        (lambda b: _box(b, 0, "weight-00001.safetensors"), "no file of this checkpoint"),
+        (lambda b: b["files"].update({"weight-00001.safetensors": {"size": 9, "blocks": ["0" * 32]}}), "no tensor"),
+        (lambda b: b["tensors"]["a"]["boxes"].update({"momentum": []}), "'weight', 'exp_avg' or 'exp_avg_sq'"),
+        (lambda b: _box(b, 1, 10**9), "where the header is|end at byte"),
+        (lambda b: _box(b, 1, 0), "where the header is"),
+        (lambda b: _box(b, 1, 1.5), "no box"),
+        (lambda b: _box(b, 1, True), "no box"),
+        (lambda b: _box(b, 3, [2, 2]), "hold 4 of the 6"),
+        (lambda b: _box(b, 3, [2]), "number of dimensions"),
+        (lambda b: b["files"][FILE].update(blocks=[]), "0 blocks for 96 bytes"),
+        (lambda b: b["files"][FILE].update(blocks=["0" * 32] * 2), "2 blocks for 96 bytes"),
+        (lambda b: b["files"][FILE].update(size=97), "end at byte 96"),
+        (lambda b: b["files"][FILE].update(size=None), "should be a valid integer"),
+        (lambda b: b["tensors"]["a"].update(shape=[2, 10**19]), "less than or equal"),
+        (lambda b: b.update(step=-1), "greater than or equal"),
+        (lambda b: b["progress"].update(tokens="many"), "progress.tokens"),
+        (lambda b: b["architecture"]["sizes"].update(hidden=None), "architecture.sizes.hidden"),
+        (lambda b: b.update(events=[[]]), r"events\[0\]"),
+        (lambda b: b.pop("cursor"), "cursor: missing"),
+    ],
+)
+def test_what_others_may_write(change: Callable[[dict[str, Any]], object], why: str) -> None:
+    """With the right hash: each is refused, by name, before anything is opened."""
+    body = json.loads(manifest().to_bytes())
+    body.pop("hash")
+    change(body)
+    with pytest.raises(CorruptCheckpoint, match=why) as error:
+        Manifest.from_bytes(canonical({**body, "hash": digest(body)}), HERE)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_none_in_json() -> None:
+    text = manifest().to_bytes().decode()
+    for number in ("NaN", "Infinity", "1e999", "9" * 5000):
+        with pytest.raises(CorruptCheckpoint, match="no manifest of a checkpoint"):
+            Manifest.from_bytes(text.replace('"seconds":0.1', f'"seconds":{number}').encode(), HERE)
