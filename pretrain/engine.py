@@ -323,20 +323,20 @@ class Engine:
         lr: float | Sequence[float],
         terms: Tensor | None = None,
         judge: Judge = lambda *_: "",
-        wish: int = 0,
+        wish: Callable[[], int] = lambda: 0,
     ) -> StepResult:
         """Reduce the gradients, clip and update.
 
         lr: the learning rate of all generations, or of each. terms: what `backward` returned. judge: asked before the
-        update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish: see
-        `exchange`.
+        update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish: asked
+        as late as can be; see `exchange`.
         """
         self.adam.set_lr(lr)
         gradient = self._gradients.reduce()
         if terms is None:
             terms = torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
         counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
-        means, square, wish = exchange(terms, sum_of_squares(counted, self.device), wish)
+        means, square, largest = exchange(terms, sum_of_squares(counted, self.device), wish())
         loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
         finite = bool(norm.isfinite())
         grad_norm = float(norm) if finite else math.inf
@@ -344,7 +344,7 @@ class Engine:
         if not trouble:
             self._update(gradient, norm)
         self._gradients.clear()
-        return StepResult(loss, grad_norm, dict(zip(self.family.TERMS, means, strict=True)), trouble, wish)
+        return StepResult(loss, grad_norm, dict(zip(self.family.TERMS, means, strict=True)), trouble, largest)
 
     def _update(self, gradient: Tensor, norm: Tensor) -> None:
         """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
@@ -373,7 +373,7 @@ class Engine:
         samples: Samples,
         lr: float | Sequence[float],
         judge: Judge = lambda *_: "",
-        wish: int = 0,
+        wish: Callable[[], int] = lambda: 0,
         recheck: bool = False,
     ) -> StepResult:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
@@ -387,9 +387,9 @@ class Engine:
         if recheck and (ranks := unlike(first, self._fingerprint(terms))):
             self.forget()
             nothing = torch.zeros_like(terms)
-            *_, wish = exchange(nothing, nothing[0], wish)
+            *_, largest = exchange(nothing, nothing[0], wish())
             trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
-            return StepResult(math.nan, math.nan, {}, trouble, wish, ranks)
+            return StepResult(math.nan, math.nan, {}, trouble, largest, ranks)
         self._complete()
         return self.step(lr, terms, judge, wish)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pretrain.recheck import Unlike
 
 WISHES = 2
-"""The largest wish that a rank can have; see pretrain.switches."""
+"""The largest wish that a rank can have; 0 is none. See pretrain.switches."""
 
 Judge = Callable[[float, float], str]
 """Of a loss and a gradient norm, why there must be no update; empty when there may. The same on every rank."""
@@ -39,12 +39,13 @@ def exchange(terms: Tensor, square: Tensor, wish: int) -> tuple[list[float], flo
     all-reduce makes each sum in one place, so that every rank gets the same bits, and all decide alike. This is the one
     place in a step where the host waits for the device.
     """
-    told = torch.zeros(len(terms) + 1 + WISHES, dtype=torch.float64, device=terms.device)
+    base = dist.get_world_size() + 1  # a wish is a digit: as many smaller ones as there are ranks do not reach it
+    told = torch.zeros(len(terms) + 2, dtype=torch.float64, device=terms.device)
     told[: len(terms)] = terms
     told[len(terms)] = square
     if wish:
-        told[len(terms) + wish].fill_(1)  # not a copy, which would wait
+        told[-1].fill_(base ** (wish - 1))  # not a copy, which would wait
     if dist.get_world_size() > 1:
         dist.all_reduce(told)
-    *sums, total, one, two = told.cpu().tolist()
-    return sums, total, 2 if two else 1 if one else 0
+    *sums, total, wishes = told.cpu().tolist()
+    return sums, total, next((w for w in range(WISHES, 0, -1) if wishes >= base ** (w - 1)), 0)

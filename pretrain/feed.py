@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from pretrain.config import Stage
+from pretrain.config import Stage, Train
 from pretrain.data.bert import BertBatch, BertCorpus, BertStream
 from pretrain.data.byte_level import ByteLevel
 from pretrain.data.corpus import AnyCorpus, Corpus
@@ -27,6 +28,26 @@ Tokenizer = SentencePiece | ByteLevel | WordPiece
 
 BYTES_PER_TOKEN = 4  # of text in English, about
 IGNORED = -100  # the order of a sample that does not count, as torch's cross entropy has it
+
+
+class Wanted(NamedTuple):
+    """The next n samples, a data-parallel rank's part of them; progress is the share of the stage that is done."""
+
+    n: int
+    progress: float
+    rank: int
+    ranks: int
+
+    @staticmethod
+    def at(train: Train, done: int, *, rank: int, ranks: int) -> Wanted:
+        """The global batch of a stage (its budget in tokens) after so many tokens of it."""
+        return Wanted(train.batch_at(done), done / train.tokens, rank, ranks)
+
+    @property
+    def rows(self) -> slice:
+        """The rank's own of the n samples."""
+        share = self.n // self.ranks
+        return slice(self.rank * share, (self.rank + 1) * share)
 
 
 @dataclass(frozen=True)
@@ -50,21 +71,69 @@ class HeldOut:
 
 class Feed(ABC):
     """A stage's corpus and where it is read. Raises UserError for a corpus of another kind and a vocabulary that
-    cannot be cut."""
+    cannot be cut.
+
+    A batch may be made ahead, in a thread; its place is reached when it is taken.
+    """
+
+    _text: Stream | BertStream
+    _cursor: dict[str, Any]
+    _thread: ThreadPoolExecutor | None = None
+    _ahead: tuple[Wanted, Future[tuple[Taken, dict[str, Any]]]] | None = None
 
     def __init__(self, stage: Stage, corpus: AnyCorpus[Any]) -> None:
         corpus.tokenizer.legal(stage.model.vocab)
         self.stage, self.corpus = stage, corpus
         self.tokenizer: Tokenizer = corpus.tokenizer
-        self.stream: Stream | BertStream
 
     @abstractmethod
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream | BertStream:
+        """The training text from a cursor on; None: from the beginning."""
+
+    @abstractmethod
+    def _take(self, wanted: Wanted) -> Taken:
+        """The next samples of the text."""
+
     def seek(self, cursor: Mapping[str, Any] | None) -> None:
-        """Go on at a parent's or an earlier run's cursor; None: at the beginning."""
+        """Go on at a parent's or an earlier run's cursor; None: at the beginning. What was made ahead is dropped."""
+        if self._ahead:
+            self._ahead[1].exception()  # until then it reads the text
+            self._ahead = None
+        self._text = self._opened(cursor)
+        self._cursor = self._text.cursor
 
-    @abstractmethod
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """Where the sample comes from that is taken next."""
+        return self._cursor
+
     def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
-        """The next n samples, a data-parallel rank's part of them; progress is the share of the stage that is done."""
+        """The next samples: see Wanted."""
+        wanted = Wanted(n, progress, rank, ranks)
+        if self._ahead and self._ahead[0] != wanted:
+            self.seek(self._cursor)
+        ahead, self._ahead = self._ahead, None
+        taken, self._cursor = ahead[1].result() if ahead else self._made(wanted)
+        return taken
+
+    def make_ahead(self, wanted: Wanted) -> None:
+        """Begin to make what the next `take` will be asked for, in memory from which a device copies by itself.
+
+        Until that `take`, or a `seek`, once.
+        """
+        cuda = torch.cuda.is_available()
+        if self._thread is None:
+            # A new thread is on the first device, and would pin memory for that one.
+            place = (torch.cuda.set_device, (torch.cuda.current_device(),)) if cuda else (None, ())
+            self._thread = ThreadPoolExecutor(1, "batches", *place)
+        self._ahead = wanted, self._thread.submit(self._made, wanted, pinned=cuda)
+
+    def _made(self, wanted: Wanted, pinned: bool = False) -> tuple[Taken, dict[str, Any]]:
+        """The next samples, and the cursor behind them."""
+        taken = self._take(wanted)
+        if pinned:
+            taken = replace(taken, samples={name: rows.pin_memory() for name, rows in taken.samples.items()})
+        return taken, self._text.cursor
 
     @abstractmethod
     def held_out(self, unit: int) -> HeldOut:
@@ -77,11 +146,6 @@ class Feed(ABC):
     @abstractmethod
     def batch(self, n: int) -> Samples:
         """n samples of held-out text as training has them, in the stage's segmentation."""
-
-    @property
-    def cursor(self) -> dict[str, Any]:
-        """Where the next sample comes from."""
-        return self.stream.cursor
 
     def training_tokens(self) -> int:
         """Tokens of all training documents, once, in the stage's segmentation."""
@@ -102,9 +166,11 @@ class CausalFeed(Feed):
 
     corpus: Corpus
 
-    def seek(self, cursor: Mapping[str, Any] | None) -> None:
+    _text: Stream
+
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream:
         data = self.stage.data
-        self.stream: Stream = Stream(
+        return Stream(
             self.corpus,
             vocab=self.stage.model.vocab,
             seq_len=self.stage.train.seq_len,
@@ -114,9 +180,9 @@ class CausalFeed(Feed):
             window=data.window,
         )
 
-    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
-        batch, share = self.stream.take(n), n // ranks
-        mine = batch.tokens[rank * share : (rank + 1) * share]
+    def _take(self, wanted: Wanted) -> Taken:
+        batch = self._text.take(wanted.n)
+        mine = batch.tokens[wanted.rows]
         return Taken(causal(torch.from_numpy(mine)), int(batch.bytes.sum()))
 
     def held_out(self, unit: int) -> HeldOut:
@@ -162,15 +228,17 @@ class BertFeed(Feed):
             window=data.window,
         )
 
-    def seek(self, cursor: Mapping[str, Any] | None) -> None:
-        self.stream: BertStream = self._stream(self.stage.model.vocab, self.stage.train.seq_len, False, cursor)
+    _text: BertStream
 
-    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
-        data, share = self.stage.data, n // ranks
+    def _opened(self, cursor: Mapping[str, Any] | None) -> BertStream:
+        return self._stream(self.stage.model.vocab, self.stage.train.seq_len, False, cursor)
+
+    def _take(self, wanted: Wanted) -> Taken:
+        data = self.stage.data
         if data.mask_rate_end:
-            rate = data.mask_rate + progress * (data.mask_rate_end - data.mask_rate)
-            self.stream.masking = replace(self.stream.masking, rate=rate)
-        return Taken(_samples(self.stream.take(n, slice(rank * share, (rank + 1) * share))), None)
+            rate = data.mask_rate + wanted.progress * (data.mask_rate_end - data.mask_rate)
+            self._text.masking = replace(self._text.masking, rate=rate)
+        return Taken(_samples(self._text.take(wanted.n, wanted.rows)), None)
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train

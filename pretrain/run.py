@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +22,7 @@ from pretrain.distributed import agreed
 from pretrain.engine import Engine
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
-from pretrain.feed import Feed
+from pretrain.feed import Feed, Wanted
 from pretrain.guard import Rollback, note, roll_back
 from pretrain.layout import Layout
 from pretrain.metrics import Metrics
@@ -64,6 +66,7 @@ class Run:
         self.pacing = Pacing.of(curriculum, self.stage, progress)
         self.ending = Ending.of(curriculum, self.stage, progress.tokens - progress.stage_tokens)
         self._drive(engine, state)
+        self._turn = time.monotonic()  # when the last turn of the loop ended
         self.unfit: list[str] = []  # hosts that have computed wrong gradients, and must not go on
         if given.guard.recheck and torch.cuda.is_available() and not given.train.deterministic:
             raise UserError("guard.recheck compares bit for bit: set train.deterministic too, or guard.recheck: 0")
@@ -97,39 +100,45 @@ class Run:
         self._fields().frozen()  # what could not be saved is not trained
         if back:
             self.metrics.log(self.state.progress, rolled_back_from=back.since)
+        self._turn = _idle()
 
     def grow(self) -> None:
         """The growth event of a patch: another engine in the same processes, its weights through the store."""
-        step, began = self.state.progress.step, time.monotonic()
-        self.watchdog.beat("validation", step)
-        # Of this step: the newest record may be of an earlier one, and is not what a resume here would have.
-        before = self.validation().get("validation_bits_per_byte")
-        self.watchdog.beat("growth event", step)
-        self.engine.free()
-        engine, state = patch(self.curriculum, self.given, self.layout, self.feed, self.state, before)
-        # After a rollback neither is what the checkpoint holds.
-        self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))
-        self.record = self.validation()
-        self._finish_event(began)
-        self._fields().frozen()
-        self.metrics.log(self.state.progress, **self.record)
+        with self._apart():
+            step, began = self.state.progress.step, time.monotonic()
+            self.watchdog.beat("validation", step)
+            # Of this step: the newest record may be of an earlier one, and is not what a resume here would have.
+            before = self.validation().get("validation_bits_per_byte")
+            self.watchdog.beat("growth event", step)
+            self.engine.free()
+            engine, state = patch(self.curriculum, self.given, self.layout, self.feed, self.state, before)
+            # After a rollback neither is what the checkpoint holds.
+            self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))
+            self.record = self.validation()
+            self._finish_event(began)
+            self._fields().frozen()
+            self.metrics.log(self.state.progress, **self.record)
 
-    def step(self) -> str:
-        """One optimizer step; or the trouble for which it was not made."""
+    def step(self, wish: Callable[[], int]) -> tuple[str, int]:
+        """One optimizer step; or the trouble for which it was not made. And what is asked of the stage: the largest of
+        all ranks' wishes."""
         self.watchdog.beat(STEP, self.state.progress.step)
-        clock = time.monotonic()
         state, t, rules = self.state, self.stage.train, self.stage.guard
         done = state.progress.stage_tokens
-        n = t.batch_at(done)
-        tokens = n * t.seq_len
-        batch = self.feed.take(n, done / t.tokens, self.engine.dp_rank, self.layout.dp)
+        tokens = t.batch_at(done) * t.seq_len
+        wanted = partial(Wanted.at, t, rank=self.engine.dp_rank, ranks=self.layout.dp)
+        batch = self.feed.take(*wanted(done))
+        if done + tokens < t.tokens:
+            self.feed.make_ahead(wanted(done + tokens))
         lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
         again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
-        result = self.engine.train_step(batch.samples, lrs, partial(state.health.trouble, rules=rules), recheck=again)
+        judge = partial(state.health.trouble, rules=rules)
+        result = self.engine.train_step(batch.samples, lrs, judge, wish, recheck=again)
         flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
+        before, self._turn = self._turn, time.monotonic()
         self.state = replace(
             state,
-            progress=state.progress.after(tokens=tokens, flops=flops, seconds=time.monotonic() - clock),
+            progress=state.progress.after(tokens=tokens, flops=flops, seconds=self._turn - before),
             health=state.health.after(result.loss, result.grad_norm, result.trouble, rules),
         )
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lrs[-1]}
@@ -147,7 +156,7 @@ class Run:
             note(self.folder, "skipped", self.state.progress.step, result.trouble)
         if result.unlike:
             self.unfit = agreed(lambda: suspect(self.folder, result.unlike))
-        return result.trouble
+        return result.trouble, result.wish
 
     def way_back(self, trouble: str) -> Rollback | None:
         """To the newest good checkpoint, after too many steps in a row that were not made; this run is then over."""
@@ -177,7 +186,8 @@ class Run:
     def validate(self) -> None:
         """Measure the loss on held-out text."""
         self.watchdog.beat("validation", self.state.progress.step)
-        self.record = self.validation()
+        with self._apart():
+            self.record = self.validation()
         progress = self.state.progress
         self.metrics.log(progress, **self.record)
         self.state = replace(self.state, progress=progress.validated(self.record["validation_loss"]))
@@ -186,15 +196,25 @@ class Run:
         """Save, at an interval in the background; `now`, or before a patch: it is on the disk on return."""
         step, patching = self.state.progress.step, self.patch_is_due()
         regular = patching or step % self.given.checkpoint.interval == 0
+        saved = None
         if regular:
             self.state = replace(self.state, health=self.state.health.saved(step))
         if now or regular:
             self.watchdog.beat("checkpoint", step)
-            self.checkpointer.save(step, boxes(self.engine), self._fields(), spare=self.state.health.good)
-        saved = self.checkpointer.wait() if now or patching else self.checkpointer.poll()
+            with self._apart():
+                self.checkpointer.save(step, boxes(self.engine), self._fields(), spare=self.state.health.good)
+                saved = self.checkpointer.wait() if now or patching else None
+        saved = saved or self.checkpointer.poll()
         if saved:
             seconds = {"checkpoint_stall_seconds": saved.stall_seconds, "checkpoint_seconds": saved.write_seconds}
             self.metrics.log(self.state.progress, **seconds)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What is done in here is not training: its time is in no step. That of what was queued before is."""
+        began = _idle()
+        yield
+        self._turn += _idle() - began
 
     def _fields(self) -> ManifestFields:
         """What a checkpoint says besides its tensors."""
@@ -227,3 +247,10 @@ class Run:
     def _finish_event(self, began: float) -> None:
         seconds = time.monotonic() - began
         self.state = finish_event(self.folder, self.state, self.record.get("validation_bits_per_byte"), seconds)
+
+
+def _idle() -> float:
+    """The monotonic clock, in seconds, when the device has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 
-from pretrain.checkpoint.comm import Comm
+import torch.distributed as dist
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,10 @@ class Asked(IntEnum):
 
 
 class Switches:
-    """The wishes of the user and of the scheduler, as all ranks see them. Everything but the constructor is collective.
+    """The wishes of the user and of the scheduler, as this rank sees them. What is asked of the stage is the largest
+    wish of all ranks: they tell it each other in every step, see pretrain.exchange.
 
-    `STOP` saves and leaves, as USR1 does; `SAVE` saves and goes on. Rank 0 looks for them after every step. A switch
+    `STOP` saves and leaves, as USR1 does; `SAVE` saves and goes on. Rank 0 looks for them in every step. A switch
     that has been honoured is gone: `SAVE` is removed when the checkpoint is on the disk, and `STOP` becomes `STOPPED`,
     which tells a script that the user, and not the scheduler, wanted the stage to stop. It stays until the next start.
 
@@ -34,28 +35,24 @@ class Switches:
     """
 
     def __init__(self, folder: Path, signalled: Callable[[], bool]) -> None:
-        self._comm, self._signalled = Comm(), signalled
+        self._first, self._signalled = dist.get_rank() == 0, signalled
         self._stop, self._save, self._stopped = folder / "STOP", folder / "SAVE", folder / STOPPED
-        if self._comm.rank == 0:
+        if self._first:
             self._stopped.unlink(missing_ok=True)
             for path in (self._stop, self._save):
                 if path.exists():
                     path.unlink(missing_ok=True)
                     log.warning("%s was there before this start: removed; make it anew to have its effect", path)
 
-    def asked(self) -> Asked:
-        """What is asked for now, the same on every rank."""
-        mine = Asked.STOP if self._signalled() else Asked.NOTHING
-        if self._comm.rank == 0:
-            if self._stop.exists():
-                mine = Asked.STOP
-            elif mine < Asked.SAVE and self._save.exists():
-                mine = Asked.SAVE
-        return Asked(self._comm.largest(mine))
+    def wish(self) -> Asked:
+        """What this rank asks for now."""
+        if self._signalled() or (self._first and self._stop.exists()):
+            return Asked.STOP
+        return Asked.SAVE if self._first and self._save.exists() else Asked.NOTHING
 
     def honoured(self, leaving: bool) -> None:
         """What was asked for is on the disk; `leaving`: and this start of the stage is over."""
-        if self._comm.rank == 0:
+        if self._first:
             self._save.unlink(missing_ok=True)
             if leaving and self._stop.exists():
                 self._stop.replace(self._stopped)

@@ -74,10 +74,9 @@ def _train(
         while not run.finished():
             if run.patch_is_due():
                 run.grow()
-            trouble = run.step()
+            trouble, asked = run.step(switches.wish)
             if trouble and not run.unfit and (back := run.way_back(trouble)):
                 return back
-            asked = switches.asked()
             if run.validation_is_due():
                 run.validate()
             finished = run.finished()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pretrain.distributed import agreed
 from pretrain.engine import Engine
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
-from pretrain.feed import Feed
+from pretrain.feed import Feed, Wanted
 from pretrain.layout import Layout
 from pretrain.optim.schedule import rates
 from pretrain.pacing import Pacing
@@ -101,14 +102,16 @@ def _try(
     validation = Validation(engine, feed)
     at_once = validation()["validation_loss"]
     tokens = before = state.progress.tokens
-    for _ in range(stage.grow.trial.steps):
+    wanted = partial(Wanted.at, t, rank=engine.dp_rank, ranks=layout.dp)
+    for step in range(stage.grow.trial.steps):
         watchdog.beat("trial", 0)
-        if switches.asked() == Asked.STOP:
+        batch = feed.take(*wanted(tokens - before))
+        tokens += t.batch_at(tokens - before) * t.seq_len
+        if step + 1 < stage.grow.trial.steps:
+            feed.make_ahead(wanted(tokens - before))
+        result = engine.train_step(batch.samples, rates(state.births, resolved, tokens), wish=switches.wish)
+        if result.wish == Asked.STOP:
             return None
-        n = t.batch_at(tokens - before)
-        batch = feed.take(n, (tokens - before) / t.tokens, engine.dp_rank, layout.dp)
-        tokens += n * t.seq_len
-        engine.train_step(batch.samples, rates(state.births, resolved, tokens))
     loss = validation()["validation_loss"]
     flops_per_token = training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts)
     engine.free()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pretrain.config import Stage
-from pretrain.feed import BYTES_PER_TOKEN, Feed, HeldOut, Taken
+from pretrain.feed import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
 from pretrain.samples import Samples, causal
 
 HELD_OUT = 2
@@ -24,16 +24,12 @@ class Nothing(Feed):
         self.stage = stage
         self.tokenizer: Any = SimpleNamespace(new_pieces=lambda old, new: [(0, 1)] * (new - old), hash="")
 
-    def seek(self, cursor: Mapping[str, Any] | None) -> None:
-        """There is no place in it."""
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Any:
+        return SimpleNamespace(cursor={})  # there is no place in it
 
-    @property
-    def cursor(self) -> dict[str, Any]:
-        return {}
-
-    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
-        samples = self._samples(n // ranks, self.stage.train.seq_len)
-        return Taken(samples, None if "order" in samples else n * BYTES_PER_TOKEN)
+    def _take(self, wanted: Wanted) -> Taken:
+        samples = self._samples(wanted.n // wanted.ranks, self.stage.train.seq_len)
+        return Taken(samples, None if "order" in samples else wanted.n * BYTES_PER_TOKEN)
 
     def held_out(self, unit: int) -> HeldOut:
         samples = dict(self._samples(HELD_OUT * unit, self.stage.train.seq_len))

@@ -112,8 +112,7 @@ class Passes:
 
     def _turn(self, run: Run) -> None:
         """A turn of the training loop, as in pretrain.train."""
-        run.step()
-        self._switches.asked()
+        run.step(self._switches.wish)
 
     def _shapes(self, run: Run) -> None:
         """The first turn, in which every module says what it was given and what it made, once."""

@@ -109,9 +109,11 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
         gradient_accumulation_fusion=False,  # its dummy gradient would be added by DeepSpeed
         persist_layer_norm=False,
         masked_softmax_fusion=False,
-        batch_p2p_comm=torch.cuda.is_available(),
-        overlap_p2p_comm=False,
-        deallocate_pipeline_outputs=True,
+        # Interleaved, sends and receives run beside the computation; two in a batch between the same ranks could hang.
+        overlap_p2p_comm=layout.virtual > 1,
+        batch_p2p_comm=torch.cuda.is_available() and layout.virtual == 1,
+        batch_p2p_sync=False,  # against a race in torch before 1.13; it would wait for the device after every send
+        deallocate_pipeline_outputs=layout.virtual == 1,  # not of what is still being sent
     )
 
 

@@ -20,10 +20,10 @@ from pretrain.engine import Engine
 
 train_step, taken = Engine.train_step, iter(range(1, 100))
 
-def step(engine, *args):
+def step(engine, *args, **named):
     if next(taken) == 7 and engine.dp_rank == 1:
         hang()
-    return train_step(engine, *args)
+    return train_step(engine, *args, **named)
 
 def hang():
     threading.Event().wait()
