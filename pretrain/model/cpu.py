@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from pretrain.checkpoint import heap
+
 
 class _TorchOnCpu(ModuleType):
     """The `torch` that Megatron's schedules see: `device="cuda"` means the CPU."""
@@ -38,6 +40,7 @@ def adapt() -> None:
     def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
         torch.set_rng_state(state)
 
+    heap.kept()
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *_: None

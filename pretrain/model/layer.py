@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from pretrain.model.kernels import linear
 from pretrain.model.kernels.norm import AddBias
 from pretrain.model.kernels.rotary import rotated_parts, table
 
@@ -20,6 +22,16 @@ def layer_spec(submodules: TransformerLayerSubmodules, activation: Activation | 
     """A layer of these parts: Megatron-core's own, or with an activation made of kernels a fused one."""
     if activation is None:
         return ModuleSpec(module=TransformerLayer, submodules=submodules)
+    if linear.available():
+        attention, mlp = submodules.self_attention, submodules.mlp
+        column, row = linear.LocalColumnParallelLinear, linear.LocalRowParallelLinear
+        submodules = replace(
+            submodules,
+            self_attention=replace(
+                attention, submodules=replace(attention.submodules, linear_qkv=column, linear_proj=row)
+            ),
+            mlp=replace(mlp, submodules=replace(mlp.submodules, linear_fc1=column, linear_fc2=row)),
+        )
     return ModuleSpec(module=FusedLayer, params={"activation": activation}, submodules=submodules)
 
 

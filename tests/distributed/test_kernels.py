@@ -40,6 +40,16 @@ def trained(arch: Architecture, how: dict[str, Any], precision: str, recompute: 
     return found
 
 
+def untouched(arch: Architecture, how: dict[str, Any]) -> int:
+    """How many kernels a training step of a model without kernels calls."""
+    called = []
+    fused.observer = lambda kernel, args: (called.append(kernel.name), kernel.eager(*args))[1]
+    engine = ranks.engine_for(arch, how, Numerics("bf16"))
+    ranks.begin(engine)
+    ranks.train(engine, ranks.batches(arch, 1))
+    return len(called)
+
+
 def agree(arch: Architecture, how: dict[str, Any], precision: str, recompute: str, compiled: bool) -> None:
     for plain, kernels in run(world(how), trained, arch, how, precision, recompute, compiled):
         np.testing.assert_allclose(kernels[0], plain[0], rtol=OFF[precision])
@@ -62,6 +72,11 @@ def agree(arch: Architecture, how: dict[str, Any], precision: str, recompute: st
 def test_layouts_and_recomputation(arch: Architecture, how: dict[str, Any], precision: str, recompute: str) -> None:
     """What the kernels compute, operation by operation, wherever a model may be cut and computed again."""
     agree(arch, how, precision, recompute, compiled=False)
+
+
+def test_nothing_is_compiled_that_was_not_asked_for() -> None:
+    """Nor is a kernel called: of a model without kernels, in bf16, on several tensor-parallel ranks."""
+    assert run(2, untouched, ranks.GQA, {"tp": 2, "sequence_parallel": True}) == [0, 0]
 
 
 @needs_compiler

@@ -73,7 +73,6 @@ def statistics(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return largest, x.exp().sum(-1, keepdim=True), picked.masked_fill((label < 0) | (label >= x.shape[1]), 0.0)
 
 
-@kernel()
 def combined(own: Tensor, largest: Tensor, total: Tensor, picked: Tensor, label: Tensor, local: int) -> Tensor:
     """[2, T, 1]: this rank's sum of exponentials and label's logit, relative to the maximum of all ranks."""
     off = own - largest

@@ -17,7 +17,7 @@ from torch._inductor.utils import run_and_get_code
 from pretrain.errors import UserError
 from pretrain.model import fused
 from pretrain.model.fused import Kernel, kernel
-from pretrain.model.kernels import activation, cross_entropy, norm, rotary
+from pretrain.model.kernels import activation, cross_entropy, linear, norm, rotary
 
 S, B, GROUPS, HEADS, SIZE, WIDTH = 6, 2, 2, 4, 8, 40
 EPS = 1e-5
@@ -275,3 +275,22 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
         assert not fused.chosen(None)
         assert "install Triton" in caplog.text
     fused.lacking.cache_clear()
+
+
+@pytest.mark.skipif(not linear.available(), reason="NOT TESTED: a torch without oneDNN, or with CUDA")
+@pytest.mark.parametrize("held", [False, True])
+def test_linear_on_a_cpu(held: bool) -> None:
+    """A product and its gradients, the weight's also where it is added to what is there."""
+    x, weight, bias, grad = drawn(S, B, 16), drawn(24, 16, seed=1), drawn(24, seed=2), drawn(S, B, 24, seed=3)
+    inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    if held:
+        inputs[1].grad, exact[1].grad = torch.ones(24, 16), torch.ones(24, 16).double()
+    out, wanted = linear._Linear.apply(*inputs), F.linear(*exact)
+    out.backward(grad)
+    wanted.backward(grad.double())
+    assert error(out.detach(), wanted.detach()) < 1e-6
+    for one, other in zip(inputs, exact, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert error(one.grad, other.grad) < 1e-6
