@@ -173,6 +173,8 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
     plan = growth.initial(arch, seed=0, init_std=0.02)
     weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
     if options.generations:
+        if options.compile:
+            raise UserError("--compile and --generations: each is a comparison of its own; choose one")
         inside = {f"generations: {n}": s for n, s in _our_steps(arch, options, options.generations)[1].items()}
         models = {n: _transformers(arch, weights, numerics.dtype, options) for n in options.generations}
         split = {f"blocks: {n}": _transformers_step(model, blocks.split(model, n)) for n, model in models.items()}

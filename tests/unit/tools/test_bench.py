@@ -42,6 +42,13 @@ def test_step_compares_one_model_in_three_loops() -> None:
     assert len({round(row["first_loss"], 4) for row in found}) == 1
 
 
+@pytest.mark.long
+def test_step_compares_compiled_with_eager() -> None:
+    found = json.loads(step("--compile", "--rounds", "1", "--warm-up", "1", "--json"))["rows"]
+    assert [row["contestant"] for row in found][:2] == ["cambium", "cambium compiled"]
+    assert found[1]["first_loss"] == pytest.approx(found[0]["first_loss"], rel=1e-5)
+
+
 def test_step_compares_numbers_of_generations() -> None:
     found = json.loads(step("--generations", "1,2,4", "--rounds", "1", "--warm-up", "1", "--json"))["rows"]
     assert [row["contestant"] for row in found] == [
