@@ -114,3 +114,4 @@ if [[ -z $test_only ]]; then
     read_queue
 fi
 submit
+[[ -z $test_only ]] || echo "next: python tools/dryrun.py $config runs what each stage would do on a GPU, here, without one"
