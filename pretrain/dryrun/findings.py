@@ -15,6 +15,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("megatron", "deepspeed")
 """Whose lines are named beside those of the project: they are reached because of what it asks of them."""
+NOT_NAMED = tuple(ROOT / path for path in ("pretrain/dryrun", "pretrain/model/fused.py"))
+"""What is on the way to every line, and says nothing about it."""
 
 Place = tuple[str, ...]
 """Lines of code as "file:line function", the innermost first."""
@@ -95,6 +97,6 @@ def _short(filename: str) -> str:
     if packages != filename:
         return packages if packages.startswith(LIBRARIES) else ""
     path = Path(filename)
-    if not path.is_relative_to(ROOT) or path.is_relative_to(ROOT / "pretrain" / "dryrun"):
+    if not path.is_relative_to(ROOT) or any(path.is_relative_to(other) for other in NOT_NAMED):
         return ""
     return str(path.relative_to(ROOT))

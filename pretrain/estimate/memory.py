@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from math import ceil, prod
+from math import ceil, inf, prod
 
 from growth import Architecture
 from pretrain.config import Train
 from pretrain.layout import Layout, parameters
 
-REDUCE_ELEMENTS = 500_000_000
-"""Elements that DeepSpeed flattens at once to reduce fp32 gradients over data-parallel ranks."""
+CHUNK = 1 << 24
+"""Logits whose cross entropy is computed at a time, in fp32, where it is no kernel; see pretrain.model.kernels."""
 CONTEXT = 1_500_000_000
 """Of a CUDA context and NCCL's channels, in bytes; not to be had from shapes."""
 FRAGMENTATION = 0.05
@@ -29,9 +29,10 @@ class Memory:
     activations: int
     """Kept for the backward pass, of all micro-batches in flight."""
     workspace: int
-    """The largest thing that lives for a moment: logits, or a layer that is computed again."""
+    """The most that lives for a moment beside them: gradients inside the head or inside a layer, or a layer that is
+    computed again."""
     buffers: int
-    """Of communication: reduced gradients, gathered sequences, what a pipeline rank sends and receives."""
+    """Of communication: gathered sequences, and what a pipeline rank sends."""
     event: int
     """At a growth event, beside a backward pass: which parameters have been reached by a gradient, a byte for each."""
     allowance: int = 0
@@ -58,15 +59,17 @@ def of_rank(
 ) -> Memory:
     """The memory of a rank of pipeline rank `pp_rank` (tensor-parallel and data-parallel ranks are alike).
 
-    grown: whether the stage begins with a growth event. gpu: False is of a process without one, as in the tests.
+    grown: whether the stage begins with a growth event. gpu: False is of a process without one, as in the tests: there
+    kernels are not compiled unless train.compile says so.
     """
     mine = count(arch, layout, pp_rank)
     share = ceil(mine / (2 * layout.dp)) * 2
     bf16 = train.precision == "bf16"
     weights = mine * (2 if bf16 else 4)
     optimizer = share * (12 if bf16 else 8)
-    activations, workspace = _activations(arch, layout, train, pp_rank, fused_norm=gpu)
-    buffers = _buffers(arch, layout, train, mine)
+    shapes = _Shapes.of(arch, layout, train, gpu=gpu)
+    activations, workspace = _activations(shapes, train, pp_rank)
+    buffers = _buffers(shapes, layout)
     event = mine if grown else 0
     held = weights + 4 * mine + optimizer + activations + workspace + buffers + event
     allowance = CONTEXT + int(FRAGMENTATION * held) if gpu else 0
@@ -78,80 +81,117 @@ def worst(arch: Architecture, layout: Layout, train: Train, **how: bool) -> Memo
     return max((of_rank(arch, layout, train, rank, **how) for rank in range(layout.pp)), key=lambda m: m.total)
 
 
-def layer_bytes_per_token(arch: Architecture, layout: Layout, train: Train, *, fused_norm: bool) -> float:
-    """What one layer keeps of one token for its backward pass (after Korthikanti et al. 2022, section 4, with flash
-    attention, single operations for biases and activations, and no dropout).
+@dataclass(frozen=True)
+class _Shapes:
+    """What activations are made of: bytes of a token's element, and how many elements of each kind a rank holds of it.
 
-    fused_norm: RMSNorm keeps its input alone (torch on CUDA); otherwise it keeps two fp32 copies (torch on a CPU).
+    hidden and whole: of the residual stream where sequence parallelism cuts it, and where it is gathered. gated: a gate
+    and rotation (llama2), or biases and positions (gpt2, bert). fused: whether what lies between matrix products is
+    kernels; fused_norm: whether an RMSNorm is at least one operation, which keeps its input alone (torch on CUDA; on a
+    CPU it keeps two fp32 copies).
     """
-    size, tp = arch.sizes, layout.tp
-    element = _element(train)
-    queries = size["heads"] * size["head_dim"] / tp
-    keys = size.get("kv_heads", size["heads"]) * size["head_dim"] / tp
-    # Both norms and the matrices behind them.
-    norms = 2 * (_norm(arch, layout, element, fused_norm) + element * size["hidden"] / _sequence(layout))
-    # The fused q k v and the output; the log-sum-exp of each head in fp32.
-    attention = element * (2 * queries + 2 * keys)
-    if train.recompute != "selective":
-        attention += 4 * size["heads"] / tp
-    if arch.family == "llama2":
-        attention += element * (queries + keys)  # rotated q and k
-        mlp = element * 5 * size["ffn"] / tp  # gate and up in one, silu(gate) and its operand, and the product
-    else:
-        mlp = element * 2 * size["ffn"] / tp  # before and after gelu
-    return norms + attention + mlp
+
+    arch: Architecture
+    layout: Layout
+    tokens: int
+    element: int
+    hidden: float
+    whole: float
+    queries: float
+    keys: float
+    ffn: float
+    heads: float
+    vocabulary: float
+    gated: bool
+    fused: bool
+    fused_norm: bool
+
+    @staticmethod
+    def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
+        size, tp = arch.sizes, layout.tp
+        return _Shapes(
+            arch,
+            layout,
+            tokens=train.micro_batch * train.seq_len,
+            element=2 if train.precision == "bf16" else 4,
+            hidden=size["hidden"] / (tp if layout.sequence_parallel else 1),
+            whole=size["hidden"],
+            queries=size["heads"] * size["head_dim"] / tp,
+            keys=size.get("kv_heads", size["heads"]) * size["head_dim"] / tp,
+            ffn=size["ffn"] / tp,
+            heads=size["heads"] / tp,
+            vocabulary=ceil(size["vocab"] / tp),
+            gated="positions" not in size,
+            fused=gpu if train.compile is None else train.compile,
+            fused_norm=gpu,
+        )
+
+    def norm(self) -> float:
+        """Bytes of a token that a norm keeps: its input and its statistics, in fp32."""
+        parts = self.hidden / self.whole
+        if self.gated:
+            return (self.element if self.fused or self.fused_norm else 8) * self.hidden + 4 * parts
+        return self.element * self.hidden + 8 * parts
+
+    def layer(self, recompute: str) -> float:
+        """Bytes of a token that a layer keeps for its backward pass (after Korthikanti et al. 2022, section 4, with
+        flash attention and without dropout)."""
+        # Both norms and the matrices behind them; queries, keys, values and what the attention makes of them.
+        kept = 2 * (self.norm() + self.element * self.hidden) + self.element * (2 * self.queries + 2 * self.keys)
+        if recompute != "selective":
+            kept += 4 * self.heads  # the log-sum-exp of each, in fp32
+        if self.gated and not self.fused:
+            kept += self.element * (self.queries + self.keys)  # before rotation too
+        # Gate and up in one and their product; single operations also keep silu(gate) and its operand. Or: before and
+        # after gelu.
+        return kept + self.element * self.ffn * ((3 if self.fused else 5) if self.gated else 2)
+
+    def head(self) -> float:
+        """Bytes of a token that the last pipeline rank keeps beside its layers: the norm, the matrix and the logits."""
+        kept = self.norm() + self.element * self.hidden
+        if "types" in self.arch.sizes:
+            kept += 3 * self.element * self.hidden  # the transform: before and after gelu, and its norm
+        return kept + self.element * self.vocabulary
+
+    def inside_head(self) -> float:
+        """Bytes that live for a moment where the head is differentiated: the gradient of its input and of its matrix;
+        or the fp32 temporaries of a loss that is no kernel."""
+        gradients = self.element * self.whole * (self.tokens + self.vocabulary)
+        logits = min(self.tokens * self.vocabulary, CHUNK if self.element == 2 else inf)
+        return max(gradients, 0 if self.fused else 3 * 4 * logits)
+
+    def inside_layer(self) -> float:
+        """Bytes that live for a moment where a layer is differentiated, at its second linear layer, beside the gradient
+        of the stream; or, gated, at the gate's."""
+        linear = self.ffn * (self.tokens + self.whole)
+        gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.gated else 0
+        return self.element * (self.whole * self.tokens + max(linear, gate))
 
 
-def _activations(
-    arch: Architecture, layout: Layout, train: Train, pp_rank: int, *, fused_norm: bool
-) -> tuple[int, int]:
+def _activations(shapes: _Shapes, train: Train, pp_rank: int) -> tuple[int, int]:
     """(bytes kept, bytes of the largest temporary)"""
-    size, tokens = arch.sizes, train.micro_batch * train.seq_len
-    element = _element(train)
-    layer = layer_bytes_per_token(arch, layout, train, fused_norm=fused_norm)
-    workspace = element * (4 if arch.family == "llama2" else 2) * size["ffn"] / layout.tp
+    layout, tokens = shapes.layout, shapes.tokens
+    layer = shapes.layer(train.recompute)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
+    inside = shapes.inside_layer()
     kept = 0.0
     for layers in _in_flight(layout, pp_rank, micro_batches):
         if train.recompute == "full":
-            units = ceil(layers / train.recompute_layers)
-            kept += units * element * size["hidden"] / _sequence(layout)
-            workspace = max(workspace, min(layers, train.recompute_layers) * layer)
+            kept += ceil(layers / train.recompute_layers) * shapes.element * shapes.hidden * tokens
+            inside = max(inside, min(layers, train.recompute_layers) * layer * tokens + shapes.inside_layer())
         else:
-            kept += layers * layer
-    if pp_rank == layout.pp - 1:
-        hidden, vocabulary = element * size["hidden"] / _sequence(layout), size["vocab"] / layout.tp
-        kept += _norm(arch, layout, element, fused_norm) + hidden
-        if arch.family == "bert":
-            kept += 3 * hidden  # the transform: before and after gelu, and its norm
-        kept += 4 * vocabulary  # the softmax, in fp32
-        workspace = max(workspace, element * vocabulary)
-    return int(kept * tokens), int(workspace * tokens)
+            kept += layers * layer * tokens
+    if pp_rank < layout.pp - 1:
+        return int(kept), int(inside)
+    # The head is done with when the layers are differentiated.
+    head = shapes.head() * tokens
+    return int(kept + head), int(max(shapes.inside_head(), inside - head))
 
 
-def _buffers(arch: Architecture, layout: Layout, train: Train, mine: int) -> int:
-    hidden = _element(train) * arch.sizes["hidden"] * train.micro_batch * train.seq_len  # of one micro-batch
-    reduced = 4 * min(mine, REDUCE_ELEMENTS) if layout.dp > 1 and train.precision == "bf16" else 0
-    gathered = hidden if layout.sequence_parallel else 0
-    sent = 2 * hidden // _sequence(layout) if layout.pp > 1 else 0
-    return reduced + gathered + sent
-
-
-def _element(train: Train) -> int:
-    return 2 if train.precision == "bf16" else 4
-
-
-def _norm(arch: Architecture, layout: Layout, element: int, fused: bool) -> float:
-    """What a norm keeps of a token: its input and its statistics, in fp32."""
-    hidden = arch.sizes["hidden"]
-    if arch.family == "llama2":
-        return ((element if fused else 8) * hidden + 4) / _sequence(layout)
-    return (element * hidden + 8) / _sequence(layout)
-
-
-def _sequence(layout: Layout) -> int:
-    """Into how many parts the sequence is cut where sequence parallelism cuts it."""
-    return layout.tp if layout.sequence_parallel else 1
+def _buffers(shapes: _Shapes, layout: Layout) -> int:
+    gathered = shapes.whole if layout.sequence_parallel else 0
+    sent = shapes.hidden if layout.pp > 1 else 0
+    return int(shapes.element * shapes.tokens * (gathered + sent))
 
 
 def _in_flight(layout: Layout, pp_rank: int, micro_batches: int) -> Iterator[int]:
