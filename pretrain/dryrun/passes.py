@@ -29,7 +29,7 @@ from pretrain.trial import start_with_the_best
 from pretrain.watchdog import Watchdog
 
 STEP = "step"
-"""The phase of a turn of the training loop after the first one, whose figures are those of a step."""
+"""The phase of a turn of the training loop, whose figures are those of a step."""
 LEFT = 64 << 20
 """Bytes that may be left of an engine that was freed: tables of positions that modules keep, samples."""
 
@@ -40,7 +40,6 @@ class Seen:
 
     rank: int
     micro_batches: int
-    parameters: int = 0
     kernels: dict[str, Any] = field(default_factory=dict)
     traffic: dict[str, int] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
@@ -75,8 +74,7 @@ class Passes:
         how = "start" if parent is None else "trial and growth" if stage.grow.trial.candidates else "growth"
         engine, state = self._pass(how, self._start)
         with self._run(engine, state) as run:
-            self._pass("first validation", lambda: run.begin(began, None))
-            self._pass("first step", lambda: self._shapes(run))
+            self._pass("first validation", lambda: self._shapes(run, began))
             self._pass(STEP, lambda: self._turn(run))
             self._figures()
             self._pass("validation", run.validate)
@@ -114,8 +112,8 @@ class Passes:
         """A turn of the training loop, as in pretrain.train."""
         run.step(self._switches.wish)
 
-    def _shapes(self, run: Run) -> None:
-        """The first turn, in which every module says what it was given and what it made, once."""
+    def _shapes(self, run: Run, began: float) -> None:
+        """The first validation, in which every module says what it was given and what it made, once."""
         names = {m: f"{n}.{name}" for n, chunk in enumerate(run.engine.chunks) for name, m in chunk.named_modules()}
         seen: set[torch.nn.Module] = set()
 
@@ -126,11 +124,10 @@ class Passes:
                 self.seen.shapes.append(f"{names[module]} {said}")
 
         hook = register_module_forward_hook(note)
-        self._turn(run)
+        run.begin(began, None)
         hook.remove()
 
     def _figures(self) -> None:
-        self.seen.parameters = 0
         self.seen.kernels = {name: asdict(kernel) for name, kernel in KERNELS.found.items()}
         self.seen.traffic = {f"{what} over {n}": size for (what, n), size in RECORD.bytes.items()}
 

@@ -51,7 +51,7 @@ def test_a_stage_from_nothing_passes(server: Ranks) -> None:
     found = run(server, "plain", [3])
     assert errors(found) == []
     assert names(found) == {
-        *("start", "first validation", "first step", "step", "validation", "save", "free"),
+        *("start", "first validation", "step", "validation", "save", "free"),
         *("resume", "step after a resume", "free again"),
     }
     (rank,) = found.ranks
