@@ -34,7 +34,8 @@ class Memory:
     buffers: int
     """Of communication: gathered sequences, and what a pipeline rank sends."""
     event: int
-    """At a growth event, beside a backward pass: which parameters have been reached by a gradient, a byte for each."""
+    """What a growth event needs beyond a step: which parameters have been reached by a gradient, a byte for each,
+    beside a backward pass that fills a pipeline less."""
     allowance: int = 0
     """Context and fragmentation, on a GPU."""
 
@@ -68,9 +69,13 @@ def of_rank(
     weights = mine * (2 if bf16 else 4)
     optimizer = share * (12 if bf16 else 8)
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
-    activations, workspace = _activations(shapes, train, pp_rank)
+    micro_batches = train.global_batch // (train.micro_batch * layout.dp)
+    activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
     buffers = _buffers(shapes, layout)
-    event = mine if grown else 0
+    event = 0
+    if grown:  # its backward passes are of as many micro-batches as there are pipeline ranks
+        fewer, _ = _activations(shapes, train, pp_rank, layout.pp)
+        event = max(0, mine + fewer - activations)
     held = weights + 4 * mine + optimizer + activations + workspace + buffers + event
     allowance = CONTEXT + int(FRAGMENTATION * held) if gpu else 0
     return Memory(weights, 4 * mine, optimizer, activations, workspace, buffers, event, allowance)
@@ -151,14 +156,18 @@ class _Shapes:
         kept = self.norm() + self.element * self.hidden
         if "types" in self.arch.sizes:
             kept += 3 * self.element * self.hidden  # the transform: before and after gelu, and its norm
-        return kept + self.element * self.vocabulary
+            if self.layout.sequence_parallel:
+                kept += self.element * self.whole  # gathered for the order's head
+        # The logits, and of each token its label, their maximum and their sum.
+        return kept + self.element * self.vocabulary + 16
 
     def inside_head(self) -> float:
         """Bytes that live for a moment where the head is differentiated: the gradient of its input and of its matrix;
-        or the fp32 temporaries of a loss that is no kernel."""
+        or the fp32 temporaries of a loss that is no kernel; or the logits before a bias is added (bert)."""
         gradients = self.element * self.whole * (self.tokens + self.vocabulary)
         logits = min(self.tokens * self.vocabulary, CHUNK if self.element == 2 else inf)
-        return max(gradients, 0 if self.fused else 3 * 4 * logits)
+        biased = self.element * self.tokens * self.vocabulary if "types" in self.arch.sizes else 0
+        return max(gradients, biased, 0 if self.fused else 3 * 4 * logits)
 
     def inside_layer(self) -> float:
         """Bytes that live for a moment where a layer is differentiated, at its second linear layer, beside the gradient
@@ -168,11 +177,10 @@ class _Shapes:
         return self.element * (self.whole * self.tokens + max(linear, gate))
 
 
-def _activations(shapes: _Shapes, train: Train, pp_rank: int) -> tuple[int, int]:
+def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> tuple[int, int]:
     """(bytes kept, bytes of the largest temporary)"""
     layout, tokens = shapes.layout, shapes.tokens
     layer = shapes.layer(train.recompute)
-    micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     inside = shapes.inside_layer()
     kept = 0.0
     for layers in _in_flight(layout, pp_rank, micro_batches):

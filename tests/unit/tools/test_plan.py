@@ -311,7 +311,8 @@ def test_growth_events_cost_time_and_flops(large: list[cost.Cost]) -> None:
         alone = cost.of_stage(new.stage, None, gpu=A100)
         assert 0 < new.event < 300
         assert new.flops > alone.flops
-        assert new.memory.event > 0 == alone.memory.event
+        assert alone.memory.event == 0
+        assert new.memory.event > 0 or new.layout.pp > 1  # a pipeline is never as full at an event as in a step
         assert new.event > 2 * 12 * old.arch.parameters() / (2e9 * new.nodes)  # reading the parent twice
 
 
