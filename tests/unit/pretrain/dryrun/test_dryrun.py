@@ -78,14 +78,14 @@ def test_frozen_parts_a_trial_and_a_patch_pass(server: Ranks) -> None:
         ("item", "plain", [0], ("the host waits in a step", "planted.py:", "item")),
         ("unlike", "plain", [0], ("same device", "planted.py:", "unlike")),
         ("device_view", "frozen", [0], ("cpu and cuda", "growth/")),
-        ("other_shape", "wide", [0, 1], ("message 1 from rank 0", "[255, 2, ", "[256, 2, ")),
-        ("other_order", "wide", [0, 1], ("along pp", "float32 x 5", "float32 x 3", "planted.py:")),
+        ("other_shape", "piped", [0, 1], ("message 1 from rank 0", "[255, 2, 128]", "[256, 2, 128]")),
+        ("other_order", "piped", [0, 1], ("along pp", "float32 x 5", "float32 x 3", "planted.py:")),
     ],
 )
 def test_a_planted_fault_is_found(
     server: Ranks, fault: str, stage: str, numbers: list[int], words: tuple[str, ...]
 ) -> None:
-    found = run(server, stage, numbers, Overrides(tp=1, dp=1), fault=fault)
+    found = run(server, stage, numbers, fault=fault)
     assert [p for p in found.problems if all(word in p for word in words)], found.problems
 
 
