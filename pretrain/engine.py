@@ -1,27 +1,14 @@
-"""The training engine: Megatron-core's schedules drive the model, DeepSpeed's ZeRO-1 holds the optimizer state.
-
-The only module that imports deepspeed.
-"""
+"""The training engine: Megatron-core's schedules drive the model, DeepSpeed's ZeRO-1 holds the optimizer state."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
-import logging
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
-
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -35,21 +22,11 @@ from pretrain.model import build, fused
 from pretrain.model.build import Numerics
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.frozen import Frozen, enter_without_gradient, part_of
-from pretrain.optim.gradients import FlatGradients, reduce_together, sum_of_squares
+from pretrain.optim.gradients import reduce_together, sum_of_squares
 from pretrain.optim.segments import Segment, segments
+from pretrain.optim.zero import Zero
 from pretrain.recheck import unlike
 from pretrain.samples import Samples, size
-
-with contextlib.redirect_stdout(io.StringIO()):  # of operators that it cannot compile, and nobody uses here
-    import deepspeed
-
-    # On the CPU it would compile a shared-memory all-reduce at the first start; gloo needs no compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-# It warns of every optimizer that is not its own.
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-for _handler in logging.getLogger("DeepSpeed").handlers:
-    _handler.setStream(sys.stderr)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -79,28 +56,6 @@ class Owned:
     exp_avg_sq: Tensor
 
 
-def _mpu() -> SimpleNamespace:
-    """Megatron's process groups under the names that DeepSpeed asks for."""
-    names = (
-        "get_tensor_model_parallel_rank",
-        "get_tensor_model_parallel_world_size",
-        "get_tensor_model_parallel_group",
-        "get_pipeline_model_parallel_rank",
-        "get_pipeline_model_parallel_world_size",
-        "get_pipeline_model_parallel_group",
-        "get_data_parallel_rank",
-        "get_data_parallel_world_size",
-        "get_data_parallel_group",
-        "get_model_parallel_group",
-    )
-    groups = {name: getattr(parallel_state, name) for name in names}
-    return SimpleNamespace(
-        **groups,
-        get_model_parallel_rank=lambda: dist.get_rank(parallel_state.get_model_parallel_group()),
-        get_model_parallel_world_size=lambda: dist.get_world_size(parallel_state.get_model_parallel_group()),
-    )
-
-
 class Engine:
     """A model under TP x PP x DP with its ZeRO-1 partition.
 
@@ -127,19 +82,11 @@ class Engine:
             weight_decay=adam.weight_decay,
             compile=fused.chosen(numerics.compile),
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # lines of memory, which metrics have too
-            self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-                args=SimpleNamespace(device_rank=self.device.index or 0),  # or it takes that of LOCAL_RANK
-                model=chunks,
-                optimizer=self.adam,
-                mpu=_mpu(),
-                config=self._deepspeed_config(),
-                dist_init_required=False,
-            )
-        self.chunks = list(self._deepspeed.module)
-        self._gradients = self._share_memory()
+        self._zero, self._model = Zero(chunks, self.adam, micro_batch), chunks
+        self._gradients = self._zero.gradients
+        self.chunks: list[Any] = list(chunks)
         table = parameters(arch, layout, pp_rank, tp_rank)
-        self.parameters = list(zip(table, self._deepspeed.module.parameters(), strict=True))
+        self.parameters = list(zip(table, chunks.parameters(), strict=True))
         self.owned = self._owned()
         self._clip = adam.clip
         self._one = torch.ones((), dtype=torch.int, device=self.device)
@@ -147,34 +94,8 @@ class Engine:
         self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
         self.frozen = Frozen()
 
-    def _deepspeed_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": self.micro_batch,
-            "gradient_accumulation_steps": 1,  # Megatron's schedule accumulates
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": 1, "overlap_comm": False, "contiguous_gradients": False},
-            "steps_per_print": 2**62,
-        }
-        if self.numerics.precision == "bf16":
-            config["bf16"] = {"enabled": True}
-        return config
-
-    def _share_memory(self) -> FlatGradients:
-        """The gradients lie where the optimizer wants them, and in fp32 the master weights are the model's own."""
-        zero = self._optimizer
-        (flat,), (offsets,), (parts,) = (
-            zero.bit16_groups_flat,
-            zero.round_robin_bit16_offsets,
-            zero.parallel_partitioned_bit16_groups,
-        )
-        if flat.dtype == torch.float32:
-            zero.single_partition_of_fp32_groups[0].data = parts[self.dp_rank]
-            zero._link_all_hp_params()
-        group = parallel_state.get_data_parallel_group()
-        return FlatGradients(zero.round_robin_bit16_groups[0], offsets, flat.numel(), group)
-
     def _owned(self) -> list[Owned]:
-        (partition,) = self.adam.param_groups[0]["params"]
+        partition = self._zero.masters
         exp_avg, exp_avg_sq = self.adam.moments(partition)
         found = []
         for parameter, tensor in self.parameters:
@@ -236,7 +157,7 @@ class Engine:
 
     def publish_weights(self) -> None:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""
-        self._optimizer.update_lp_params()
+        self._zero.publish()
 
     def _moved(self, x: Tensor) -> Tensor:
         """On the device, without waiting for it."""
@@ -303,7 +224,7 @@ class Engine:
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
-        self._deepspeed.module.train()
+        self._model.train()
         return self._total(self._run(self._forward(counts), samples, forward_only=False)) / counts
 
     def _complete(self) -> None:
@@ -350,11 +271,7 @@ class Engine:
         """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
         if self._clip and (excess := (norm + 1e-6) / self._clip) > 1:
             gradient.mul_(float(1.0 / excess))
-        (partition,) = self.adam.param_groups[0]["params"]
-        partition.grad = gradient
-        self.adam.step()
-        partition.grad = None
-        self.publish_weights()
+        self._zero.update(gradient)
 
     def forget(self) -> None:
         """Drop gradients that no step will use."""
@@ -362,7 +279,7 @@ class Engine:
 
     def free(self) -> None:
         """Give up the model and its optimizer, to make room for another engine in this process; the last call."""
-        self._deepspeed.destroy()
+        self._zero.destroy()
         vars(self).clear()
         gc.collect()
         if torch.cuda.is_available():
@@ -400,7 +317,7 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, samples: Samples) -> dict[str, float]:
         """The sum, in nats, of each term of the loss over the samples of all ranks."""
-        self._deepspeed.module.eval()
+        self._model.eval()
         ones = torch.ones(len(self.family.TERMS), device=self.device)
         total = self._total(self._run(self._forward(ones), samples, forward_only=True))
         dist.all_reduce(total)
@@ -410,7 +327,7 @@ class Engine:
     def logits(self, samples: Samples) -> Tensor | None:
         """Logits [n, seq_len, vocab] of samples that every data-parallel rank has all of: fp32 and on the host, on the
         first rank that computes them; None elsewhere."""
-        self._deepspeed.module.eval()
+        self._model.eval()
         group = parallel_state.get_tensor_model_parallel_group()
         first = dist.get_rank() == self.layout.loss_rank
         parts: list[Tensor] = []

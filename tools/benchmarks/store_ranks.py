@@ -102,5 +102,5 @@ def save_zero(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
         for name in [name for name, value in state.items() if value is None]:  # ds_to_universal fails on Megatron's
             del state[name]
 
-    engine._deepspeed.module.register_state_dict_post_hook(no_extra_state)
-    return lambda: engine._deepspeed.save_checkpoint(str(folder), tag="zero")
+    engine._zero.engine.module.register_state_dict_post_hook(no_extra_state)
+    return lambda: engine._zero.engine.save_checkpoint(str(folder), tag="zero")
