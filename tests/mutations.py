@@ -167,7 +167,7 @@ def refused(read: Callable[[], object], seed: int) -> bool:
         assert message.isprintable(), f"seed {seed}: {message!r}"
         assert message.strip(), f"seed {seed}: an empty message"
         return True
-    except Exception as error:
+    except BaseException as error:  # a panic of code in Rust is no Exception
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
     return False
 

@@ -42,7 +42,9 @@ class ByteLevel:
         found = documents.checked(documents.Object, documents.parse(data, name), name)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises Exception itself
+        except BaseException as error:  # the library raises Exception itself; where its code panics, not even that
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
             raise UserError(f"{name} is no tokenizer.json ({documents.one_line(str(error))})") from error
         _check_supported(found, name)
         self._tokenizer.no_truncation()

@@ -14,6 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from growth import Architecture
 from pretrain.checkpoint import Reader, verify_all
+from pretrain.data.byte_level import ByteLevel
+from pretrain.errors import UserError
 from pretrain.hf import hf_family
 from pretrain.hf.files import INDEX, index
 from pretrain.hf.imports import look
@@ -203,3 +205,15 @@ def test_what_is_accepted_is_whole(folders: dict[str, Path], tmp_path: Path) -> 
         assert not verify_all(checkpoint)
         with Reader(checkpoint) as reader:
             assert not reader.has("exp_avg")
+
+
+def test_a_tokenizer_on_which_the_library_panics(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A merge that makes a piece which is not there: code in Rust then raises what is no Exception."""
+    source = tmp_path / "model"
+    shutil.copytree(folders["gpt2"], source)
+    found = json.loads((source / "tokenizer.json").read_text())
+    vocab = found["model"]["vocab"]
+    vocab["../x"] = vocab.pop("Ġtokenizer")
+    (source / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"is no tokenizer\.json"):
+        ByteLevel.load(source)
