@@ -29,7 +29,7 @@ from pretrain.trial import start_with_the_best
 from pretrain.watchdog import Watchdog
 
 STEP = "step"
-"""The phase of a turn of the training loop, whose figures are those of a step."""
+"""The phase of a turn of the training loop after the first one, whose figures are those of a step."""
 LEFT = 64 << 20
 """Bytes that may be left of an engine that was freed: tables of positions that modules keep, samples."""
 
@@ -75,6 +75,7 @@ class Passes:
         engine, state = self._pass(how, self._start)
         with self._run(engine, state) as run:
             self._pass("first validation", lambda: self._shapes(run, began))
+            self._pass("first step", lambda: self._turn(run))
             self._pass(STEP, lambda: self._turn(run))
             self._figures()
             self._pass("validation", run.validate)

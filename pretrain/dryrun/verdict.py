@@ -14,8 +14,8 @@ from pretrain.dryrun.ranks import named
 from pretrain.estimate import memory
 from pretrain.layout import Layout
 
-STEPS = "step"
-"""How the names of passes begin in which the host may wait nowhere but where `ALLOWED` says."""
+STEP = "step"
+"""The pass in which the host may wait nowhere but where `ALLOWED` says: a step that is not the first of an engine."""
 ALLOWED: Mapping[str, str] = {
     "pretrain/exchange.py exchange": "for the loss, the norm and the wish to stop, once a step",
 }
@@ -57,7 +57,7 @@ class Rank:
     @property
     def waits(self) -> list[Finding]:
         """Of one step, everything for which the host waits."""
-        return [f for f in self.findings if f.kind == "wait" and f.phase == STEPS]
+        return [f for f in self.findings if f.kind == "wait" and f.phase == STEP]
 
     @property
     def memory_bound(self) -> int:
@@ -111,7 +111,7 @@ def _found(ranks: Sequence[Rank]) -> Iterator[str]:
     where: dict[tuple[str, str, tuple[str, ...]], list[tuple[Rank, Finding]]] = {}
     for rank in ranks:
         for f in rank.findings:
-            if f.kind == "error" or (f.kind == "wait" and f.phase.startswith(STEPS) and not _allowed(f)):
+            if f.kind == "error" or (f.kind == "wait" and f.phase == STEP and not _allowed(f)):
                 where.setdefault((f.kind, f.what, f.where), []).append((rank, f))
     for (kind, _, _), found in where.items():
         names = list(dict.fromkeys(rank.name for rank, _ in found))

@@ -25,7 +25,7 @@ class Memory:
     gradients: int
     """Accumulated in fp32."""
     optimizer: int
-    """The ZeRO partition: both moments, and the master weights under bf16."""
+    """The ZeRO partition: both moments, the master weights under bf16, and on a GPU the generation of each element."""
     activations: int
     """Kept for the backward pass, of all micro-batches in flight."""
     workspace: int
@@ -67,7 +67,7 @@ def of_rank(
     share = ceil(mine / (2 * layout.dp)) * 2
     bf16 = train.precision == "bf16"
     weights = mine * (2 if bf16 else 4)
-    optimizer = share * (12 if bf16 else 8)
+    optimizer = share * ((12 if bf16 else 8) + (grown and gpu))
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
