@@ -7,7 +7,7 @@ flipped, repeated). The same seed makes the same mutations.
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,11 @@ def of_bytes(data: bytes, seed: int) -> bytes:
 
 
 def _changed(document: Any, chance: random.Random) -> Any:
-    places = list(_places(document, None))
-    if not places:
+    place, other = _place(document, chance), _place(document, chance)
+    if place is None or other is None:
         return chance.choice(VALUES)
-    parent, key = chance.choice(places)
+    (parent, key), (other_parent, other_key) = place, other
     value = parent[key]
-    other_parent, other_key = chance.choice(places)
 
     def put(new: Any) -> None:
         parent[key] = new
@@ -137,11 +136,14 @@ def _changed(document: Any, chance: random.Random) -> Any:
     return document
 
 
-def _places(value: Any, _: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything in a document."""
-    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield value, key
-        yield from _places(value[key], None)
+def _place(document: Any, chance: random.Random) -> tuple[Any, Any] | None:
+    """(container, key) of something in a document: by a walk from its top, so that what it is about is met as often as
+    the many numbers deep in it."""
+    place, value = None, document
+    while isinstance(value, (dict, list)) and value and (place is None or chance.random() < 0.75):
+        key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        place, value = (value, key), value[key]
+    return place
 
 
 def _text(value: Any) -> str:

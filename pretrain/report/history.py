@@ -106,8 +106,9 @@ def _config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {documents.one_line(str(error))}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} has no configuration in it, but {documents.show(config)}")
-    stage_from(config, str(path)).model.architecture()
-    return config
+    stage = stage_from(config, str(path))
+    stage.model.architecture()
+    return stage.to_dict()  # with every default, also those that the file leaves out
 
 
 class _Kept(schema.Event):
