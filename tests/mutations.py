@@ -93,7 +93,7 @@ def of_bytes(data: bytes, seed: int) -> bytes:
 def _changed(document: Any, chance: random.Random) -> Any:
     place, other = _place(document, chance), _place(document, chance)
     if place is None or other is None:
-        return chance.choice(VALUES)
+        return _any(chance)
     (parent, key), (other_parent, other_key) = place, other
     value = parent[key]
 
@@ -108,9 +108,9 @@ def _changed(document: Any, chance: random.Random) -> Any:
 
     def add() -> None:
         if isinstance(value, dict):
-            value[chance.choice(("unknown", "", "layers", "exp_avg"))] = chance.choice(VALUES)
+            value[chance.choice(("unknown", "", "layers", "exp_avg"))] = _any(chance)
         elif isinstance(value, list):
-            value.insert(chance.randrange(len(value) + 1), copy.deepcopy(chance.choice([*value, *VALUES])))
+            value.insert(chance.randrange(len(value) + 1), copy.deepcopy(chance.choice([*value, _any(chance)])))
         else:
             put([value])
 
@@ -121,19 +121,24 @@ def _changed(document: Any, chance: random.Random) -> Any:
         if isinstance(value, (int, float)):
             put(chance.choice((value + 1, value - 1, -value, value * 2, float(value), str(value), value * 10**6)))
         else:
-            put(chance.choice(VALUES))
+            put(_any(chance))
 
     def twice() -> None:
         if isinstance(parent, dict):
-            put(f"{RAW}{_text(value)},{json.dumps(key)}:{_text(chance.choice(VALUES))}")
+            put(f"{RAW}{_text(value)},{json.dumps(key)}:{_text(_any(chance))}")
         else:
             parent.append(copy.deepcopy(value))
 
     def swap() -> None:
         put(copy.deepcopy(other_parent[other_key]))
 
-    chance.choice((lambda: put(chance.choice(VALUES)), number, drop, rename, add, twice, swap))()
+    chance.choice((lambda: put(_any(chance)), number, drop, rename, add, twice, swap))()
     return document
+
+
+def _any(chance: random.Random) -> Any:
+    """A value of its own: it may be changed in turn."""
+    return copy.deepcopy(chance.choice(VALUES))
 
 
 def _place(document: Any, chance: random.Random) -> tuple[Any, Any] | None:

@@ -18,6 +18,7 @@ Whole = Annotated[int, Field(strict=True, ge=-1, le=1 << 62)]
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Numbers = list[Number]
+Seconds = Annotated[Number, Field(ge=0, le=1e12)]
 
 
 class Shape(TypedDict):
@@ -79,8 +80,8 @@ class Progress(TypedDict):
     step: NotRequired[Count]
     stage_tokens: NotRequired[Count]
     tokens: NotRequired[Count]
-    flops: NotRequired[Number]
-    seconds: NotRequired[Number]
+    flops: NotRequired[Annotated[Number, Field(ge=0, le=1e60)]]
+    seconds: NotRequired[Seconds]
     held_out: NotRequired[Numbers]
     health: NotRequired[Health]
 
@@ -207,7 +208,7 @@ class Event(TypedDict):
     stage: Text
     plan: NotRequired[Plan]
     certificate: NotRequired[Certificate | None]
-    seconds: NotRequired[Number]
+    seconds: NotRequired[Seconds]
     clip_scale: NotRequired[Number]
     imported: NotRequired[Imported]
 
@@ -224,7 +225,7 @@ class Config(TypedDict):
 class Parent(TypedDict):
     """The checkpoint that a stage started from."""
 
-    path: Text
+    path: Annotated[Text, Field(pattern=r"^[^\x00]*$", max_length=4096)]
     hash: Text
 
 

@@ -1,5 +1,6 @@
 """What a checkpoint is, for people and for machines: its parts, the growth events behind it, its ancestors."""
 
+import os.path
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -76,7 +77,7 @@ def ancestors(path: Path, manifest: Manifest) -> Iterator[tuple[dict[str, str], 
         beside = path.absolute().parents[2].joinpath(*named.parts[-3:]) if len(path.absolute().parents) > 2 else named
         found, problem = None, "not found here"
         for place in dict.fromkeys((named, beside)):
-            if not (place / MANIFEST).exists():
+            if not os.path.exists(place / MANIFEST):
                 continue
             try:
                 candidate = Manifest.load(place)
