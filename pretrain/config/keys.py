@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from growth import Architecture
 from growth.family import family
-from pretrain.config.kinds import Candidates, Count, Derived, Fraction, Layers, Operator, Positive, Ranks, Size
+from pretrain.config.kinds import Candidates, Count, Derived, Fraction, Layers, Operator, Positive, Ranks, Size, Tokens
 
 
 class Section:
@@ -124,7 +124,7 @@ class Train(Section):
     """Samples in an optimizer step, over all data-parallel ranks."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
-    tokens: Count = 0
+    tokens: Tokens = 0
     """Tokens trained on in this stage; 0 or absent: `epochs` says so."""
     epochs: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Instead of `tokens`: as many as the corpus's training text has, this many times."""

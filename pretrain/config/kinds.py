@@ -11,6 +11,7 @@ from pretrain.config import reading
 # Numbers have a largest value, or a slip of the keyboard would end as a lack of memory.
 Positive = Annotated[int, Field(gt=0, le=10**18)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
+Tokens = Annotated[int, Field(ge=0, le=10**30)]
 Size = Annotated[int, Field(gt=0, le=1 << 24)]
 Layers = Annotated[int, Field(gt=0, le=1 << 14)]
 Ranks = Annotated[int, Field(gt=0, le=1 << 20)]
