@@ -138,8 +138,9 @@ def test_errors(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     same = with_policy(run, tmp_path / "same.yaml", {})
     command = [str(run.parent), str(tmp_path / "f"), "--config", same, "--stage", "finer", "--only", "hidden"]
-    assert main([*command, "--steps", "0"]) == 2
-    assert "at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--steps", "0"])
+    assert "--steps: '0' is no whole number from 1 on" in capsys.readouterr().err
     assert main([str(run.parent), str(tmp_path / "f"), "--config", same, "--stage", "small"]) == 2
     assert "grows nothing that is learned" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()

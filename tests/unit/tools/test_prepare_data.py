@@ -56,7 +56,6 @@ def test_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         *((["--vocab-size", size], f"--vocab-size {size}: a tokenizer has 1") for size in ("0", "-1", "99999999999")),
         (["--wordpiece", "--vocab-size", "0"], "--vocab-size 0: a tokenizer has 1"),
         (["--wordpiece", "--vocab-size", "3"], "alone are .* pieces: give a --vocab-size"),
-        (["--workers", "0"], "--workers 0: give 1 to"),
         (["--workers", "99999"], "--workers 99999: give 1 to"),
     ],
 )
@@ -68,4 +67,12 @@ def test_options_without_effect_or_sense(
     told = capsys.readouterr().err
     assert re.search(why, told)
     assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text("some text, and more of it")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "x.txt"), "--output", str(tmp_path / "out"), "--workers", "0"])
+    assert "--workers: '0' is no whole number from 1 on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
