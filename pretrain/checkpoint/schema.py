@@ -15,6 +15,7 @@ FILE_NAME = r"^(weight|exp_avg|exp_avg_sq)-[0-9]{5,12}\.safetensors$"
 Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
 FileName = Annotated[str, Field(strict=True, pattern=FILE_NAME)]
 Whole = Annotated[int, Field(strict=True, ge=-1, le=1 << 62)]
+Tokens = Annotated[int, Field(strict=True, ge=0, le=10**31)]  # of a budget that nothing needs to reach
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Numbers = list[Number]
@@ -36,9 +37,9 @@ class Pace(TypedDict):
 
     since: Count
     position: Number
-    until: Count
+    until: Tokens
     warmup_from: NotRequired[Count]
-    warmup_tokens: NotRequired[Count]
+    warmup_tokens: NotRequired[Tokens]
     factor: NotRequired[Number]
     weight_decay: NotRequired[Number | None]
 
