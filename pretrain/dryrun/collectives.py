@@ -5,6 +5,7 @@ Ranks are compared afterwards by what each has noted; see `compare`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -240,7 +241,11 @@ def _objects(operation: str) -> Callable[..., None]:
 
 
 def install() -> None:
-    """Let torch.distributed be NCCL's, of a world whose other ranks are not there."""
+    """Let torch.distributed be NCCL's, of a world whose other ranks are not there.
+
+    Before Megatron-core is imported, which keeps functions of torch.distributed under names of its own.
+    """
+    assert "megatron.core" not in sys.modules, "its collectives would not be seen"
     made = (all_reduce, reduce, broadcast, all_gather_into_tensor, all_gather, reduce_scatter_tensor, all_to_all_single)
     messages = (isend, irecv, send, recv, batch_isend_irecv, barrier)
     objects = {name: _objects(name) for name in ("broadcast_object_list", "gather_object", "all_gather_object")}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 from pretrain.dryrun.device import put
 from pretrain.dryrun.findings import FINDINGS
 from pretrain.dryrun.memory import MEMORY
-from pretrain.model import fused
+
+if TYPE_CHECKING:
+    from pretrain.model.fused import Kernel as Fused
 
 aten = torch.ops.aten
 FREE = (
@@ -126,7 +128,9 @@ class _Silu(torch.autograd.Function):
 
 
 def install() -> None:
-    """Let torch take the kernels of CUDA for tensors on the device."""
+    """Let torch take the kernels of CUDA for tensors on the device. After `collectives.install`."""
+    from pretrain.model import fused  # brings Megatron-core
+
     rms_norm, silu, attention = F.rms_norm, F.silu, F.scaled_dot_product_attention
 
     def norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
@@ -145,7 +149,7 @@ def install() -> None:
     put(fused, observer=_fused)
 
 
-def _fused(kernel: fused.Kernel, args: Sequence[Any]) -> Any:
+def _fused(kernel: Fused, args: Sequence[Any]) -> Any:
     """A fused kernel: what it makes is there, and nothing of what its operations would have made on the way."""
     KERNELS.inside += 1
     with MEMORY.paused():

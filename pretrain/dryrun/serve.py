@@ -29,8 +29,8 @@ def prepare() -> None:
 
     device.install()
     tensors.install()
-    kernels.install()
     collectives.install()
+    kernels.install()
     device.in_every_thread(tensors.Device)
     with tensors.Device():
         from pretrain.dryrun import passes, sampling
