@@ -44,7 +44,7 @@ class FusedLayer(TransformerLayer):
     def __init__(self, *args: Any, activation: Activation, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.hidden_dropout:
-            raise NotImplementedError("fused kernels have no dropout")
+            raise ValueError(f"a fused layer has no dropout, and hidden_dropout is {self.hidden_dropout}")
         self.activation = activation
 
     def forward(
