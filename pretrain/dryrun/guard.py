@@ -24,14 +24,12 @@ def available() -> bool:
 
 
 def built() -> Path:
-    """The shared library, compiled once for each version of torch and of its source, into the user's cache.
+    """The shared library, compiled once for its source and each installed torch, into the user's cache.
 
     Raises UserError without g++, or with what g++ says.
     """
-    source = SOURCE.read_bytes()
-    name = hashlib.sha256(source + version("torch").encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cambium"
-    library = cache / f"guard-{name}.so"
+    torch = _torch()
+    library = place(torch)
     if library.exists():
         return library
     if not available():
@@ -39,21 +37,35 @@ def built() -> Path:
             "the dry run compiles a few lines of C++ and there is no g++: install it (apt-get install g++, or a module "
             "of your cluster)"
         )
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / "guard.so"
-        done = subprocess.run(_command(made), capture_output=True, text=True)
+        done = subprocess.run(_command(torch, made), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{SOURCE}: g++ does not compile it against torch {version('torch')}:\n{done.stderr}")
         made.rename(library)
     return library
 
 
-def _command(to: Path) -> list[str]:
+def place(torch: Path) -> Path:
+    """Where the library for the torch in this folder is kept.
+
+    The library finds torch's own by their path, so two environments with the same version need one each.
+    """
+    name = hashlib.sha256(SOURCE.read_bytes() + f"{version('torch')} {torch}".encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cambium"
+    return cache / f"guard-{name}.so"
+
+
+def _torch() -> Path:
+    """The folder that torch is installed in, found without loading it."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    torch = Path(spec.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def _command(torch: Path, to: Path) -> list[str]:
     libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
     return [
         "g++",
