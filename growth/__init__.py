@@ -4,8 +4,8 @@ from growth.architecture import Architecture, LogicalTensor
 from growth.between import between
 from growth.box import Box
 from growth.errors import GrowthError
+from growth.evaluate.sources import Kept
 from growth.generations import Generations
-from growth.olds import Kept
 from growth.plan import Plan, identity, initial
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import GrowthError
+from growth.evaluate.recipe import DEFAULT_MOMENTS, Moments
 from growth.operators import AXES, OPERATORS, Operator, default
 from growth.plan import Plan, merge
-from growth.recipe import DEFAULT_MOMENTS, Moments
 from growth.step import Step
 
 

@@ -1,6 +1,6 @@
 """The certificate of a growth event: did it keep the function that it claims to keep, and can all that is new learn?
 
-Pure: numbers in, a verdict out. Who measures them (a training stack on its shards, or growth.probe with a reference
+Pure: numbers in, a verdict out. Who measures them (a training stack on its shards, or one process with a reference
 model in one process) is not its business.
 """
 

@@ -101,7 +101,7 @@ class Family:
 
 def family(name: str) -> Family:
     """The family of this name; raises GrowthError for an unknown one."""
-    from growth.families import FAMILIES
+    from pretrain.families import FAMILIES
 
     if name not in FAMILIES:
         raise GrowthError(f"there is no family {name!r}: choose one of {', '.join(sorted(FAMILIES))}")

@@ -13,7 +13,7 @@ import torch
 from growth.architecture import Architecture, LogicalTensor
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate import Read
+from growth.evaluate.box_values import Read
 from growth.family import GENERAL
 
 AXES = ("hidden", "ffn", "heads", "kv_heads")

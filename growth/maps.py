@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from growth.encoding import decode_floats, decode_ints, decode_matrix, encode_floats, encode_ints, encode_matrix
 from growth.errors import GrowthError
 from growth.family import GENERAL
-from growth.runs import decode_floats, decode_ints, decode_matrix, encode_floats, encode_ints, encode_matrix
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

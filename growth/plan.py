@@ -13,10 +13,10 @@ import torch
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate import evaluate, init
+from growth.evaluate.box_values import evaluate, init
+from growth.evaluate.recipe import Recipe, check_box
+from growth.evaluate.sources import Kept, Read
 from growth.generations import Generations
-from growth.olds import Kept, Read
-from growth.recipe import Recipe, check_box
 from growth.step import Step
 
 FORMAT = 1

@@ -28,9 +28,12 @@ import os  # noqa: E402
 import warnings  # noqa: E402
 
 from growth.errors import GrowthError  # noqa: E402
-from pretrain import cli, config, device, distributed, planning, startup  # noqa: E402
+from pretrain import config  # noqa: E402
+from pretrain.cli import command  # noqa: E402
 from pretrain.config import Curriculum, Stage  # noqa: E402
 from pretrain.errors import UserError  # noqa: E402
+from pretrain.event import plan  # noqa: E402
+from pretrain.runtime import device, ranks, startup  # noqa: E402
 
 EXAMPLE = """example:
   python -m pretrain configs/demo.yaml --stage seed
@@ -57,7 +60,7 @@ def main(arguments: list[str]) -> int:
     def prepare() -> int:
         curriculum = config.load(known.config)
         stage = curriculum.override(curriculum.stage(known.stage), overrides)
-        planning.check(curriculum, stage, distributed.world_size())
+        plan.check(curriculum, stage, ranks.world_size())
         found.append((curriculum, stage))
         return 0
 
@@ -65,18 +68,18 @@ def main(arguments: list[str]) -> int:
         ((curriculum, stage),) = found
         _quiet(int(os.environ.get("RANK", "0")))
         device.prepare(tp=stage.parallel.tp, deterministic=stage.train.deterministic)
-        import pretrain.model  # noqa: F401  # seconds of imports; why it comes first is said there
-        from pretrain.train import train
+        import pretrain.engine  # noqa: F401  # seconds of imports; why it comes first is said there
+        from pretrain.stage.train import train
 
         startup.through("imports")
-        distributed.join()
+        ranks.join()
         startup.through("meeting the other ranks")
         train(curriculum, stage, lambda: _stop)
         return 0
 
     said = os.environ.get("LOCAL_RANK", "0") == "0"
     # Storage that fails in the middle of training is no error of the user's: that stage is to start again.
-    return cli.guarded(prepare, said=said) or cli.guarded(work, (UserError, GrowthError), said)
+    return command.guarded(prepare, said=said) or command.guarded(work, (UserError, GrowthError), said)
 
 
 def _quiet(rank: int) -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from growth import Architecture, Box, Generations, Kept, Plan
 from pretrain.checkpoint import KINDS, CorruptCheckpoint, ManifestFields, Reader, model_of, pieces
-from pretrain.checkpoint.heap import given_back
-from pretrain.guard import Health
-from pretrain.optim.schedule import Pace
-from pretrain.staging import Staging
+from pretrain.engine.staging import Staging
+from pretrain.guard.health import Health
+from pretrain.runtime.malloc import given_back
+from pretrain.schedule.curve import Pace
 
 if TYPE_CHECKING:
-    from pretrain.engine import Engine  # brings Megatron-core, which the command-line tools do without
+    from pretrain.engine.engine import Engine  # brings Megatron-core, which the command-line tools do without
 
 PIECE = 16 << 20  # bytes evaluated at a time
 

@@ -97,15 +97,15 @@ submit() {
 
 if [[ -n $here ]] || ! command -v sbatch >/dev/null; then
     [[ -z $test_only ]] || fail "--test-only asks sbatch, and there is none on this machine"
-    stages=$(once -m pretrain.stages "$config" "${chosen[@]}")
+    stages=$(once -m pretrain.cli.submission "$config" "${chosen[@]}")
     run_here
     exit
 fi
-stages=$(once -m pretrain.stages "$config")
+stages=$(once -m pretrain.cli.submission "$config")
 read_queue
 ahead=()
 for name in "${!jobs[@]}"; do [[ -z ${jobs[$name]} ]] || ahead+=(--ahead "$name"); done
-checked=$(once -m pretrain.stages "$config" "${chosen[@]}" "${ahead[@]}" --ranks-per-node "$CAMBIUM_RANKS_PER_NODE")
+checked=$(once -m pretrain.cli.submission "$config" "${chosen[@]}" "${ahead[@]}" --ranks-per-node "$CAMBIUM_RANKS_PER_NODE")
 if [[ -z $test_only ]]; then
     run=$(dirname "$(head -n 1 <<<"$stages" | cut -f 5)")
     mkdir -p "$run"

@@ -50,7 +50,7 @@ hosts() { sed -n 's/^bad \([^ ]*\).*/\1/p' | sort -u; }
 bad=$(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     bash "$root/slurm/preflight.sh" --host "$tasks" | hosts)
 if [[ -z $bad ]]; then
-    said=$(CAMBIUM_EXIT=/dev/null in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain.preflight) || code=$?
+    said=$(CAMBIUM_EXIT=/dev/null in_step bash "$root/slurm/rank.sh" "${in_job[@]}" -m pretrain.cli.preflight) || code=$?
     bad=$(hosts <<<"$said")
     [[ -n $bad || -z ${code:-} ]] || exit 1 # and it cannot be said which host it was
 fi

@@ -31,7 +31,7 @@ config=$1 stage=$2
 shift 2
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
-    exec "$PYTHON" -m pretrain.launch "$config" --stage "$stage" "$@"
+    exec "$PYTHON" -m pretrain.cli.launch "$config" --stage "$stage" "$@"
 fi
 
 # ---- inside a SLURM job: one task a rank, under srun
@@ -48,7 +48,7 @@ leave() {
 }
 trap leave USR1 TERM
 
-facts=$(once -m pretrain.stages "$config" --stage "$stage" --nodes "$SLURM_JOB_NUM_NODES" \
+facts=$(once -m pretrain.cli.submission "$config" --stage "$stage" --nodes "$SLURM_JOB_NUM_NODES" \
     --ranks-per-node "$tasks" --gpus-per-node "${SLURM_GPUS_ON_NODE:-$CAMBIUM_RANKS_PER_NODE}" "$@")
 IFS=$'\t' read -r _ state _ _ folder <<<"$facts"
 if [[ $state == "done" ]]; then

@@ -14,4 +14,4 @@ queue=''
 if command -v squeue >/dev/null; then
     queue=$(squeue --me --noheader --format='%k|%A|%T|%r') || echo "warning: squeue does not answer; without the queue" >&2
 fi
-once -m pretrain.status "$@" --queue <<<"$queue"
+once -m pretrain.cli.status "$@" --queue <<<"$queue"

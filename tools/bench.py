@@ -35,26 +35,26 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")  # of packages that nobody needs here
-    from pretrain import cli
+    from pretrain.cli import command
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="{" + ",".join(BENCHMARKS) + "}")
     for name, purpose in BENCHMARKS.items():
         module = importlib.import_module(f"benchmarks.{name}")
-        command = commands.add_parser(
+        one = commands.add_parser(
             name, help=purpose, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="print the figures as JSON")
-        command.set_defaults(run=module.run)
+        module.add_arguments(one)
+        one.add_argument("--json", action="store_true", help="print the figures as JSON")
+        one.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
 
     def work() -> int:
         report = options.run(options)
-        cli.say(report.to_json() if options.json else str(report))
+        command.say(report.to_json() if options.json else str(report))
         return 0
 
-    return cli.guarded(work)
+    return command.guarded(work)
 
 
 if __name__ == "__main__":

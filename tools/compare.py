@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain import cli
-from pretrain.cli import Answer
+from pretrain.cli import command
+from pretrain.cli.command import Answer
 from pretrain.report import comparison, comparison_plot
 from pretrain.report.comparison import AXES
 from pretrain.report.files import writing
@@ -95,7 +95,7 @@ def _points(compared: Sequence[comparison.Line]) -> list[dict[str, Any]]:
 
 def main(given: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, given)
 
 
 if __name__ == "__main__":

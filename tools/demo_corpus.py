@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from pretrain import cli
+from pretrain.cli import command
 from pretrain.errors import UserError
 
 VERSE_NUMBER = re.compile(r"(^|\s)\d+\.(?: |(?=\())")
@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="JSON lines file to write (replaced if it exists)")
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError where the text is not installed."""
     rows = chapters()
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -49,14 +49,14 @@ def work(options: argparse.Namespace) -> cli.Answer:
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     os.replace(temporary, options.output)
     size = options.output.stat().st_size
-    return cli.Answer(
+    return command.Answer(
         f"{options.output}: {len(rows):,} documents, {size:,} bytes", {"documents": len(rows), "bytes": size}
     )
 
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from pretrain import cli, config
-from pretrain.cli import Answer
+from pretrain import config
+from pretrain.cli import command
+from pretrain.cli.command import Answer
 from pretrain.dryrun import ranks, report, settings, verdict
 from pretrain.dryrun.launch import Ranks
 from pretrain.dryrun.settings import Overrides
@@ -83,7 +84,7 @@ def _verdicts(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Ver
 
 def main(given: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, given)
 
 
 if __name__ == "__main__":

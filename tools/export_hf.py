@@ -14,11 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain import cli
+from pretrain.checkpoint.locate import locate
+from pretrain.cli import command
 from pretrain.errors import UserError
 from pretrain.hf.export import export
 from pretrain.hf.files import DTYPES
-from pretrain.locate import locate
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.hf.export does."""
     found = export(
         locate(options.checkpoint, finished=True),
@@ -54,7 +54,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
         f"{found.dtype} of {found.checkpoint}, {len(found.files)} files, {size:,} bytes"
     )
     data = {**asdict(found), "checkpoint": str(found.checkpoint), "folder": str(found.folder)}
-    return cli.Answer(text, data)
+    return command.Answer(text, data)
 
 
 def bytes_of(text: str) -> int:
@@ -67,7 +67,7 @@ def bytes_of(text: str) -> int:
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

@@ -198,8 +198,8 @@ def curriculum(folder: Path) -> None:
     import yaml
     from benchmarks.gpu.drawn import Drawn, judged
 
-    from pretrain.data.encoders import SentencePieceEncoder
-    from pretrain.data.prepare import prepare
+    from pretrain.data.corpus.encoders import SentencePieceEncoder
+    from pretrain.data.corpus.prepare import prepare
 
     text = Drawn.of(documents=600, words=400)
     prepare(text, folder / "corpus", SentencePieceEncoder(vocab_size=1024))
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))  # Cambium itself need not be installed
-    from pretrain import cli  # which needs packages that may have been missing
+    from pretrain.cli import command  # which needs packages that may have been missing
 
     def work() -> int:
         if options.curriculum:
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return run(options)
 
-    return cli.guarded(work)
+    return command.guarded(work)
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ import torch
 
 from growth import Box, Kept, Plan
 from growth.certificate import Certificate
-from pretrain import cli
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
-from pretrain.checkpoint.atomic import bits_per_byte, is_done
 from pretrain.checkpoint.find import step_of
+from pretrain.checkpoint.locate import locate
 from pretrain.checkpoint.manifest import plain
+from pretrain.cli import command
 from pretrain.config import Curriculum, Stage, load
 from pretrain.errors import UserError
-from pretrain.locate import locate
-from pretrain.planning import grown, plan_of
+from pretrain.event.plan import grown, plan_of
+from pretrain.runtime.files import bits_per_byte, is_done
 from pretrain.verify import audit
 
 
@@ -45,10 +45,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-certificate", action="store_true", help="do not measure whether the function is kept: constant memory"
     )
-    parser.add_argument("--processes", type=cli.positive, default=1, help="that write at once (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=command.positive, default=1, help="that write at once (default: %(default)s)"
+    )
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError and GrowthError: nothing is written for a plan that is impossible or breaks its claim."""
     began = time.monotonic()
     if options.processes < 1:
@@ -92,7 +94,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
         "certificate": event["certificate"],
         "seconds": time.monotonic() - began,
     }
-    return cli.Answer(text, data)
+    return command.Answer(text, data)
 
 
 def grow(
@@ -157,7 +159,7 @@ def _same(target: Path, parent: Manifest, plan: Plan, stage: Stage) -> Manifest 
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

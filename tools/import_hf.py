@@ -15,8 +15,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain import cli
 from pretrain.checkpoint.find import step_of
+from pretrain.cli import command
 from pretrain.errors import UserError
 from pretrain.hf.imports import import_model
 
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", metavar="STAGE", type=Path, help="folder of the stage to make, runs/NAME/STAGE")
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.hf.imports does."""
     if step_of(options.stage) is not None:
         raise UserError(f"{options.stage}: name the folder of a stage (runs/NAME/STAGE), not of a checkpoint")
@@ -38,12 +38,12 @@ def work(options: argparse.Namespace) -> cli.Answer:
     )
     if vocabulary["reason"]:
         text += f" and cannot grow: {vocabulary['reason']}"
-    return cli.Answer(text, {**asdict(found), "checkpoint": str(found.checkpoint)})
+    return command.Answer(text, {**asdict(found), "checkpoint": str(found.checkpoint)})
 
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

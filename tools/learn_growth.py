@@ -26,18 +26,18 @@ from tqdm import tqdm
 
 from growth import Architecture, Box, Plan, between
 from growth.describe import table
-from growth.evaluate import Read
+from growth.evaluate.box_values import Read
 from growth.learn import Learner
-from pretrain import cli, factors
 from pretrain.checkpoint import Reader
-from pretrain.checkpoint.atomic import Lock, make_folder
-from pretrain.config import Stage, load
+from pretrain.checkpoint.locate import locate
+from pretrain.cli import command
+from pretrain.config import Stage, factor_files, load
 from pretrain.errors import UserError
-from pretrain.feed import Feed, open_feed
-from pretrain.locate import locate
-from pretrain.objective import objective
-from pretrain.planning import plan_of
+from pretrain.event.plan import plan_of
+from pretrain.families.text import Feed, open_feed
+from pretrain.runtime.files import Lock, make_folder
 from pretrain.verify import audit
+from pretrain.verify.reference_loss import objective
 
 KEPT = 10  # steps after which the state is written
 LEARNED = {"layers": ("layers",), "hidden": ("hidden",), "heads": ("heads", "kv_heads"), "ffn": ("ffn",)}
@@ -54,13 +54,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="+", choices=list(LEARNED), help="what to learn (default: all of it that grows)"
     )
     parser.add_argument(
-        "--steps", type=cli.positive, default=200, help="steps of Adam on the factors (default: %(default)s)"
+        "--steps", type=command.positive, default=200, help="steps of Adam on the factors (default: %(default)s)"
     )
-    parser.add_argument("--batch", type=cli.positive, default=8, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--batch", type=command.positive, default=8, help="samples of a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the factors (default: %(default)s)")
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError and GrowthError for what cannot be learned; nothing is written then."""
     if options.target.exists():
         raise UserError(f"{options.target} is there already: remove it, or choose another name")
@@ -100,21 +100,21 @@ def work(options: argparse.Namespace) -> cli.Answer:
                 raise UserError(f"{options.target} is there already: remove it, or choose another name")
             losses = _learn(learner, new, feed, options, learns)
             found = learner.policy()
-            factors.write(options.target, found, {**about, "steps": str(learner.steps)})
+            factor_files.write(options.target, found, {**about, "steps": str(learner.steps)})
             _progress(options.target).unlink(missing_ok=True)
-        policy = {key: {"operator": "dense", factors.OPTION: str(options.target)} for key in found}
+        policy = {key: {"operator": "dense", factor_files.OPTION: str(options.target)} for key in found}
         measured = {
             "start": _loss(copies, read, first.new, new, held_out),
-            "learned": _loss(factors.filled(policy), read, first.new, new, held_out),
+            "learned": _loss(factor_files.filled(policy), read, first.new, new, held_out),
         }
     rows = [["", "held-out loss"], *([name, f"{value:.4f}"] for name, value in measured.items())]
-    lines = [f"  {key}: {{operator: dense, {factors.OPTION}: {options.target}}}" for key in policy]
+    lines = [f"  {key}: {{operator: dense, {factor_files.OPTION}: {options.target}}}" for key in policy]
     text = "\n".join(
         [str(options.target), table(rows), f"in stage {stage.name!r} of {options.config}:", "grow:", *lines]
     )
     if not measured["learned"] < measured["start"]:
         text += "\nNothing was gained over copies: try more steps, a larger --batch or a smaller --lr."
-    return cli.Answer(text, {"target": str(options.target), "grow": policy, "losses": losses, "held_out": measured})
+    return command.Answer(text, {"target": str(options.target), "grow": policy, "losses": losses, "held_out": measured})
 
 
 def _learn(
@@ -122,7 +122,7 @@ def _learn(
 ) -> list[float]:
     """The losses of all steps; those that an earlier run of the same (`learns`) has done are not done again."""
     path, losses = _progress(options.target), list[float]()
-    found = factors.read_progress(path)
+    found = factor_files.read_progress(path)
     if found and found[1]["learns"] == learns and len(found[1]["losses"]) <= options.steps:
         state, about = found
         learner.restore(state)
@@ -139,7 +139,7 @@ def _learn(
             bar.update()
             if learner.steps % KEPT == 0:
                 about = {"learns": learns, "cursor": feed.cursor, "losses": losses}
-                factors.write_progress(path, learner.state(), about)
+                factor_files.write_progress(path, learner.state(), about)
     return losses
 
 
@@ -172,7 +172,7 @@ def _loss(policy: dict[str, Any], read: Read, old: Architecture, new: Architectu
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

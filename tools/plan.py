@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from growth.describe import table
-from pretrain import cli, config
-from pretrain.cli import Answer
+from pretrain import config
+from pretrain.cli import command
+from pretrain.cli.command import Answer
 from pretrain.config import Curriculum
 from pretrain.errors import UserError
 from pretrain.estimate import cost, picture
@@ -27,7 +28,7 @@ from pretrain.estimate.flops import PEAK_FLOPS
 from pretrain.estimate.parts import PARTS, parameters_by_part
 from pretrain.estimate.speed import GPUS, SINGLE, SOURCE, Gpu
 from pretrain.estimate.suggest import Suggestion, suggest
-from pretrain.feed import open_feed
+from pretrain.families.text import open_feed
 from pretrain.report.plot import duration, short
 
 SHOWN = 3
@@ -36,8 +37,8 @@ SHOWN = 3
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the curriculum, a YAML file")
-    parser.add_argument("--nodes", type=cli.positive, help="nodes of every stage (default: what its dp asks for)")
-    parser.add_argument("--gpus-per-node", type=cli.positive, default=8, help="default: %(default)s")
+    parser.add_argument("--nodes", type=command.positive, help="nodes of every stage (default: what its dp asks for)")
+    parser.add_argument("--gpus-per-node", type=command.positive, default=8, help="default: %(default)s")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="a100-80gb", help="default: %(default)s")
     parser.add_argument(
         "--mfu",
@@ -292,7 +293,7 @@ def _mfu(text: str) -> float | None:
 
 def main(given: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, given)
 
 
 if __name__ == "__main__":

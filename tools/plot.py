@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain import cli
-from pretrain.cli import Answer
+from pretrain.cli import command
+from pretrain.cli.command import Answer
 from pretrain.report import history, plot
 
 
@@ -30,7 +30,7 @@ def work(options: argparse.Namespace) -> Answer:
 
 def main(given: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, given)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pretrain import cli
-from pretrain.data.byte_level import is_byte_level
-from pretrain.data.encoders import ByteLevelEncoder, Encoder, SentencePieceEncoder, WordPieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import ALL, Source
+from pretrain.cli import command
+from pretrain.data.corpus.encoders import ByteLevelEncoder, Encoder, SentencePieceEncoder, WordPieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import ALL, Source
+from pretrain.data.tokenizers.byte_level import is_byte_level
 from pretrain.errors import UserError
 
 VOCAB_SIZE = 32_000
@@ -55,18 +55,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--join",
-        type=cli.positive,
+        type=command.positive,
         default=1,
         help="rows that make a document, where a row is a sentence (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=cli.positive, default=2, help="threads (default: %(default)s)")
+    parser.add_argument("--workers", type=command.positive, default=2, help="threads (default: %(default)s)")
     parser.add_argument(
         "--wordpiece", action="store_true", help="for BERT: sentences of WordPiece; --tokenizer is then a vocab.txt"
     )
     parser.add_argument("--cased", action="store_true", help="WordPiece: keep capitals and accents")
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError for what cannot be prepared, and for an option that would have no effect."""
     source = Source(
         tuple(options.files),
@@ -105,12 +105,12 @@ def work(options: argparse.Namespace) -> cli.Answer:
         f" {description['bytes']:,} bytes of text,"
         f" {description['tokens']:,} tokens of a vocabulary of {description['vocab_size']:,}"
     )
-    return cli.Answer(text, description)
+    return command.Answer(text, description)
 
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 class _Bars:

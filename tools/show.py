@@ -19,9 +19,9 @@ from typing import Any
 from growth import Plan
 from growth.certificate import Certificate
 from growth.describe import table
-from pretrain import cli
 from pretrain.checkpoint import Manifest, model_of
-from pretrain.locate import locate
+from pretrain.checkpoint.locate import locate
+from pretrain.cli import command
 from pretrain.report import summary
 
 
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--events", action="store_true", help="print the plan and the certificate of each growth event")
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError when there is no checkpoint or it is corrupt."""
     path = locate(options.checkpoint)
     manifest = Manifest.load(path)
@@ -40,7 +40,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
     if options.events:
         data["events"] = list(manifest.events)
         text += [_event(event) for event in manifest.events if "plan" in event]
-    return cli.Answer("\n\n".join(text), data)
+    return command.Answer("\n\n".join(text), data)
 
 
 def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _section(title: str, text: str) -> str:
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

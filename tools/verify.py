@@ -21,11 +21,11 @@ from typing import Any
 from growth import Architecture, Plan
 from growth.certificate import TOLERANCE, Certificate
 from growth.describe import table
-from pretrain import cli
 from pretrain.checkpoint import CorruptCheckpoint, Reader, model_of, verify_all
+from pretrain.checkpoint.locate import locate
+from pretrain.cli import command
 from pretrain.config import stage_from
 from pretrain.errors import UserError
-from pretrain.locate import locate
 from pretrain.verify import audit
 from pretrain.verify.compare import differences
 
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def work(options: argparse.Namespace) -> cli.Answer:
+def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError for what is no checkpoint, or no grown one."""
     bars = sys.stderr.isatty()
     checks, certificate = [], None
@@ -82,7 +82,7 @@ def work(options: argparse.Namespace) -> cli.Answer:
         "checks": [asdict(check) for check in checks],
         "certificate": certificate.to_json() if certificate else None,
     }
-    return cli.Answer("\n".join(text), data, int(failed))
+    return command.Answer("\n".join(text), data, int(failed))
 
 
 def integrity(path: Path, bars: bool) -> Check:
@@ -211,7 +211,7 @@ def _moments(plan: Plan, parent: Reader, new: Architecture, child: Reader, text:
 
 def main(given: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return cli.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, given)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The checkpoint store: boxes of logical fp32 tensors in safetensors files. README.md in this folder is the format."""
 
-from pretrain.checkpoint.atomic import Lock, is_done, mark_done
 from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
 from pretrain.checkpoint.flat import flat_boxes, flat_range, pieces
@@ -9,6 +8,7 @@ from pretrain.checkpoint.model import model_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint
 from pretrain.checkpoint.writer import Source, Writer
+from pretrain.runtime.files import Lock, is_done, mark_done
 
 __all__ = [
     "KINDS",

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from growth.box import Box
-from pretrain.checkpoint.comm import in_words
 from pretrain.checkpoint.manifest import FileRecord
 from pretrain.checkpoint.writer import Writer, check_content
+from pretrain.runtime.comm import in_words
 
 Tensors = Mapping[str, Sequence[tuple[str, Box, torch.Tensor]]]
 

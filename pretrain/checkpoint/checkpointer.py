@@ -9,13 +9,13 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from pretrain.checkpoint.atomic import Lock, make_folder
 from pretrain.checkpoint.background import Snapshot, Tensors, Write
-from pretrain.checkpoint.comm import Comm, in_words
 from pretrain.checkpoint.commit import LOCK, begin, commit, move_aside, retain
 from pretrain.checkpoint.find import check, step_folder, steps, verify_all
 from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State, plain
 from pretrain.errors import UserError
+from pretrain.runtime.comm import Comm, in_words
+from pretrain.runtime.files import Lock, make_folder
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-from pretrain.checkpoint.atomic import fsync_folder
 from pretrain.checkpoint.find import check, step_of, steps
 from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.errors import UserError
+from pretrain.runtime.files import fsync_folder
 
 log = logging.getLogger(__name__)
 

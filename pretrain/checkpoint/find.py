@@ -11,10 +11,10 @@ from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from pretrain.checkpoint.blocks import BLOCK, BlockReader
-from pretrain.checkpoint.comm import Comm
 from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
 from pretrain.checkpoint.reader import Reader
 from pretrain.errors import UserError
+from pretrain.runtime.comm import Comm
 
 _STEP = re.compile(r"step-(\d{8,})")
 

@@ -13,10 +13,10 @@ from typing import Any
 import xxhash
 
 from growth.box import Box
-from pretrain import documents
 from pretrain.checkpoint import schema
 from pretrain.checkpoint.places import check_places
 from pretrain.errors import UserError
+from pretrain.runtime import documents
 
 FORMAT_VERSION = 1
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from growth import Architecture, Generations, GrowthError, Plan
-from pretrain import documents
 from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
+from pretrain.runtime import documents
 
 
 def model_of(manifest: Manifest, where: Path) -> Architecture:

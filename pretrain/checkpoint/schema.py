@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from pretrain.documents import CLOSED, Count, Number, Object, Positive, Text
+from pretrain.runtime.documents import CLOSED, Count, Number, Object, Positive, Text
 
 FILE_NAME = r"^(weight|exp_avg|exp_avg_sq)-[0-9]{5,12}\.safetensors$"
 
@@ -33,7 +33,7 @@ class Shape(TypedDict):
 
 @with_config(CLOSED)
 class Pace(TypedDict):
-    """Of pretrain.optim.schedule.Pace."""
+    """Of pretrain.schedule.curve.Pace."""
 
     since: Count
     position: Number
@@ -65,7 +65,7 @@ class Generations(TypedDict):
 
 @with_config(CLOSED)
 class Health(TypedDict):
-    """Of pretrain.guard.Health."""
+    """Of pretrain.guard.health.Health."""
 
     losses: NotRequired[Numbers]
     grad_norms: NotRequired[Numbers]
@@ -88,7 +88,7 @@ class Progress(TypedDict):
 
 
 class Cursor(TypedDict):
-    """Of pretrain.data.windows.WindowedStream."""
+    """Of pretrain.data.stream.windows.WindowedStream."""
 
     epoch: NotRequired[Count]
     document: NotRequired[Count]
@@ -146,7 +146,7 @@ NumberRuns = list[list[Annotated[list[Number | bool], Field(min_length=2, max_le
 
 
 class Matrix(TypedDict):
-    """Packed, as growth.runs.encode_matrix has it."""
+    """Packed, as growth.encoding.encode_matrix has it."""
 
     shape: Annotated[list[Count], Field(min_length=2, max_length=2)]
     dtype: Literal["<f4", "<f8"]

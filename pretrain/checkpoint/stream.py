@@ -13,16 +13,16 @@ import torch
 from tqdm import tqdm
 
 from growth.box import Box
-from pretrain.checkpoint.atomic import Lock, make_folder, write_file
 from pretrain.checkpoint.blocks import BLOCK, BlockReader
-from pretrain.checkpoint.comm import in_words
 from pretrain.checkpoint.commit import LOCK, commit, partial_of, progress_of
 from pretrain.checkpoint.find import check, step_of
-from pretrain.checkpoint.heap import given_back
 from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, StoredFile, canonical
-from pretrain.checkpoint.spread import spread
 from pretrain.checkpoint.writer import PIECE, Writer, file_name, header_of
 from pretrain.errors import UserError
+from pretrain.runtime.comm import in_words
+from pretrain.runtime.files import Lock, make_folder, write_file
+from pretrain.runtime.forks import spread
+from pretrain.runtime.malloc import given_back
 
 SHARD = 256 << 20  # bytes: enough files to share out among processes, and little to do again after a stop
 IDENTITY = "identity.json"

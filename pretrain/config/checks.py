@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import growth
 from growth import GrowthError
 from growth.operators import OPERATORS
-from pretrain import factors
+from pretrain.config import factor_files
 from pretrain.config.reading import join_problems
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
@@ -267,7 +267,7 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             growth.between(
                 arch,
                 target,
-                factors.stood_in(way.policy(), arch, target),
+                factor_files.stood_in(way.policy(), arch, target),
                 seed=new.seed,
                 init_std=new.model.init_std,
                 pieces=rows,

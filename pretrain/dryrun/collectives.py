@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain import distributed
-from pretrain.checkpoint.comm import Comm
 from pretrain.dryrun.device import put
 from pretrain.dryrun.findings import FINDINGS, here
 from pretrain.dryrun.kernels import on_device
+from pretrain.runtime import ranks
+from pretrain.runtime.comm import Comm
 
 T = TypeVar("T")
 
@@ -255,7 +255,7 @@ def install() -> None:
         put(module, _all_gather_base=all_gather_into_tensor, _reduce_scatter_base=reduce_scatter_tensor)
     # Every rank of a dry run sees the same disk, so each does what the first one would tell it.
     put(Comm, from_first=lambda comm, value: _told(value), on_first=lambda comm, work: _told(work()))
-    put(distributed, agreed=lambda work: _told(work()))
+    put(ranks, agreed=lambda work: _told(work()))
 
 
 def _told(value: T) -> T:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from pretrain.config import Stage
-from pretrain.feed import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
-from pretrain.samples import Samples, causal
+from pretrain.data.samples import Samples, causal
+from pretrain.families.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
 
 HELD_OUT = 2
 """Micro-batches of held-out text (of a pipeline that is interleaved: times its ranks)."""

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("megatron", "deepspeed")
 """Whose lines are named beside those of the project: they are reached because of what it asks of them."""
-NOT_NAMED = tuple(ROOT / path for path in ("pretrain/dryrun", "pretrain/model/fused.py"))
+NOT_NAMED = tuple(ROOT / path for path in ("pretrain/dryrun", "pretrain/kernels/fused.py"))
 """What is on the way to every line, and says nothing about it."""
 
 Place = tuple[str, ...]

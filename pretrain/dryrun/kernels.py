@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 from pretrain.dryrun.device import put
 from pretrain.dryrun.findings import FINDINGS
 from pretrain.dryrun.memory import MEMORY
+from pretrain.kernels import fused
 
 if TYPE_CHECKING:
-    from pretrain.model.fused import Kernel as Fused
+    from pretrain.kernels.fused import Kernel as Fused
 
 aten = torch.ops.aten
 FREE = (
@@ -129,7 +130,6 @@ class _Silu(torch.autograd.Function):
 
 def install() -> None:
     """Let torch take the kernels of CUDA for tensors on the device. After `collectives.install`."""
-    from pretrain.model import fused  # brings Megatron-core
 
     rms_norm, silu, attention = F.rms_norm, F.silu, F.scaled_dot_product_attention
 

@@ -20,13 +20,13 @@ from pretrain.dryrun.feed import Nothing
 from pretrain.dryrun.findings import FINDINGS
 from pretrain.dryrun.kernels import KERNELS
 from pretrain.dryrun.memory import MEMORY
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
+from pretrain.guard.switches import Switches
+from pretrain.guard.watchdog import Watchdog
 from pretrain.layout import Layout
-from pretrain.run import Run
+from pretrain.stage.run import Run
+from pretrain.stage.trial import start_with_the_best
 from pretrain.state import State, boxes
-from pretrain.switches import Switches
-from pretrain.trial import start_with_the_best
-from pretrain.watchdog import Watchdog
 
 STEP = "step"
 """The phase of a turn of the training loop after the first one, whose figures are those of a step."""
@@ -110,7 +110,7 @@ class Passes:
         return Run(self._curriculum, self._stage, self._layout, Nothing(self._stage), watchdog, engine, state)
 
     def _turn(self, run: Run) -> None:
-        """A turn of the training loop, as in pretrain.train."""
+        """A turn of the training loop, as in pretrain.stage.train."""
         run.step(self._switches.wish)
 
     def _shapes(self, run: Run, began: float) -> None:

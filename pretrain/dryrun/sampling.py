@@ -14,8 +14,8 @@ from torch import Tensor
 
 from growth import Box, Plan
 from growth.certificate import Certificate, count_dead
-from pretrain import event
 from pretrain.dryrun.device import nothing, put
+from pretrain.event import certify
 
 COUNTED = 1 << 20
 """Elements up to which dead parameters are counted."""
@@ -29,9 +29,12 @@ def install() -> None:
         evaluate=_evaluate(Plan.evaluate, done),
         new_mask=_new_mask(Plan.new_mask, done),
     )
-    put(event, count_dead=lambda born, *rest: count_dead(born, *rest) if born.numel() <= COUNTED else (0, born.numel()))
+    put(
+        certify,
+        count_dead=lambda born, *rest: count_dead(born, *rest) if born.numel() <= COUNTED else (0, born.numel()),
+    )
     # Figures of values that are not there.
-    put(event, relative_error=lambda *_: 0.0, _loss=lambda *_: 1.0)
+    put(certify, relative_error=lambda *_: 0.0, _loss=lambda *_: 1.0)
     put(Certificate, require=nothing)
 
 

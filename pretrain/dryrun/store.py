@@ -13,9 +13,9 @@ from pretrain.checkpoint.manifest import TensorEntry
 from pretrain.config import Curriculum, Stage
 from pretrain.dryrun.feed import Nothing
 from pretrain.dryrun.sparse import sparse_checkpoint
-from pretrain.optim.schedule import paced
-from pretrain.pacing import Pacing
-from pretrain.planning import grown, patch_plan, patched, plan_of
+from pretrain.event.plan import grown, patch_plan, patched, plan_of
+from pretrain.schedule.curve import paced
+from pretrain.stage.apply_schedule import Pacing
 from pretrain.state import Birth, Progress, State
 
 

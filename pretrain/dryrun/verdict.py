@@ -17,7 +17,7 @@ from pretrain.layout import Layout
 STEP = "step"
 """The pass in which the host may wait nowhere but where `ALLOWED` says: a step that is not the first of an engine."""
 ALLOWED: Mapping[str, str] = {
-    "pretrain/exchange.py exchange": "for the loss, the norm and the wish to stop, once a step",
+    "pretrain/engine/exchange.py exchange": "for the loss, the norm and the wish to stop, once a step",
 }
 """Where the host may wait for the device in a step, by file and function, and what for."""
 TOLERANCE = 0.05

@@ -6,10 +6,11 @@ from math import ceil, inf, prod
 
 from growth import Architecture
 from pretrain.config import Train
-from pretrain.layout import Layout, parameters
+from pretrain.families.parameters import parameters
+from pretrain.layout import Layout
 
 CHUNK = 1 << 24
-"""Logits whose cross entropy is computed at a time, in fp32, where it is no kernel; see pretrain.model.kernels."""
+"""Logits whose cross entropy is computed at a time, in fp32, where it is no kernel; see pretrain.kernels."""
 CONTEXT = 1_500_000_000
 """Of a CUDA context and NCCL's channels, in bytes; not to be had from shapes."""
 FRAGMENTATION = 0.05

@@ -2,7 +2,7 @@
 
 from growth import Architecture
 from pretrain.checkpoint import Manifest
-from pretrain.hf.family import HfFamily
+from pretrain.families.common.hf.form import HfFamily
 from pretrain.report import summary
 
 HEAD = """---

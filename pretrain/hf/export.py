@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from growth import Architecture, Box
 from pretrain.checkpoint import Reader
-from pretrain.checkpoint.atomic import Lock, fsync_folder, make_folder, write_file
 from pretrain.errors import UserError
+from pretrain.families.common.hf.form import MODULES
 from pretrain.hf import HfFamily, hf_family
 from pretrain.hf.card import card
-from pretrain.hf.family import MODULES
 from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
+from pretrain.runtime.files import Lock, fsync_folder, make_folder, write_file
 
 MARK, LOCK = "cambium.json", "lock"
 TRANSFORMERS = "5.23.0"  # whose conventions the files follow

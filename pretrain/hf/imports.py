@@ -11,20 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from growth import Architecture, Box, Generations
-from pretrain import documents
 from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
-from pretrain.data.byte_level import CONFIG_FILE, ByteLevel, is_byte_level
-from pretrain.data.corpus import TOKENIZER
-from pretrain.data.tokenizer import MODEL_FILE, Tokenizer
-from pretrain.data.wordpiece import VOCAB_FILE, WordPiece
+from pretrain.data.corpus.corpus import TOKENIZER
+from pretrain.data.tokenizers.byte_level import CONFIG_FILE, ByteLevel, is_byte_level
+from pretrain.data.tokenizers.sentencepiece import MODEL_FILE, Tokenizer
+from pretrain.data.tokenizers.wordpiece import VOCAB_FILE, WordPiece
 from pretrain.errors import UserError
+from pretrain.families.common.hf.values import Kept, TokenizerConfig
 from pretrain.hf import FAMILIES, HfFamily
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import FILES, lowercase
-from pretrain.hf.values import Kept, TokenizerConfig
 from pretrain.hf.weights import HfWeights
+from pretrain.runtime import documents
 from pretrain.state import Birth, Progress, State
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain import documents
 from pretrain.checkpoint import Manifest
-from pretrain.data.bert import BertCorpus, BertStream
-from pretrain.data.byte_level import ByteLevel, is_byte_level
-from pretrain.data.corpus import TOKENIZER, Corpus
-from pretrain.data.hf_tokenizer import export_tokenizer
-from pretrain.data.hf_wordpiece import export_wordpiece
-from pretrain.data.stream import Stream
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.wordpiece import WordPiece
+from pretrain.data.corpus.corpus import TOKENIZER, Corpus
+from pretrain.data.stream.stream import Stream
+from pretrain.data.tokenizers.byte_level import ByteLevel, is_byte_level
+from pretrain.data.tokenizers.hf_sentencepiece import export_tokenizer
+from pretrain.data.tokenizers.hf_wordpiece import export_wordpiece
+from pretrain.data.tokenizers.sentencepiece import Tokenizer
+from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.errors import UserError
-from pretrain.hf.values import TokenizerConfig
+from pretrain.families.bert.stream import BertCorpus, BertStream
+from pretrain.families.common.hf.values import TokenizerConfig
+from pretrain.runtime import documents
 
 FILES = (
     "tokenizer.model",

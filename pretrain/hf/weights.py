@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from growth import Architecture, Box
-from pretrain import documents
 from pretrain.checkpoint.flat import pieces
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
-from pretrain.hf.family import MODULES, SORTED, HfFamily
+from pretrain.families.common.hf.form import MODULES, SORTED, HfFamily
+from pretrain.families.common.hf.values import Index
 from pretrain.hf.files import CODES, INDEX
-from pretrain.hf.values import Index
+from pretrain.runtime import documents
 
 FILE = re.compile(r"[\w+=@,-][\w.+=@,-]{0,240}\.safetensors", re.ASCII)
 

@@ -4,8 +4,8 @@ Pure arithmetic: nothing here imports megatron, so that planning, showing and of
 models are checked against it in the tests.
 """
 
+from pretrain.layout.cuts import Parameter, Piece
 from pretrain.layout.layout import Layout, balanced_pipeline, parse_pipeline
-from pretrain.layout.parameters import Parameter, Piece, parameters
 from pretrain.layout.zero import Fragment, FragmentBox, fragment_boxes, fragments
 
 __all__ = [
@@ -17,6 +17,5 @@ __all__ = [
     "balanced_pipeline",
     "fragment_boxes",
     "fragments",
-    "parameters",
     "parse_pipeline",
 ]

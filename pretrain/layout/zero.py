@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from growth.box import Box
-from pretrain.layout.pieces import Parameter
+from pretrain.layout.cuts import Parameter
 
 ALIGNMENT = 2  # DeepSpeed pads a flattened group to a multiple of this times the data-parallel size
 

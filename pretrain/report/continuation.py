@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain import documents
 from pretrain.errors import UserError
 from pretrain.hf import FAMILIES
+from pretrain.runtime import documents
 
 CONFIG = "config.json"
 

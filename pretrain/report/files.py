@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pretrain.documents import one_line
 from pretrain.errors import UserError
+from pretrain.runtime.documents import one_line
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from growth import Architecture, GrowthError
 from growth.certificate import Certificate
-from pretrain import documents, metrics
 from pretrain.checkpoint import is_done, schema
 from pretrain.config import Model, reading, stage_from
-from pretrain.documents import Number
 from pretrain.errors import UserError
+from pretrain.runtime import documents
+from pretrain.runtime.documents import Number
+from pretrain.stage import metrics
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class StageHistory:
     config: dict[str, Any]
     """Resolved, as in config.yaml."""
     records: tuple[dict[str, Any], ...]
-    """Of metrics.jsonl, in order; see pretrain.metrics."""
+    """Of metrics.jsonl, in order; see pretrain.stage.metrics."""
     events: tuple[Event, ...]
     """How it grew, in order: from its parent, then in patches; none for a first stage without patches."""
     done: bool

@@ -5,17 +5,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pretrain import documents
-from pretrain.data.corpus import DESCRIPTION
+from pretrain.data.corpus.corpus import DESCRIPTION
 from pretrain.errors import UserError
 from pretrain.report.history import StageHistory
+from pretrain.runtime import documents
 
 CONTENT = ("xxh3_128", "tokenizer", "documents", "tokens")
 """Of a corpus's description: what tells its text from another's, wherever the corpus lies."""
 
 
 def held_out(stage: StageHistory) -> dict[str, Any]:
-    """All that decides which text a validation is of: see pretrain.data.corpus.Split and pretrain.feed."""
+    """All that decides which text a validation is of: see pretrain.data.corpus.corpus.Split."""
     data, train = stage.config["data"], stage.config["train"]
     return {
         "data.corpus": _corpus(str(data["corpus"])),

@@ -1,6 +1,6 @@
 """The certificate of a growth event in one process, by the reference model: offline growth, and after the fact.
 
-The training stack measures its own events on its own shards (pretrain.event); here nothing of it is needed.
+The training stack measures its own events on its own shards (pretrain.event.certify); here nothing of it is needed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from growth import Architecture, Box, Plan, reference
+from growth import Architecture, Box, Plan
 from growth.certificate import Certificate, relative_error
-from growth.evaluate import Read
-from growth.probe import certify
+from growth.evaluate.box_values import Read
 from pretrain.config import Stage
-from pretrain.data.corpus import DESCRIPTION
-from pretrain.feed import Feed, open_feed
-from pretrain.objective import objective, words
-from pretrain.samples import Samples, causal
+from pretrain.data.corpus.corpus import DESCRIPTION
+from pretrain.data.samples import Samples, causal
+from pretrain.families import reference
+from pretrain.families.text import Feed, open_feed
+from pretrain.verify.probe import certify
+from pretrain.verify.reference_loss import objective, words
 
 SAMPLES = 4
 LENGTH = 256  # tokens of a sample at most
@@ -27,7 +28,7 @@ COPIES = 6  # of the grown weights in float64: weights, gradients of two passes,
 
 @dataclass(frozen=True)
 class Text:
-    """Samples of the family (see pretrain.samples): probe in ids that both models have and no longer than the old
+    """Samples of the family (see pretrain.data.samples): probe in ids that both models have and no longer than the old
     one's positions, batch in the new one; source: what they are, in words."""
 
     probe: Samples

@@ -14,13 +14,13 @@ from typing import Any
 
 import atheris
 
-READERS = ["pretrain.documents", "pretrain.checkpoint", "pretrain.factors", "pretrain.hf", "growth"]
+READERS = ["pretrain.runtime.documents", "pretrain.checkpoint", "pretrain.config.factor_files", "pretrain.hf", "growth"]
 with atheris.instrument_imports(include=READERS, enable_loader_override=False):
-    from pretrain import factors
     from pretrain.checkpoint.manifest import MANIFEST
+    from pretrain.config import factor_files
     from tests import mutations
-    from tests.unit.pretrain import test_factors
     from tests.unit.pretrain.checkpoint import test_fuzz as test_manifests
+    from tests.unit.pretrain.config import test_factor_files as test_factors
 
 Reader = Callable[[bytes], object]
 
@@ -35,7 +35,7 @@ def manifests(folder: Path) -> tuple[Reader, bytes]:
 def headers(folder: Path) -> tuple[Reader, bytes]:
     """A reader of factor files, of which the header is given, and a valid header."""
     path = folder / "f.safetensors"
-    factors.write(path, test_factors.POLICY, {"stage": "wide"})
+    factor_files.write(path, test_factors.POLICY, {"stage": "wide"})
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
 

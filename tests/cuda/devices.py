@@ -20,12 +20,12 @@ def _begin(where: str) -> None:
     """In the process, before anything is imported that looks for a GPU."""
     if where == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from pretrain import device, distributed
+    from pretrain.runtime import device, ranks
 
     device.prepare(tp=1, deterministic=where == "deterministic")
-    import pretrain.model  # noqa: F401  # why it comes first is said there
+    import pretrain.engine  # noqa: F401  # why it comes first is said there
 
-    distributed.join()
+    ranks.join()
 
 
 def _call(name: str, args: tuple[Any, ...]) -> Any:

@@ -12,10 +12,10 @@ import torch.distributed as dist
 import growth
 from growth import Architecture
 from pretrain.checkpoint import Reader
-from pretrain.engine import Engine
-from pretrain.event import Before, certify
-from pretrain.model import build
-from pretrain.model.build import Numerics
+from pretrain.engine import megatron
+from pretrain.engine.engine import Engine
+from pretrain.engine.megatron import Numerics
+from pretrain.event.certify import Before, certify
 from pretrain.state import Birth, Progress, State, fill, publish
 from tests.distributed import ranks
 
@@ -152,11 +152,11 @@ def groups_made_again() -> tuple[list[float], int, int]:
     for _ in range(2):
         engine = _ready("llama2", "fp32")
         one = torch.ones((), device=device())
-        dist.all_reduce(one, group=build.parallel_state.get_data_parallel_group())
+        dist.all_reduce(one, group=megatron.parallel_state.get_data_parallel_group())
         found.append(one.item())
         counts.append(len(dist.distributed_c10d._world.pg_map))
         engine.free()
-        build._joined = None
+        megatron._joined = None
     return found, counts[0], counts[1]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
 
 SYLLABLES = [first + second for first in "bcdfghjklmn" for second in "aeiou"]
 

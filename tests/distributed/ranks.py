@@ -12,10 +12,10 @@ import torch.distributed as dist
 import growth
 from growth import Architecture
 from pretrain.checkpoint import Checkpointer, Reader
-from pretrain.engine import Adam, Engine
+from pretrain.data.samples import Samples, causal, part
+from pretrain.engine.engine import Adam, Engine
+from pretrain.engine.megatron import Numerics
 from pretrain.layout import Layout
-from pretrain.model.build import Numerics
-from pretrain.samples import Samples, causal, part
 from pretrain.state import Birth, Progress, State, boxes, fill, publish
 
 FP32 = Numerics()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import pretrain.pacing
-from pretrain.engine import Engine
+import pretrain.stage.apply_schedule
+from pretrain.engine.engine import Engine
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage
 
@@ -26,7 +26,7 @@ def thresholds(path: str, name: str) -> list[float]:
         found.append(norm)
         clip_at(engine, norm)
 
-    pretrain.pacing.Engine.clip_at = told  # type: ignore[method-assign]
+    pretrain.stage.apply_schedule.Engine.clip_at = told  # type: ignore[method-assign]
     assert stage(path, name, []) == ""
     return found
 

@@ -15,11 +15,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from growth import Architecture
 from pretrain import config
 from pretrain.config import Stage
+from pretrain.engine import megatron
+from pretrain.engine.megatron import Numerics
 from pretrain.estimate import memory
 from pretrain.estimate.cost import layout_of
-from pretrain.layout import Layout, parameters
-from pretrain.model import build
-from pretrain.model.build import Numerics
+from pretrain.families.parameters import parameters
+from pretrain.layout import Layout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -44,11 +45,11 @@ def _built(arch: Architecture, layout: Layout, stage: Stage, rank: int) -> list[
     """The parameters of a rank, in a group of as many ranks as the layout has, of which this process is all."""
     _leave()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
-    build.join(layout)
+    megatron.join(layout)
     t, (pp_rank, _, tp_rank) = stage.train, layout.coordinates(rank)
     numerics = Numerics(t.precision, t.recompute, t.recompute_layers)
     with torch.device("meta"):
-        found = build.build(arch, layout, numerics, seq_len=t.seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
+        found = megatron.build(arch, layout, numerics, seq_len=t.seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
     return list(found.parameters())
 
 

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-import pretrain.run
+import pretrain.stage.run
 from pretrain.checkpoint import Checkpointer
-from pretrain.engine import Engine
-from pretrain.exchange import StepResult
-from pretrain.metrics import Metrics, read
-from pretrain.samples import part
-from pretrain.validate import Validation
+from pretrain.data.samples import part
+from pretrain.engine.engine import Engine
+from pretrain.engine.exchange import StepResult
+from pretrain.stage.metrics import Metrics, read
+from pretrain.stage.validate import Validation
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage
@@ -110,9 +110,9 @@ class _Clock:
 def _timed(path: str) -> None:
     clock = _Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.run, "time", clock)
+        patch.setattr(pretrain.stage.run, "time", clock)
         for owner, name, seconds in (
-            (pretrain.run.Feed, "take", 1.0),
+            (pretrain.stage.run.Feed, "take", 1.0),
             (Engine, "train_step", 10.0),
             (Metrics, "step", 0.5),
             (Validation, "__call__", 1000.0),

@@ -12,7 +12,8 @@ import torch
 import growth
 from growth import Architecture, Box
 from pretrain.checkpoint import KINDS, Reader
-from pretrain.layout import fragments, parameters
+from pretrain.families.parameters import parameters
+from pretrain.layout import fragments
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_growth_on_load import assemble_one, same

@@ -9,11 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from growth import Architecture
-from pretrain.engine import Adam, Engine
+from pretrain.data.samples import Samples, causal, part
+from pretrain.engine.engine import Adam, Engine
+from pretrain.engine.megatron import Numerics
 from pretrain.estimate import flops
 from pretrain.layout import Layout
-from pretrain.model.build import Numerics
-from pretrain.samples import Samples, causal, part
 from tests.distributed.harness import run
 
 SEQ_LEN, SAMPLES = 32, 4

@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import growth
 from growth import Generations
-from pretrain.engine import Adam, Engine
+from pretrain.data.samples import part
+from pretrain.engine.engine import Adam, Engine
+from pretrain.engine.frozen import Frozen, part_of
+from pretrain.engine.megatron import Numerics
 from pretrain.estimate.flops import hardware_flops
+from pretrain.families.common import linear
+from pretrain.kernels import fused
 from pretrain.layout import Layout
-from pretrain.model import fused
-from pretrain.model.build import Numerics
-from pretrain.model.kernels import linear
-from pretrain.optim.frozen import Frozen, part_of
-from pretrain.samples import part
 from pretrain.state import Birth, Progress, State, fill, publish
 from tests.distributed.harness import run
 from tests.distributed.ranks import collected

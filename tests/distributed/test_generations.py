@@ -13,9 +13,9 @@ from torch import Tensor
 import growth
 from growth import Architecture, Box
 from pretrain.checkpoint import Checkpointer, Reader
-from pretrain.engine import Engine
-from pretrain.model.build import Numerics
-from pretrain.samples import part
+from pretrain.data.samples import part
+from pretrain.engine.engine import Engine
+from pretrain.engine.megatron import Numerics
 from pretrain.state import KINDS, Birth, Progress, State, boxes, fill, publish
 from tests.distributed import ranks
 from tests.distributed.harness import run

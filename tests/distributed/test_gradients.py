@@ -13,8 +13,8 @@ from torch import Tensor
 
 import growth
 from growth import Architecture, Box
-from pretrain.objective import objective
-from pretrain.samples import part
+from pretrain.data.samples import part
+from pretrain.verify.reference_loss import objective
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import BERT, GPT2

@@ -17,11 +17,11 @@ import yaml
 from pretrain import config
 from pretrain.checkpoint import find, is_done
 from pretrain.checkpoint.manifest import plain
-from pretrain.engine import Engine
-from pretrain.exchange import StepResult
-from pretrain.feed import open_feed
-from pretrain.metrics import read
-from pretrain.samples import Samples, part
+from pretrain.data.samples import Samples, part
+from pretrain.engine.engine import Engine
+from pretrain.engine.exchange import StepResult
+from pretrain.families.text import open_feed
+from pretrain.stage.metrics import read
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage, state

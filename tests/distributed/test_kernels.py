@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from growth import Architecture
-from pretrain.model import fused
-from pretrain.model.build import Numerics
+from pretrain.engine.megatron import Numerics
+from pretrain.kernels import fused
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import BERT, GPT2

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from growth import Architecture
-from pretrain.layout import fragments, parameters
+from pretrain.families.parameters import parameters
+from pretrain.layout import fragments
 from tests.distributed import ranks
 from tests.distributed.harness import run
 

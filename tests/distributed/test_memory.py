@@ -13,12 +13,12 @@ from torch._subclasses import FakeTensor
 
 from growth import Architecture
 from pretrain.config import Train
-from pretrain.engine import Adam, Engine
+from pretrain.data.samples import Samples, causal, part
+from pretrain.engine import megatron
+from pretrain.engine.engine import Adam, Engine
+from pretrain.engine.megatron import Numerics
 from pretrain.estimate import memory
 from pretrain.layout import Layout
-from pretrain.model import build
-from pretrain.model.build import Numerics
-from pretrain.samples import Samples, causal, part
 from tests.distributed.harness import run
 
 SIZES = {"vocab": 512, "hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn": 384}
@@ -119,10 +119,10 @@ Case = tuple[Architecture, dict[str, Any], Train]
 def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
     """Bytes that a forward pass of one micro-batch keeps for its backward pass."""
     layout = Layout.make(arch.layers, **how)
-    build.join(layout)
+    megatron.join(layout)
     numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
     _, _, tp_rank = layout.coordinates(torch.distributed.get_rank())
-    (model,) = build.build(arch, layout, numerics, seq_len=train.seq_len, pp_rank=0, tp_rank=tp_rank)
+    (model,) = megatron.build(arch, layout, numerics, seq_len=train.seq_len, pp_rank=0, tp_rank=tp_rank)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -135,7 +135,7 @@ def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
 
     samples = _samples(arch.family, train.micro_batch, train.seq_len)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        build.FAMILIES[arch.family].forward(model, samples)
+        megatron.FAMILIES[arch.family].forward(model, samples)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

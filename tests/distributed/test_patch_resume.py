@@ -14,10 +14,10 @@ import pytest
 import torch.distributed as dist
 
 import pretrain.checkpoint.find
-import pretrain.run
+import pretrain.stage.run
 from pretrain.checkpoint import CorruptCheckpoint, Reader, is_done
 from pretrain.config import Patch
-from pretrain.run import Run
+from pretrain.stage.run import Run
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, losses, stage, state
 
@@ -90,7 +90,7 @@ def _resume(path: str, unopened: str, mended: str) -> tuple[str, list[int]]:
     """The stage on a disk that fails now and then: the last rank alone cannot open a checkpoint the first time, and the
     damage of a file is gone when the patch is made. Returns the steps of its patches, too."""
     made: list[int] = []
-    patch, failing = pretrain.run.patch, [unopened] * (dist.get_rank() == dist.get_world_size() - 1)
+    patch, failing = pretrain.stage.run.patch, [unopened] * (dist.get_rank() == dist.get_world_size() - 1)
 
     class Failing(Reader):
         def __init__(self, path: Path) -> None:
@@ -107,7 +107,7 @@ def _resume(path: str, unopened: str, mended: str) -> tuple[str, list[int]]:
         return patch(*given)
 
     pretrain.checkpoint.find.Reader = Failing  # type: ignore[misc]
-    pretrain.run.patch = mend
+    pretrain.stage.run.patch = mend
     return stage(path, "small", PP2), made
 
 
@@ -149,7 +149,7 @@ def _warnings(path: str) -> list[str]:
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("pretrain.run").addHandler(handler)
+    logging.getLogger("pretrain.stage.run").addHandler(handler)
     assert stage(path, "small", []) == ""
     return said
 

@@ -12,12 +12,13 @@ import torch
 import yaml
 
 from growth import Box, Plan
-from pretrain import config, planning
+from pretrain import config
 from pretrain.checkpoint import find, is_done
-from pretrain.data.encoders import SentencePieceEncoder, WordPieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
-from pretrain.feed import open_feed
+from pretrain.data.corpus.encoders import SentencePieceEncoder, WordPieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
+from pretrain.event import plan
+from pretrain.families.text import open_feed
 from tests.distributed.conftest import SYLLABLES
 from tests.distributed.harness import run, run_killed
 from tests.distributed.test_stage import losses, stage, state
@@ -75,9 +76,9 @@ def sentences(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def order(plans: list[Plan]) -> str:
     """The layers by age, a the first: what was born where."""
     layers = ["a"]
-    for number, plan in enumerate(plans):
+    for number, one in enumerate(plans):
         name = "bert.encoder.layer.{}.ln.weight"
-        born = [bool(plan.new_mask(name.format(i), Box.whole((32,))).all()) for i in range(plan.new.layers)]
+        born = [bool(one.new_mask(name.format(i), Box.whole((32,))).all()) for i in range(one.new.layers)]
         assert sum(born) == 1
         layers.insert(born.index(True), chr(ord("b") + number))
     return "".join(layers)
@@ -90,14 +91,14 @@ def test_the_order_of_nine_patches(source: str, tmp_path: Path) -> None:
     (one,) = loaded.stages
     arch, plans = one.model.architecture(), []
     for number in range(9):
-        plan = planning.patch_plan(loaded, one, number, arch)
-        plans.append(plan)
-        arch, index, tag = plan.new, INDICES[number], torch.arange(plan.new.layers - 1.0)
+        step = plan.patch_plan(loaded, one, number, arch)
+        plans.append(step)
+        arch, index, tag = step.new, INDICES[number], torch.arange(step.new.layers - 1.0)
 
         def read(kind: str, name: str, box: Box, tag: torch.Tensor = tag) -> torch.Tensor:
             return torch.full(box.shape, float(tag[int(name.split(".")[3])]))
 
-        made = plan.evaluate(f"bert.encoder.layer.{index}.ln.weight", Box.whole((32,)), read)
+        made = step.evaluate(f"bert.encoder.layer.{index}.ln.weight", Box.whole((32,)), read)
         assert torch.equal(made, torch.full((32,), float(index - 1)) if source == "clone" else torch.ones(32))
     assert order(plans) == ORDER
 
@@ -115,7 +116,7 @@ def test_nine_patches_in_one_process_group(sentences: Path, tmp_path: Path) -> N
     assert sorted(p.name for p in (folder / "events").iterdir()) == [f"step-{i:08d}.json" for i in at]
 
 
-KILLS = [("pretrain.run:finish_event", 1), ("pretrain.start:certify", 2), ("pretrain.run:patch", 2)]
+KILLS = [("pretrain.stage.run:finish_event", 1), ("pretrain.stage.start:certify", 2), ("pretrain.stage.run:patch", 2)]
 """At the first patch when it is certified, at the second when it is grown, at the third before anything. (A start after
 a kill makes that patch again.)"""
 

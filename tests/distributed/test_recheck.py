@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint import is_done
-from pretrain.engine import Engine
-from pretrain.recheck import UNFIT
-from pretrain.samples import Samples, part
+from pretrain.data.samples import Samples, part
+from pretrain.engine.engine import Engine
+from pretrain.guard.recheck import UNFIT
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage

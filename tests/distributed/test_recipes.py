@@ -13,9 +13,9 @@ import yaml
 
 from growth import Box, Plan
 from pretrain.checkpoint import find
-from pretrain.data.encoders import WordPieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain.data.corpus.encoders import WordPieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
 from pretrain.estimate.flops import training_flops
 from tests.distributed.harness import run
 from tests.distributed.test_stage import stage, state

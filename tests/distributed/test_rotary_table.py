@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 import growth
-from growth import Box, reference
+from growth import Box
+from pretrain.families import reference
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_layouts import LAYOUTS, assemble, world

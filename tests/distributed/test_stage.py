@@ -12,11 +12,12 @@ import torch.distributed as dist
 import yaml
 
 from growth import Box, GrowthError
-from pretrain import config, planning
+from pretrain import config
 from pretrain.checkpoint import KINDS, Reader, find, is_done
 from pretrain.errors import UserError
-from pretrain.event import BF16_TOLERANCE
-from pretrain.train import train
+from pretrain.event import plan
+from pretrain.event.certify import BF16_TOLERANCE
+from pretrain.stage.train import train
 from tests.distributed.harness import run
 
 
@@ -60,7 +61,7 @@ def stage(path: str, name: str, overrides: list[str], stop_after: int | None = N
     asked = iter(range(1_000_000))
     try:
         chosen = loaded.override(loaded.stage(name), overrides)
-        planning.check(loaded, chosen, dist.get_world_size())
+        plan.check(loaded, chosen, dist.get_world_size())
         train(loaded, chosen, lambda: next(asked) + 1 == stop_after)
     except (UserError, GrowthError) as error:
         return str(error)

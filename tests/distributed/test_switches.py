@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from pretrain import config
 from pretrain.checkpoint.find import steps
-from pretrain.train import train
+from pretrain.stage.train import train
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, losses, stage, state
 
@@ -44,7 +44,7 @@ def _stage_with_switches(path: str, switches: dict[int, list[str]]) -> list[tupl
 def _warnings(path: str) -> list[str]:
     """What a stage that runs to its end says of its switches."""
     handler = BufferingHandler(1000)
-    logging.getLogger("pretrain.switches").addHandler(handler)
+    logging.getLogger("pretrain.guard.switches").addHandler(handler)
     assert stage(path, "small", []) == ""
     return [record.getMessage() for record in handler.buffer]
 

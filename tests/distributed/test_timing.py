@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain import config, trial
+from pretrain import config
 from pretrain.checkpoint import find, is_done
-from pretrain.train import train
+from pretrain.stage import trial
+from pretrain.stage.train import train
 from tests.distributed.harness import run, run_killed
 from tests.distributed.test_stage import curriculum, stage, state
 
@@ -53,8 +54,8 @@ def test_a_plateau_ends_a_stage_wherever_it_was_killed(corpus: Path, tmp_path: P
     small = {"train": {"tokens": 40 * STEP, **PLATEAU}}
     paths = [two(corpus, tmp_path / which, small, {"train": {"tokens": 2 * STEP}}) for which in ("alone", "cut")]
     assert run(1, stage, str(paths[0]), "small", []) == [""]
-    run_killed(1, "pretrain.engine:Engine.train_step", 5, stage, str(paths[1]), "small", [])
-    run_killed(1, "pretrain.run:mark_done", 1, stage, str(paths[1]), "small", [])
+    run_killed(1, "pretrain.engine.engine:Engine.train_step", 5, stage, str(paths[1]), "small", [])
+    run_killed(1, "pretrain.stage.run:mark_done", 1, stage, str(paths[1]), "small", [])
     alone, cut = (path.parent / "run/small" for path in paths)
     assert not is_done(cut)
     assert run(1, stage, str(paths[1]), "small", []) == [""]
@@ -77,7 +78,7 @@ def test_the_formula_ends_a_stage_wherever_it_was_killed(corpus: Path, tmp_path:
     small, large = {"train": {"tokens": 40 * STEP, "until": "gstack"}}, {"train": {"tokens": int(1e28)}}
     paths = [two(corpus, tmp_path / which, small, large) for which in ("alone", "cut")]
     assert run(1, stage, str(paths[0]), "small", []) == [""]
-    run_killed(1, "pretrain.engine:Engine.train_step", 6, stage, str(paths[1]), "small", [])
+    run_killed(1, "pretrain.engine.engine:Engine.train_step", 6, stage, str(paths[1]), "small", [])
     assert run(1, stage, str(paths[1]), "small", []) == [""]
     alone, cut = (path.parent / "run/small" for path in paths)
     found = decision(alone)
@@ -99,9 +100,9 @@ def test_a_trial_chooses_wherever_it_was_killed(corpus: Path, tmp_path: Path) ->
         assert run(1, stage, str(path), "small", []) == [""]
     assert run(2, stage, str(paths[0]), "large", []) == ["", ""]
     alone, cut = (path.parent / "run/large" for path in paths)
-    run_killed(2, "pretrain.trial:rates", 5, stage, str(paths[1]), "large", [])  # of the steps of candidates
+    run_killed(2, "pretrain.stage.trial:rates", 5, stage, str(paths[1]), "large", [])  # of the steps of candidates
     assert [each["candidate"] for each in decision(cut, "trial")["tried"]] == [wild]
-    run_killed(2, "pretrain.run:rates", 1, stage, str(paths[1]), "large", [])
+    run_killed(2, "pretrain.stage.run:rates", 1, stage, str(paths[1]), "large", [])
     before = (cut / "decisions/trial.json").read_text()
     assert not (cut / "checkpoints").exists() or not list((cut / "checkpoints").glob("step-*"))
     assert run(2, stage, str(paths[1]), "large", []) == ["", ""]

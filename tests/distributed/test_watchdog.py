@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RANK = """
 import sys, threading
 from pretrain.__main__ import main
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 train_step, taken = Engine.train_step, iter(range(1, 100))
 
@@ -38,7 +38,7 @@ def test_a_rank_that_hangs(corpus: Path, tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     words = [str(script), str(hung), "--stage", "small", "--guard.hang", "20"]
-    program = f"from pretrain.launch import launch; raise SystemExit(launch(2, {words!r}))"
+    program = f"from pretrain.cli.launch import launch; raise SystemExit(launch(2, {words!r}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     folder = tmp_path / "hung/run/small"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import growth.normals  # noqa: F401 - compiled before the forks
+import growth.random.normals  # noqa: F401 - compiled before the forks
 from growth import Architecture, Box, Generations, Plan, between
 from pretrain.checkpoint import (
     KINDS,

@@ -25,7 +25,7 @@ def checksum(flat):  # memory that is faulty on the hosts of the job's first sta
 @pytest.mark.long
 def test_a_host_that_computes_wrongly_is_left(cluster: Cluster, new_run: NewRun, code: Path, tmp_path: Path) -> None:
     shutil.copytree(code, tmp_path / "faulty", symlinks=True)
-    with (tmp_path / "faulty/pretrain/recheck.py").open("a") as module:
+    with (tmp_path / "faulty/pretrain/guard/recheck.py").open("a") as module:
         module.write(FAULTY)
     run = replace(new_run(), code=tmp_path / "faulty")
     run.change(guard={"recheck": 2})

@@ -74,6 +74,6 @@ def test_what_must_start_at_once_never_imports_megatron() -> None:
 
 def test_a_rank_starts_without_the_compiler() -> None:
     """In the order in which `python -m pretrain` imports; torch.compile is afterwards what it was."""
-    program = "import torch, sys; before = torch.compile; import pretrain.model, pretrain.train; "
+    program = "import torch, sys; before = torch.compile; import pretrain.engine, pretrain.stage.train; "
     program += "assert torch.compile is before; assert 'torch._inductor.compile_fx' not in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=ROOT)

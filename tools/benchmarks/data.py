@@ -17,14 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.report import Report, spread
-from pretrain.data.bert import BertCorpus, BertStream
-from pretrain.data.corpus import TOKENS, Corpus
-from pretrain.data.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
-from pretrain.data.stream import Stream
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.corpus.corpus import TOKENS, Corpus
+from pretrain.data.corpus.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
+from pretrain.data.stream.stream import Stream
+from pretrain.data.tokenizers.sentencepiece import Tokenizer
 from pretrain.errors import UserError
+from pretrain.families.bert.stream import BertCorpus, BertStream
 
 SEED, VALIDATION = 0, 0.05
 BERT = "BERT: sentence pairs, whole words masked"

@@ -20,11 +20,12 @@ from tqdm import tqdm
 import growth
 from benchmarks import memory
 from benchmarks.report import Report, spread
-from growth import Architecture, Box, GrowthError, Plan, philox
+from growth import Architecture, Box, GrowthError, Plan
 from growth.operators import AXES, OPERATORS, Operator
+from growth.random import philox
 from pretrain.checkpoint.flat import pieces
-from pretrain.checkpoint.heap import given_back
 from pretrain.errors import UserError
+from pretrain.runtime.malloc import given_back
 from pretrain.state import PIECE
 
 MIB = 1 << 20

@@ -19,9 +19,10 @@ import growth
 from benchmarks import rules
 from benchmarks.report import Report
 from benchmarks.rules import Grown, Weights
-from growth import Architecture, Box, probe
+from growth import Architecture, Box
 from growth.family import GENERAL
-from growth.reference import logits, loss
+from pretrain.families.reference import logits, loss
+from pretrain.verify import probe
 
 STD, LR, STEPS, BATCH, LENGTH = 0.08, 3e-3, 100, 4, 64
 AFTER = (0, 1, 10)  # steps of Adam after which dead and locked are counted

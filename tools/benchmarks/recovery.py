@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from benchmarks.report import Report
 from pretrain.checkpoint import find
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
 from pretrain.errors import UserError
-from pretrain.startup import STARTS
+from pretrain.runtime.startup import STARTS
 
 ROOT = Path(__file__).parents[2]
 STAGE, RANKS = "train", 2
@@ -126,7 +126,7 @@ class _Process:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "pretrain.launch", self.config, "--stage", STAGE]
+        command = [sys.executable, "-m", "pretrain.cli.launch", self.config, "--stage", STAGE]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.config.with_suffix(".log").open("ab") as log:
             self._launcher = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -222,7 +222,7 @@ class _Stage:
         return Recovery({**parts, **launch, **start["parts"]}, max(0, step - start["step"] + 1))
 
     def starts(self) -> list[dict[str, Any]]:
-        """What each start took: see pretrain.startup."""
+        """What each start took: see pretrain.runtime.startup."""
         try:
             lines = (self.folder / STARTS).read_text().split("\n")[:-1]
         except FileNotFoundError:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretrain.cli import to_json
+from pretrain.cli.command import to_json
 
 
 @dataclasses.dataclass(frozen=True)

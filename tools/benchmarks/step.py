@@ -26,13 +26,13 @@ import growth
 from benchmarks import blocks
 from benchmarks.report import Report, spread
 from growth import Architecture
+from pretrain.data.samples import causal
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.layout import Layout
-from pretrain.samples import causal
 
 if TYPE_CHECKING:
-    from pretrain.engine import Engine
+    from pretrain.engine.engine import Engine
 
 CLIP = 1.0  # every contestant clips the norm of its gradients, as training does
 LR = 1e-4
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> Report:
     torch.set_num_threads(options.threads)
     alone = not dist.is_initialized()
     if alone:
-        from pretrain.distributed import join
+        from pretrain.runtime.ranks import join
 
         join()
     try:
@@ -166,8 +166,8 @@ def _synchronize(device: torch.device) -> None:
 
 def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, Step]:
     """Name -> step of every contestant, all with the same weights."""
-    from pretrain.model import build
-    from pretrain.model.build import Numerics
+    from pretrain.engine import megatron
+    from pretrain.engine.megatron import Numerics
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision, compile=False)
     plan = growth.initial(arch, seed=0, init_std=0.02)
@@ -181,7 +181,7 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
         return inside | split
     engine, steps = _our_steps(arch, options, [1])
 
-    (bare,) = build.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
+    (bare,) = megatron.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
     with torch.no_grad():
         for mine, theirs in zip(bare.parameters(), engine.chunks[0].parameters(), strict=True):
             mine.copy_(theirs)
@@ -201,8 +201,8 @@ def _our_steps(
 ) -> tuple["Engine", dict[int, Step]]:
     """An engine, and for each count its step when the channels, neurons and vocabulary of its model were born in so
     many events. It is one engine for all, since the place in memory makes a difference of 2 %."""
-    from pretrain.engine import Adam, Engine
-    from pretrain.model.build import Numerics
+    from pretrain.engine.engine import Adam, Engine
+    from pretrain.engine.megatron import Numerics
     from pretrain.state import Birth, Progress, State, fill, publish
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision, compile=compile)

@@ -87,9 +87,9 @@ def load_dcp(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
 
 def save_zero(rank: int, world: int, folder: Path, arch: Architecture) -> Work:
     """DeepSpeed's own checkpoint of a ZeRO-1 engine with data parallelism."""
-    from pretrain.engine import Adam, Engine
+    from pretrain.engine.engine import Adam, Engine
+    from pretrain.engine.megatron import Numerics
     from pretrain.layout import Layout
-    from pretrain.model.build import Numerics
 
     engine = Engine(arch, Layout.make(arch.layers, dp=world), Numerics(), Adam(), seq_len=8, micro_batch=1)
     for owned in engine.owned:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from growth import Architecture, Box, Plan, initial
-from growth.evaluate import Read
+from growth.evaluate.box_values import Read
 
 STD = 0.3  # large enough that nothing is linear, small enough for softmax
 SMALL = Architecture(

@@ -9,7 +9,7 @@ import torch
 from growth import Architecture, Box, GrowthError, between
 from growth.certificate import relative_error
 from growth.learn import Learner
-from growth.reference import logits, loss
+from pretrain.families.reference import logits, loss
 from tests.unit.growth.models import SMALL, STD, reader, tokens, trained, whole
 
 

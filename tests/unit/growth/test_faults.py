@@ -10,8 +10,8 @@ import torch
 
 from growth import Architecture, Box, between
 from growth.certificate import relative_error
-from growth.evaluate import Read
-from growth.reference import logits
+from growth.evaluate.box_values import Read
+from pretrain.families.reference import logits
 from tests.unit.growth.models import STD, tokens, trained
 
 OLD = Architecture("llama2", {"vocab": 9, "hidden": 6, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn": 8})

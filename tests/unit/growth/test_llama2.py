@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from growth import Architecture, Box, GrowthError, Plan, between, identity
 from growth.certificate import Certificate, relative_error
-from growth.probe import certify
-from growth.reference import logits
+from pretrain.families.reference import logits
+from pretrain.verify.probe import certify
 from tests.unit.growth.models import SMALL, STD, boxes, fresh, grown_llama2, llama2, reader, tokens, trained, whole
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

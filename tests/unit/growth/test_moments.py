@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 
 from growth import Architecture, Box, Generations, GrowthError, Plan, between
-from growth.evaluate import Read
+from growth.evaluate.box_values import Read
 from growth.maps import AxisMap
-from growth.reference import loss
 from growth.step import Step
+from pretrain.families.reference import loss
 from tests.unit.growth.events import events
 from tests.unit.growth.models import SMALL, STD, trained, whole
 

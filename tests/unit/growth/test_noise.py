@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth.noise import Null
-from growth.recipe import Copies
+from growth.evaluate.copy_noise import Null
+from growth.evaluate.recipe import Copies
 
 NOISE = 0.25
 PATTERNS = {  # the old index that each new one copies

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth import Box, GrowthError, Plan, between, evaluate, recipe, segments
+from growth import Box, GrowthError, Plan, between
 from growth.certificate import relative_error
-from growth.evaluate import Read
-from growth.olds import Kept
-from growth.reference import bert, logits
+from growth.evaluate import box_values, index_runs, recipe
+from growth.evaluate.box_values import Read
+from growth.evaluate.sources import Kept
+from pretrain.families.bert import reference
+from pretrain.families.reference import logits
 from tests.unit.growth.events import events
 from tests.unit.growth.models import SMALL, STD, boxes, reader, tokens, trained, whole
 
@@ -28,7 +30,7 @@ def outputs(read: Read, plan: Plan, old: bool) -> torch.Tensor:
     words = logits(read, arch, ids, torch.float64)[..., : plan.old.sizes["vocab"]].flatten()
     if arch.family != "bert":
         return words
-    order = bert.heads(read, arch, ids, torch.zeros_like(ids), torch.float64)[1]
+    order = reference.heads(read, arch, ids, torch.zeros_like(ids), torch.float64)[1]
     return torch.cat((words, order.flatten()))
 
 
@@ -81,10 +83,10 @@ def test_slices_gathers_and_chunks_are_the_same(plan: Plan) -> None:
     replayed = Plan.from_json(json.loads(json.dumps(plan.to_json())))  # without what is kept of the first
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (segments, "_FEW", 0),
-            (segments, "_LARGE", 6),
-            (segments, "_NARROW", 2),
-            (evaluate, "_CHUNK", 5),
+            (index_runs, "_FEW", 0),
+            (index_runs, "_LARGE", 6),
+            (index_runs, "_NARROW", 2),
+            (box_values, "_CHUNK", 5),
             (recipe, "_SCATTERED", 0),
             (recipe, "_GAP", 0),
         ):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import Box
-from growth.normals import normals
-from growth.philox import normal
+from growth.random.normals import normals
+from growth.random.philox import normal
 from tests.unit.growth.models import boxes
 
 

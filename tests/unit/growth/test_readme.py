@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-import growth.table
+import growth
 from growth import between
 from growth.certificate import relative_error
 from growth.operators import OPERATORS
-from growth.reference import logits
+from pretrain.families.reference import logits
+from pretrain.verify import operator_table
 from tests.unit.growth.models import SMALL, STD, reader, tokens, trained
 
-README = Path(growth.table.__file__).with_name("README.md").read_text()
+README = Path(growth.__file__).with_name("README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -39,24 +40,24 @@ def test_the_operator_that_is_written_step_by_step() -> None:
 
 
 def table() -> list[list[str]]:
-    section = README.split(growth.table.BEGIN)[1].split(growth.table.END)[0]
+    section = README.split(operator_table.BEGIN)[1].split(operator_table.END)[0]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.strip().splitlines()[2:]]
 
 
 def test_the_table_has_every_operator() -> None:
-    assert {(case.key, case.name) for case in growth.table.CASES} == {
+    assert {(case.key, case.name) for case in operator_table.CASES} == {
         (key, name) for key, found in OPERATORS.items() for name in found
     }
-    expected = [[case.key, case.name, case.label] for case in growth.table.CASES]
+    expected = [[case.key, case.name, case.label] for case in operator_table.CASES]
     assert [[key, name.split(" ")[0], label] for key, name, label, *_ in table()] == expected
 
 
 def test_a_row_is_what_is_measured() -> None:
-    for case, row in zip(growth.table.CASES, table(), strict=True):
+    for case, row in zip(operator_table.CASES, table(), strict=True):
         if (case.key, case.name) in {("layers", "average"), ("ffn", "zero_gate_and_down")}:
-            assert growth.table.row(case) == row
+            assert operator_table.row(case) == row
 
 
 @pytest.mark.long
 def test_the_table_is_what_is_measured() -> None:
-    assert [growth.table.row(case) for case in growth.table.CASES] == table()
+    assert [operator_table.row(case) for case in operator_table.CASES] == table()

@@ -8,8 +8,9 @@ import torch
 
 from growth import Architecture, Box
 from growth.certificate import relative_error
-from growth.evaluate import Read
-from growth.reference import bert, logits
+from growth.evaluate.box_values import Read
+from pretrain.families.bert import reference
+from pretrain.families.reference import logits
 from tests.unit.growth.models import tokens, trained
 
 
@@ -81,7 +82,7 @@ def test_bert() -> None:
         valid = (torch.arange(17) < length).expand(2, 17)
         with torch.no_grad():
             theirs = model(ids, token_type_ids=types, attention_mask=valid.long())
-            words, order = bert.heads(read, arch, ids, types, valid_BS=valid)
+            words, order = reference.heads(read, arch, ids, types, valid_BS=valid)
         assert relative_error(words[valid], theirs.prediction_logits[valid]) < 1e-5
         assert relative_error(order, theirs.seq_relationship_logits) < 1e-5
 

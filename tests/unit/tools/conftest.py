@@ -8,7 +8,7 @@ import yaml
 
 from pretrain import config
 from pretrain.checkpoint import mark_done
-from pretrain.data.corpus import Corpus
+from pretrain.data.corpus.corpus import Corpus
 from tests.unit.tools.runs import Run, save
 from tools.prepare_data import main as prepare_data
 

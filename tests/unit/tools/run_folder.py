@@ -7,7 +7,7 @@ from pathlib import Path
 import growth
 from growth.certificate import Certificate
 from pretrain import config
-from pretrain.metrics import Metrics
+from pretrain.stage.metrics import Metrics
 from tests.unit.small import small_curriculum
 
 

@@ -10,8 +10,8 @@ import torch
 from growth import Architecture, Box, Generations
 from pretrain.checkpoint import KINDS, Reader, write_checkpoint
 from pretrain.config import Curriculum, Stage
-from pretrain.data.corpus import Corpus
-from pretrain.feed import open_feed
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.families.text import open_feed
 from pretrain.state import Birth, Progress, State
 
 

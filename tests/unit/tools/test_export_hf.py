@@ -10,15 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from growth import Architecture, reference
+from growth import Architecture
 from pretrain.checkpoint import Reader
-from pretrain.checkpoint.atomic import Lock
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
 from pretrain.errors import UserError
+from pretrain.families import reference
+from pretrain.families.llama2.hf import LLAMA
 from pretrain.hf import hf_family
-from pretrain.hf.llama2 import LLAMA
+from pretrain.runtime.files import Lock
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run, rewrite
 from tools.export_hf import bytes_of, main

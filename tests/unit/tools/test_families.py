@@ -12,9 +12,9 @@ import yaml
 from growth import Architecture, Box
 from pretrain import config
 from pretrain.checkpoint import Reader, mark_done
-from pretrain.data.encoders import SentencePieceEncoder, WordPieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain.data.corpus.encoders import SentencePieceEncoder, WordPieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
 from tests.unit.tools.runs import rewrite, save
 from tools.grow import main as grow
 from tools.learn_growth import main as learn

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from growth import Box, Generations, Plan
 from pretrain.checkpoint import KINDS, Manifest, Reader, find
-from pretrain.planning import grown, plan_of
+from pretrain.event.plan import grown, plan_of
 from pretrain.state import State
 from tests.unit.tools.runs import Run
 from tools.grow import main

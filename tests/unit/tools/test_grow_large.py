@@ -14,7 +14,7 @@ import torch
 from growth import Architecture, Box, Generations
 from pretrain.checkpoint import KINDS, Manifest, Reader, mark_done, step_folder, write_checkpoint
 from pretrain.config import load
-from pretrain.planning import plan_of
+from pretrain.event.plan import plan_of
 from pretrain.state import Birth, Progress, State
 
 TOOL = Path(__file__).parents[3] / "tools" / "grow.py"

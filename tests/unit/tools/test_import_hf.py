@@ -13,11 +13,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from growth import Architecture, reference
+from growth import Architecture
 from pretrain.checkpoint import Reader, find, is_done
 from pretrain.config import load
-from pretrain.data.corpus import Corpus
-from pretrain.feed import open_feed
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.families import reference
+from pretrain.families.text import open_feed
 from pretrain.hf import hf_family
 from tools.export_hf import main as export
 from tools.grow import main as grow

@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 from growth import Architecture
 from pretrain import config
 from pretrain.config import Stage
-from pretrain.data.merge_age import Piece, merge_age
+from pretrain.data.tokenizers.merge_age import Piece, merge_age
 from pretrain.estimate import cost, speed
 from pretrain.estimate.parts import parameters_by_part
 from pretrain.estimate.speed import GPUS

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain import config, planning
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
+from pretrain import config
+from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
 from pretrain.errors import UserError
+from pretrain.event import plan
 from tests.unit.tools.runs import Run
 
 
@@ -28,7 +29,7 @@ def test_text_that_its_parent_did_not_have(run: Run, tmp_path: Path) -> None:
         path = tmp_path / "mine.yaml"
         path.write_text(yaml.safe_dump(document))
         curriculum = config.load(path)
-        planning.check(curriculum, curriculum.stage("large"), 1, ahead=["small"])
+        plan.check(curriculum, curriculum.stage("large"), 1, ahead=["small"])
 
     check()
     for data in ({"corpus": str(tmp_path / "other")}, {"validation_fraction": 0.3}):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.bert import BertCorpus
-from pretrain.data.corpus import Corpus
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.families.bert.stream import BertCorpus
 from tools.prepare_data import main
 
 

@@ -14,7 +14,7 @@ import torch
 import growth
 from growth import Architecture, Box, Generations, Plan
 from pretrain.checkpoint import KINDS, Reader, write_checkpoint
-from pretrain.planning import patched
+from pretrain.event.plan import patched
 from pretrain.state import Birth, Progress, State
 from pretrain.verify import audit
 from tests.unit.tools.runs import Run, rewrite

@@ -26,8 +26,8 @@ from typing import IO, Any
 from benchmarks.gpu import tables
 from benchmarks.gpu.cases import Case, all_cases
 from benchmarks.report import Report
-from pretrain.checkpoint.atomic import write_file
 from pretrain.errors import UserError
+from pretrain.runtime.files import write_file
 
 TOOLS = Path(__file__).parents[2]
 START = 90.0  # seconds that a process may take to start

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.sources import BATCH, Source
+from pretrain.data.corpus.sources import BATCH, Source
 
 SYLLABLES = [first + second for first in "bcdfghjklmnprstvz" for second in "aeiou"]
 VOCABULARY = 600  # words

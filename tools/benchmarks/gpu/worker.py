@@ -24,12 +24,12 @@ import growth
 from benchmarks.gpu import trace
 from benchmarks.gpu.cases import MOST_LAYERS, Case
 from growth import Architecture
-from pretrain import device, distributed
 from pretrain.config import Train
+from pretrain.data.samples import causal
 from pretrain.estimate import memory
 from pretrain.estimate.flops import mfu, peak_flops, training_flops
 from pretrain.layout import Layout
-from pretrain.samples import causal
+from pretrain.runtime import device, ranks
 
 STEPS = 4  # that are measured
 GIB = 2**30
@@ -149,8 +149,8 @@ class Trained:
     """An engine with drawn weights, and its steps on drawn tokens."""
 
     def __init__(self, case: Case, arch: Architecture, micro_batch: int) -> None:
-        from pretrain.engine import Adam, Engine
-        from pretrain.model.build import Numerics
+        from pretrain.engine.engine import Adam, Engine
+        from pretrain.engine.megatron import Numerics
 
         numerics = Numerics("bf16", compile=case.compiled)
         self.case, self.arch = case, arch
@@ -370,9 +370,9 @@ def main(answers: IO[str]) -> None:
         print(json.dumps(row), file=answers, flush=True)
 
     device.prepare(tp=1)
-    import pretrain.model  # noqa: F401  # why it comes first is said there
+    import pretrain.engine  # noqa: F401  # why it comes first is said there
 
-    distributed.join()
+    ranks.join()
     answer(machine=machine())
     for line in sys.stdin:
         case = Case.from_json(json.loads(line))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.corpus import Corpus
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
+from pretrain.data.tokenizers.sentencepiece import Tokenizer
+from pretrain.data.tokenizers.train_sentencepiece import train_tokenizer
 
 STRANGE = [
     "naïve café ﬀ \u2581 \u00a0 x",

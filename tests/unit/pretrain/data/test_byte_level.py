@@ -9,10 +9,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from pretrain.data.byte_level import ByteLevel
-from pretrain.data.corpus import Corpus
-from pretrain.data.stream import Stream
-from pretrain.data.validation import validation_set
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.data.stream.stream import Stream
+from pretrain.data.stream.validation import validation_set
+from pretrain.data.tokenizers.byte_level import ByteLevel
 from pretrain.errors import UserError
 from tools.prepare_data import main as prepare_data
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.corpus import Corpus, Split
+from pretrain.data.corpus.corpus import Corpus, Split
 from pretrain.errors import UserError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data import counts
-from pretrain.data.corpus import Corpus, Split
-from pretrain.data.indexed import IndexedTokens
+from pretrain.data.corpus import counts
+from pretrain.data.corpus.corpus import Corpus, Split
+from pretrain.data.corpus.indexed import IndexedTokens
 
 OF = (800, 0.1, 7)  # vocabulary, held out, seed
 

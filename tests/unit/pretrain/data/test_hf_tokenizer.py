@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pretrain.data.hf_tokenizer import export_tokenizer
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.hf_sentencepiece import export_tokenizer
+from pretrain.data.tokenizers.sentencepiece import Tokenizer
 
 VOCABS = (400, 1200)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.corpus import Corpus
-from pretrain.data.indexed import IndexedTokens, token_dtype, write_index
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.data.corpus.indexed import IndexedTokens, token_dtype, write_index
 from pretrain.errors import UserError
 
 DOCUMENTS = [[[5, 6, 7], [8]], [[9, 10]], [[11], [12, 13, 14, 15], [0]]]  # of sentences

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.data.draws import keyed
-from pretrain.data.masking import Masking, choose, corrupt
 from pretrain.errors import UserError
+from pretrain.families.bert.masking import Masking, choose, corrupt
 
 
 @given(seed=st.integers(0, 2**32), rate=st.floats(0.01, 1))

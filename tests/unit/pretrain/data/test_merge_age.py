@@ -3,7 +3,7 @@
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from pretrain.data.merge_age import Piece, merge_age
+from pretrain.data.tokenizers.merge_age import Piece, merge_age
 
 NORMAL, CONTROL = Piece.NORMAL, Piece.CONTROL
 

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pretrain.checkpoint.atomic import Lock
-from pretrain.data import prepare as module
-from pretrain.data.corpus import Corpus
-from pretrain.data.encoders import SentencePieceEncoder
-from pretrain.data.prepare import prepare
-from pretrain.data.sources import Source
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.corpus import prepare as module
+from pretrain.data.corpus.corpus import Corpus
+from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.sources import Source
+from pretrain.data.tokenizers.sentencepiece import Tokenizer
 from pretrain.errors import UserError
+from pretrain.runtime.files import Lock
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 
 ROWS = ["one two\nthree", "", "four", "  five six  "]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.data.sentences import sentences
+from pretrain.data.corpus.sentences import sentences
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.corpus import Corpus, Split
-from pretrain.data.merge_age import SPACE
-from pretrain.data.stream import Position, Stream, read_window
+from pretrain.data.corpus.corpus import Corpus, Split
+from pretrain.data.stream.stream import Position, Stream, read_window
+from pretrain.data.tokenizers.merge_age import SPACE
 from pretrain.errors import UserError
 
 SEED, VALIDATION = 7, 0.1

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from pretrain.data.merge_age import Piece
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.merge_age import Piece
+from pretrain.data.tokenizers.sentencepiece import Tokenizer
 from pretrain.errors import UserError
 
 VOCABS = (400, 512, 800, 1199, 1200)
@@ -63,7 +63,7 @@ def test_segmentation_in_chunks(tokenizer: Tokenizer, texts: list[str], monkeypa
     """Where the ids are cut into chunks does not show."""
     ids = np.concatenate([tokenizer.encode(text) for text in texts])
     whole = tokenizer.segmentation(500).apply(ids)
-    monkeypatch.setattr("pretrain.data.tokenizer.CHUNK", 7)
+    monkeypatch.setattr("pretrain.data.tokenizers.sentencepiece.CHUNK", 7)
     assert np.array_equal(tokenizer.segmentation(500).apply(ids), whole)
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pretrain.data.corpus import Corpus, Split
-from pretrain.data.validation import probe, validation_set
+from pretrain.data.corpus.corpus import Corpus, Split
+from pretrain.data.stream.validation import probe, validation_set
 from pretrain.errors import UserError
 
 OPTIONS = {"seed": 7, "validation": 0.1}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
-from pretrain.data.hf_wordpiece import export_wordpiece
-from pretrain.data.sentences import sentences
-from pretrain.data.wordpiece import SPECIALS, WordPiece
+from pretrain.data.corpus.sentences import sentences
+from pretrain.data.tokenizers.hf_wordpiece import export_wordpiece
+from pretrain.data.tokenizers.wordpiece import SPECIALS, WordPiece
 from pretrain.errors import UserError
 
 STOCK = [

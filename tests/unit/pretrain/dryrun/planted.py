@@ -24,7 +24,7 @@ def only_a_step(passes: Any) -> None:
 
 
 def before_each_step(fault: Callable[[Any], None]) -> None:
-    from pretrain.engine import Engine
+    from pretrain.engine.engine import Engine
 
     step = Engine.train_step
 
@@ -77,7 +77,7 @@ def other_order() -> None:
 
 def device_view() -> None:
     """A plan is evaluated straight into the partition on the device."""
-    from pretrain.staging import Staging
+    from pretrain.engine.staging import Staging
 
     Staging.put = lambda self, target, make: make(out=target)  # type: ignore[assignment,method-assign]
 

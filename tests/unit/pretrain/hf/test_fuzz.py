@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from growth import Architecture
 from pretrain.checkpoint import Reader, verify_all
-from pretrain.data.byte_level import ByteLevel
+from pretrain.data.tokenizers.byte_level import ByteLevel
 from pretrain.errors import UserError
 from pretrain.hf import hf_family
 from pretrain.hf.files import INDEX, index

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from growth import Architecture, Box, Plan, between
+from pretrain.families.parameters import parameters
 from pretrain.layout.layout import Layout
-from pretrain.layout.parameters import parameters
 from pretrain.layout.zero import fragment_boxes, fragments
 from tests.unit.growth.models import trained, whole
 

@@ -12,10 +12,10 @@ import pytest
 
 from growth import Architecture, Box
 from pretrain.checkpoint.places import check_tiling
+from pretrain.families.parameters import parameters
 from pretrain.layout import zero
+from pretrain.layout.cuts import Parameter
 from pretrain.layout.layout import Layout
-from pretrain.layout.parameters import parameters
-from pretrain.layout.pieces import Parameter
 from pretrain.layout.zero import Fragment, fragment_boxes, fragments
 
 BIASED = {"vocab": 13, "positions": 6, "hidden": 4, "layers": 3, "heads": 12, "head_dim": 2, "ffn": 12}

@@ -1,0 +1,165 @@
+"""python -m pretrain.cli.submission CONFIG: what a launcher must know of each stage, a line each, tab-separated.
+
+The columns are name, state (done, started or new), ranks, nodes and folder. Starts nothing. With --ranks-per-node it
+first checks all that a submission needs (corpus, tokenizer, growth, ranks) and says everything that is wrong at once;
+with --nodes as well, that the stage fits just that allocation.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Collection, Iterator
+
+import torch
+
+from growth.errors import GrowthError
+from pretrain import config
+from pretrain.cli import command
+from pretrain.config import Curriculum, Stage
+from pretrain.errors import UserError
+from pretrain.runtime.files import is_done
+
+EXAMPLE = """examples:
+  python -m pretrain.cli.submission configs/demo.yaml
+  python -m pretrain.cli.submission configs/demo.yaml --ranks-per-node 8
+  python -m pretrain.cli.submission configs/demo.yaml --stage wide --ranks-per-node 4 --nodes 1 --parallel.tp 4"""
+
+
+def ranks_of(stage: Stage, gpus: int) -> int:
+    """How many ranks to start on one machine: tp * pp * dp, where an absent dp fills the machine's GPUs."""
+    model = stage.parallel.tp * stage.parallel.pp
+    return model * (stage.parallel.dp or max(1, gpus // model))
+
+
+def nodes_of(curriculum: Curriculum, stage: Stage, per_node: int) -> int:
+    """How many nodes of `per_node` ranks the stage fills; an absent dp fills one node, or is 1 on several.
+
+    Raises UserError, with a command that would fit, for ranks that cannot be spread evenly.
+    """
+    ranks = ranks_of(stage, per_node)
+    if ranks <= per_node:
+        return 1
+    if ranks % per_node:
+        fits = max(number for number in range(1, per_node) if ranks % number == 0)
+        raise UserError(
+            f"{stage.name}: its {ranks} ranks (parallel.tp x pp x dp) would fill {ranks / per_node:.2f} nodes of "
+            f"{per_node}: change its parallel section, or leave a part of each node idle with\n"
+            f"CAMBIUM_RANKS_PER_NODE={fits} bash slurm/curriculum.sh {curriculum.path}"
+        )
+    return ranks // per_node
+
+
+def submission(curriculum: Curriculum, stage: Stage, nodes: int, tasks: int) -> str:
+    """The command line that submits a stage as `nodes` x `tasks` ranks."""
+    gpus = "" if os.environ.get("CAMBIUM_GPUS") == "0" else f" --gpus-per-node {tasks}"
+    return f"sbatch --nodes {nodes} --ntasks-per-node {tasks}{gpus} slurm/stage.sh {curriculum.path} {stage.name}"
+
+
+def check_allocation(curriculum: Curriculum, stage: Stage, nodes: int, tasks: int, per_node: int) -> None:
+    """That a stage runs on just `nodes` nodes with `tasks` ranks each, where a node has GPUs for `per_node`.
+
+    Raises UserError, with a submission that would fit, when they are not tp * pp * dp ranks, and what
+    pretrain.event.plan.check raises.
+    """
+    from pretrain.event import plan  # seconds of imports, which a mere list of the stages need not wait for
+    from pretrain.runtime.ranks import layout_of
+
+    try:
+        layout_of(stage, nodes * tasks)
+    except UserError as error:
+        model = stage.parallel.tp * stage.parallel.pp
+        wanted = model * (stage.parallel.dp or max(1, nodes * tasks // model))
+        fits = max(number for number in range(1, max(tasks, per_node) + 1) if wanted % number == 0)
+        try:
+            layout_of(stage, wanted)
+        except UserError:  # no allocation fits: it is the batch
+            raise error from None
+        raise UserError(f"{error}\n{submission(curriculum, stage, wanted // fits, fits)}") from None
+    plan.check(curriculum, stage, nodes * tasks)
+
+
+def check_submission(curriculum: Curriculum, stages: list[Stage], per_node: int, ahead: Collection[str]) -> None:
+    """That every stage can run on nodes of `per_node` ranks, once those `ahead` (names) have finished.
+
+    Raises one UserError with all that is wrong.
+    """
+    from pretrain.event import plan
+
+    problems = []
+    for stage in stages:
+        try:
+            nodes_of(curriculum, stage, per_node)
+            plan.check(curriculum, stage, ranks_of(stage, per_node), ahead)
+        except (UserError, GrowthError) as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def state_of(curriculum: Curriculum, stage: Stage) -> str:
+    """done (nothing is left to do), started (there are checkpoints to go on from) or new."""
+    folder = curriculum.folder / stage.name
+    if is_done(folder):
+        return "done"
+    return "started" if any((folder / "checkpoints").glob("step-*")) else "new"
+
+
+def lines(curriculum: Curriculum, stages: list[Stage], per_node: int | None) -> Iterator[str]:
+    """One line for each stage; on this machine when per_node is None."""
+    for stage in stages:
+        ranks = ranks_of(stage, per_node or torch.cuda.device_count())
+        nodes = nodes_of(curriculum, stage, per_node) if per_node else 1
+        folder = curriculum.folder / stage.name
+        yield "\t".join([stage.name, state_of(curriculum, stage), str(ranks), str(nodes), str(folder)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.cli.submission",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="the curriculum, a YAML file")
+    parser.add_argument(
+        "--stage", action="append", help="only this one (may be repeated); further arguments override its keys"
+    )
+    parser.add_argument(
+        "--ranks-per-node", type=command.positive, help="ranks of a node, for the checks of a submission"
+    )
+    parser.add_argument(
+        "--nodes", type=command.positive, help="nodes of the allocation that there is, for the one stage"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=command.positive, default=8, help="for the advice (default: %(default)s)"
+    )
+    parser.add_argument("--ahead", action="append", default=[], help="a stage that is queued (may be repeated)")
+    options, overrides = parser.parse_known_args(arguments)
+    one = options.stage is not None and len(options.stage) == 1
+    if not one and (overrides or options.nodes):
+        parser.error("--nodes and overrides need one --stage")
+    if options.nodes and not options.ranks_per_node:
+        parser.error("--nodes needs --ranks-per-node")
+
+    def work() -> int:
+        curriculum = config.load(options.config)
+        stages = [curriculum.stage(name) for name in options.stage or [stage.name for stage in curriculum.stages]]
+        if overrides:
+            stages = [curriculum.override(stages[0], overrides)]
+        per_node = options.ranks_per_node
+        if options.nodes:
+            check_allocation(curriculum, stages[0], options.nodes, per_node, options.gpus_per_node)
+            per_node = None
+        elif per_node:
+            ahead = {*options.ahead, *(stage.name for stage in stages)}
+            check_submission(curriculum, stages, per_node, ahead)
+        command.say("\n".join(lines(curriculum, stages, per_node)))
+        return 0
+
+    return command.guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

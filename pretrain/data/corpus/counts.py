@@ -1,0 +1,61 @@
+"""How many tokens the training text of a stage has: counted once, and kept beside the corpus.
+
+The whole corpus is read for it, which takes minutes where it is large. What was found is kept in the memory of this
+process, and in the corpus's folder where that may be written, by what it depends on: tokens, tokenizer, vocabulary and
+split.
+"""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
+import xxhash
+
+from pretrain.data.corpus.corpus import AnyCorpus, Split
+
+log = logging.getLogger(__name__)
+
+CHUNK = 4096  # documents counted at a time
+FOLDER = "counts"  # in that of the corpus
+
+_known: dict[str, int] = {}
+
+
+def training_tokens(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -> int:
+    """Tokens of all training documents, once, in the segmentation of the first `vocab` pieces; fraction: held out."""
+    key = xxhash.xxh3_128_hexdigest(json.dumps([corpus.hash, vocab, fraction, seed]).encode())
+    if key not in _known:
+        path = corpus.path / FOLDER / key
+        try:
+            _known[key] = int(path.read_text())
+        except (OSError, ValueError):
+            _known[key] = _count(corpus, vocab, fraction, seed)
+            with suppress(OSError):  # a corpus that nobody may write to
+                path.parent.mkdir(exist_ok=True)
+                partial = path.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}")
+                partial.write_text(str(_known[key]))
+                partial.replace(path)
+    return _known[key]
+
+
+def known() -> dict[str, int]:
+    """What this process knows, for others."""
+    return dict(_known)
+
+
+def learn(counts: Mapping[str, int]) -> None:
+    """What another process knows."""
+    _known.update(counts)
+
+
+def _count(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -> int:
+    log.info("counting the tokens of %s, once", corpus.path)
+    tokens, lengths = corpus.tokens, corpus.tokenizer.segmentation(vocab).lengths
+    held_out = Split(tokens.documents, fraction, seed).validation_documents()
+    training = np.setdiff1d(np.arange(tokens.documents), held_out)
+    chunks = np.split(training, range(CHUNK, len(training), CHUNK))
+    return sum(int(lengths[corpus.read(*tokens.document_ranges(chunk))].sum()) for chunk in chunks)

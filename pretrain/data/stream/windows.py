@@ -1,0 +1,179 @@
+"""What training streams share: samples drawn window by window from a cursor.
+
+A stream reads its corpus in *windows*, each a function of the place where it starts, and draws a window's samples in an
+order that is a function of that place too. So the whole state is the place and how many samples were drawn from there.
+The cursor says so as a dict for JSON:
+
+    (the fields of the place)      where the window starts
+    drawn                          samples drawn from the window
+    next                           where the following window starts; null while nothing of this one is drawn
+    (the fields of the cut)        what the window was made with: vocabulary, sequence length, ...
+    corpus                         hash of the corpus and of the split into training and validation
+    tokenizer                      hash of the corpus's tokenizer, for an export that does not have the corpus
+
+A stage that makes its windows otherwise goes on where its parent's window ends: the undrawn rest of that one is lost.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import asdict, fields
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pretrain.data.corpus.corpus import AnyCorpus, Split
+from pretrain.data.permute import permuted
+from pretrain.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class AnyPlace(Protocol):
+    """A frozen dataclass of integers that can be made without arguments."""
+
+    @property
+    def epoch(self) -> int:
+        """How often all documents were read before."""
+
+
+C = TypeVar("C", covariant=True)
+P = TypeVar("P", bound=AnyPlace)
+B = TypeVar("B")  # a batch: a dataclass of arrays whose first axis is the sample
+
+
+class AnyWindow(Protocol[C]):
+    """What a window must say of itself."""
+
+    @property
+    def end(self) -> C:
+        """Where the next window starts."""
+
+    def __len__(self) -> int:
+        """How many samples it has."""
+
+
+W = TypeVar("W", bound=AnyWindow[Any])
+
+
+class WindowedStream(ABC, Generic[P, W, B]):
+    """``take`` gives the next samples, ``cursor`` says where it is."""
+
+    held_out = False  # text that is read over and over by design
+    _tiny = False  # and the user knows it
+
+    def __init__(
+        self,
+        corpus: AnyCorpus,
+        place: type[P],
+        cut: dict[str, Any],
+        *,
+        seed: int,
+        validation: float,
+        cursor: dict[str, Any] | None,
+    ) -> None:
+        self.split = Split(corpus.tokens.documents, validation, seed)
+        self._path, self._place, self._cut, self._seed = corpus.path, place, cut, seed
+        self._tokenizer = corpus.tokenizer.hash
+        self._identity = xxhash.xxh3_64_hexdigest(f"{corpus.hash} {seed} {validation}".encode())
+        self._go(place())
+        if cursor is not None:
+            self._seek(cursor)
+
+    @abstractmethod
+    def read(self, start: P) -> W:
+        """The window that starts at a place."""
+
+    @abstractmethod
+    def samples(self, window: W, which: NDArray[np.int64]) -> B:
+        """Samples of a window by their numbers in it."""
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """Where the next sample comes from, for JSON: a stream made with it gives the same samples."""
+        return {
+            **asdict(self._start),  # type: ignore[call-overload]
+            "drawn": self._drawn,
+            "next": asdict(self._next) if self._next else None,
+            **self._cut,
+            "corpus": self._identity,
+            "tokenizer": self._tokenizer,
+        }
+
+    def take(self, n: int, rows: slice = slice(None)) -> B:
+        """The next n samples, of which only ``rows`` (a slice of range(n)) are made: a data-parallel rank's own.
+
+        The cursor moves by n whatever the rows, and the samples do not depend on how calls split them.
+        """
+        wanted = np.zeros(n, dtype=np.bool_)
+        wanted[rows] = True
+        batches: list[B] = []
+        done = 0
+        while not batches or done < n:
+            window, order = self._current()
+            now = min(n - done, len(window) - self._drawn)
+            batches.append(self.samples(window, order[self._drawn : self._drawn + now][wanted[done : done + now]]))
+            done += now
+            self._drawn += now
+            if now:
+                self._next = window.end
+            if self._drawn == len(window):
+                self._go(window.end)
+        return _joined(batches)
+
+    def _go(self, start: P, drawn: int = 0, following: P | None = None) -> None:
+        self._start, self._drawn, self._next = start, drawn, following
+        self._window: tuple[W, NDArray[np.int64]] | None = None
+
+    def _current(self) -> tuple[W, NDArray[np.int64]]:
+        if self._window is None:
+            window = self.read(self._start)
+            if self._next not in (None, window.end):
+                raise UserError(
+                    f"{self._path} is not what it was when the checkpoint was written: its text ends elsewhere"
+                )
+            self._say(window.end.epoch)
+            key = asdict(self._start).values()  # type: ignore[call-overload]
+            self._window = window, permuted(np.arange(len(window)), len(window), self._seed, *key)
+        return self._window
+
+    def _say(self, epoch: int) -> None:
+        """That text comes again in a window that ends in this epoch: of every epoch up to the tenth, then of the 20th,
+        30th and so on, the 200th and so on; of a corpus that one window exhausts, once."""
+        passes, documents = epoch - self._start.epoch, self.split.training
+        if self.held_out or self._tiny or not passes:
+            return
+        if passes == 1:
+            number = epoch + 1
+            if number % 10 ** (len(str(number)) - 1) == 0:
+                log.warning("all %d training documents were read: epoch %d begins", documents, number)
+            return
+        self._tiny = True
+        log.warning(
+            "%s is tiny: a window of %d samples (data.window) has its %d training documents %d times",
+            self._path,
+            self._cut["window"],
+            documents,
+            passes,
+        )
+
+    def _seek(self, cursor: dict[str, Any]) -> None:
+        if cursor["corpus"] != self._identity:
+            raise UserError(
+                f"the data cursor is not of {self._path}: that corpus, the seed or the validation fraction"
+                " has changed since the checkpoint was written; put them back, or start the stage without a parent"
+            )
+        start = self._place(**{field.name: cursor[field.name] for field in fields(self._place)})  # type: ignore[arg-type]
+        following = self._place(**cursor["next"]) if cursor["next"] else None
+        if all(cursor[key] == value for key, value in self._cut.items()):
+            self._go(start, cursor["drawn"], following)
+        else:
+            self._go(following or start)
+
+
+def _joined(batches: list[B]) -> B:
+    if len(batches) == 1:
+        return batches[0]
+    names = [field.name for field in fields(batches[0])]  # type: ignore[arg-type]
+    return type(batches[0])(**{name: np.concatenate([getattr(b, name) for b in batches]) for name in names})

@@ -1,0 +1,247 @@
+"""A SentencePiece BPE tokenizer whose first V pieces are the tokenizer of a stage.
+
+Ids are in merge-age order everywhere in Cambium but in an exported model; see ``merge_age``. Text is encoded once, with
+the full vocabulary; a stage of V pieces re-segments the ids by a table (``Segmentation``).
+
+Bytes. ``piece_bytes`` counts the UTF-8 bytes of text that a piece stands for: 1 for a byte piece, 0 for a special one,
+and the space mark counts as the one space it stands for. SentencePiece starts every text with a space mark that is not
+in the text (the dummy prefix), so a text's length in UTF-8 is the sum over its ids minus ``prefix_bytes``. (A U+2581
+in the text itself is a space to SentencePiece, and counted as one.)
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from sentencepiece import SentencePieceProcessor
+from sentencepiece import sentencepiece_model_pb2 as spm
+from typing_extensions import TypedDict
+
+from pretrain.data.ragged import ragged
+from pretrain.data.tokenizers.merge_age import SPACE, MergeAge, Piece, merge_age
+from pretrain.errors import UserError
+from pretrain.runtime import documents
+
+MODEL_FILE = "tokenizer.model"
+ORDER_FILE = "merge_age.json"
+CHUNK = 1 << 16  # ids re-segmented at a time: the intermediates stay in the cache
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Ids of the full vocabulary to ids of the first ``vocab`` pieces.
+
+    Piece t becomes ``flat[offsets[t] : offsets[t] + lengths[t]]``: itself if t < vocab, else its text encoded by the
+    first ``vocab`` pieces without the dummy prefix. The result equals the text encoded by the truncated tokenizer.
+    """
+
+    vocab: int
+    lengths: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    flat: NDArray[np.int32]
+
+    def apply(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+        """int [n] of full-vocabulary ids -> int32 [m], m >= n."""
+        if self.vocab == len(self.lengths):
+            return ids.astype(np.int32, copy=False)
+        chunks = [np.empty(0, dtype=np.int32)]
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
+            chunks.append(self.flat[ragged(self.offsets[chunk], self.lengths[chunk])])
+        return np.concatenate(chunks)
+
+    def piece(self, t: int) -> list[int]:
+        """The pieces of piece t."""
+        return self.flat[self.offsets[t] : self.offsets[t] + self.lengths[t]].tolist()
+
+
+class Order(TypedDict):
+    """What is kept of the order of the pieces."""
+
+    hash: str
+
+
+class Tokenizer:
+    """``Tokenizer.load(folder_or_model_file)``. Encodes with the full vocabulary unless told a smaller one."""
+
+    def __init__(self, model: bytes, name: str) -> None:
+        """``model`` is the content of a SentencePiece model file; ``name`` is what errors call it."""
+        self.model_bytes = model
+        self.stock = spm.ModelProto()
+        try:
+            self.stock.ParseFromString(model)
+        except Exception as error:  # protobuf's DecodeError has no stable home
+            raise UserError(f"{name} is not a SentencePiece model: {error}") from error
+        _check_supported(self.stock, name)
+        self.name = name
+        self.size = len(self.stock.pieces)
+        self.age: MergeAge = merge_age(self.stock.pieces)
+        self.pieces: list[str] = [self.stock.pieces[i].piece for i in self.age.permutation]
+        self._processors: dict[tuple[int, bool], SentencePieceProcessor] = {}
+        self._segmentations: dict[int, Segmentation] = {}
+
+        ids = {piece: i for i, piece in enumerate(self.pieces)}
+        trainer = self.stock.trainer_spec
+        self.bos: int | None = ids.get(trainer.bos_piece)
+        eos = ids.get(trainer.eos_piece)
+        if eos is None:
+            raise UserError(f"{name} has no end-of-text piece {trainer.eos_piece!r}: documents could not be told apart")
+        self.eos: int = eos
+        self.unk: int = ids[next(p.piece for p in self.stock.pieces if p.type == Piece.UNKNOWN)]
+        self.prefix_bytes = int(self.stock.normalizer_spec.add_dummy_prefix)
+        # Uint8 would do for most vocabularies; int32 sums without care.
+        self.piece_bytes: NDArray[np.int32] = np.array(
+            [_text_bytes(self.stock.pieces[i]) for i in self.age.permutation], dtype=np.int32
+        )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """From a SentencePiece model file, or from a folder with ``tokenizer.model`` (as ``save`` writes it).
+
+        Raises UserError if the model is missing, is not a byte-fallback BPE, or if the folder was saved with another
+        order of the pieces than this version makes of the same model.
+        """
+        path = Path(path)
+        file = path / MODEL_FILE if path.is_dir() else path
+        try:
+            tokenizer = cls(file.read_bytes(), str(file))
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {file}: {error.strerror}") from error
+        order = path / ORDER_FILE
+        if path.is_dir() and order.exists():
+            saved = documents.read(order, Order)["hash"]
+            if saved != tokenizer.hash:
+                raise UserError(
+                    f"{order}: ids were given by order {saved}, but {file} gives {tokenizer.hash}:"
+                    " the files do not belong together"
+                )
+        return tokenizer
+
+    def save(self, folder: Path) -> None:
+        """Write the stock model and the hash of the order to a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        order = json.dumps({"format_version": 1, "size": self.size, "hash": self.hash}) + "\n"
+        for name, content in ((ORDER_FILE, order.encode()), (MODEL_FILE, self.model_bytes)):
+            (folder / f"{name}.tmp").write_bytes(content)
+            os.replace(folder / f"{name}.tmp", folder / name)
+
+    @cached_property
+    def hash(self) -> str:
+        """xxh3_128 of the model and of the order of the pieces."""
+        state = xxhash.xxh3_128(self.model_bytes)
+        state.update(self.age.permutation.tobytes())
+        return state.hexdigest()
+
+    def legal(self, vocab: int) -> None:
+        """Raise UserError, naming the nearest legal sizes, unless the first ``vocab`` pieces are a tokenizer."""
+        if 0 <= vocab <= self.size and self.age.cut[vocab]:
+            return
+        sizes = np.flatnonzero(self.age.cut)
+        below, above = sizes[sizes < vocab], sizes[sizes > vocab]
+        near = " or ".join(str(s) for s in (*below[-1:], *above[:1]))
+        if vocab > self.size:
+            why = f"the tokenizer has {self.size} pieces"
+        elif vocab < sizes[0]:
+            why = f"special pieces, bytes and ASCII characters alone are {sizes[0]}"
+        else:
+            why = "it would cut a group of pieces of equal score, whose order SentencePiece decides in the text"
+        raise UserError(f"a vocabulary of {vocab} is not possible with {self.name}: {why}; use {near}")
+
+    def processor(self, vocab: int | None = None, dummy_prefix: bool = True) -> SentencePieceProcessor:
+        """The tokenizer of the first ``vocab`` pieces (default: all), whose ids are in merge-age order.
+
+        Without ``dummy_prefix`` it takes text as it is.
+        """
+        vocab = self.size if vocab is None else vocab
+        self.legal(vocab)
+        key = (vocab, dummy_prefix)
+        if key not in self._processors:
+            proto = self._truncated(self.age.permutation[:vocab])
+            if not dummy_prefix:
+                proto.normalizer_spec.add_dummy_prefix = False
+            self._processors[key] = SentencePieceProcessor(model_proto=proto.SerializeToString())
+        return self._processors[key]
+
+    def encode(self, text: str, vocab: int | None = None) -> NDArray[np.int32]:
+        """The ids of a text, without bos or eos."""
+        return np.array(self.processor(vocab).encode(text), dtype=np.int32)
+
+    def decode(self, ids: NDArray[np.integer] | list[int]) -> str:
+        """The text of ids of any stage."""
+        return self.processor().decode([int(i) for i in ids])
+
+    def segmentation(self, vocab: int) -> Segmentation:
+        """The table that re-segments full-vocabulary ids for the first ``vocab`` pieces."""
+        if vocab not in self._segmentations:
+            table = [[t] for t in range(vocab)] + self.processor(vocab, dummy_prefix=False).encode(self.pieces[vocab:])
+            lengths = np.array([len(row) for row in table], dtype=np.int32)
+            self._segmentations[vocab] = Segmentation(
+                vocab=vocab,
+                lengths=lengths,
+                offsets=np.cumsum(lengths, dtype=np.int64) - lengths,
+                flat=np.array([t for row in table for t in row], dtype=np.int32),
+            )
+        return self._segmentations[vocab]
+
+    def new_pieces(self, old: int, new: int) -> list[list[int]]:
+        """For each row of the vocabulary from ``old`` to ``new``, the rows below ``old`` that its text was made of."""
+        self.legal(new)
+        table = self.segmentation(old)
+        return [table.piece(t) for t in range(old, new)]
+
+    def stock_order(self, vocab: int) -> NDArray[np.int64]:
+        """Stage row -> row of the exported model: the kept pieces in the order that the stock model has them (int64
+        [vocab]).
+        """
+        self.legal(vocab)
+        row = np.empty(vocab, dtype=np.int64)
+        row[np.argsort(self.age.permutation[:vocab])] = np.arange(vocab)
+        return row
+
+    def stock_model(self, vocab: int) -> spm.ModelProto:
+        """The SentencePiece model of the first ``vocab`` pieces in stock order."""
+        self.legal(vocab)
+        return self._truncated(np.sort(self.age.permutation[:vocab]))
+
+    def _truncated(self, stock_ids: NDArray[np.int32]) -> spm.ModelProto:
+        proto = spm.ModelProto()
+        proto.trainer_spec.CopyFrom(self.stock.trainer_spec)
+        proto.trainer_spec.vocab_size = len(stock_ids)
+        proto.normalizer_spec.CopyFrom(self.stock.normalizer_spec)
+        proto.pieces.extend(self.stock.pieces[i] for i in stock_ids)
+        return proto
+
+
+def _text_bytes(piece: spm.ModelProto.SentencePiece) -> int:
+    if piece.type == Piece.BYTE:
+        return 1
+    if piece.type == Piece.NORMAL:
+        return len(piece.piece.replace(SPACE, " ").encode())
+    return 0
+
+
+def _check_supported(model: spm.ModelProto, name: str) -> None:
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    kinds = [piece.type for piece in model.pieces]
+    problems = {
+        "it is no BPE model": trainer.model_type != spm.TrainerSpec.BPE,
+        "it has no byte fallback, so a small vocabulary could not write every text": kinds.count(Piece.BYTE) != 256,
+        "it has no piece for what is unknown": Piece.UNKNOWN not in kinds,
+        "it has no piece for the space": all(piece.piece != SPACE for piece in model.pieces),
+        "it puts the space mark after words": trainer.treat_whitespace_as_suffix,
+        "it changes text before it cuts it": bool(normalizer.precompiled_charsmap)
+        or normalizer.remove_extra_whitespaces,
+        "it has user-defined or unused pieces": not {Piece.USER_DEFINED, Piece.UNUSED}.isdisjoint(kinds),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise UserError(
+                f"{name} cannot be grown by merge age: {problem};"
+                " train one with byte fallback instead (leave out --tokenizer)"
+            )

@@ -1,0 +1,347 @@
+"""The training engine: Megatron-core's schedules drive the model, DeepSpeed's ZeRO-1 holds the optimizer state."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from growth.architecture import Architecture
+from pretrain.data.samples import Samples, size
+from pretrain.engine import megatron
+from pretrain.engine.adamw import AdamW
+from pretrain.engine.exchange import Judge, StepResult, exchange
+from pretrain.engine.frozen import Frozen, enter_without_gradient, part_of
+from pretrain.engine.generation_segments import Segment, segments
+from pretrain.engine.gradients import reduce_together, sum_of_squares
+from pretrain.engine.megatron import Numerics
+from pretrain.engine.zero import Zero
+from pretrain.families.parameters import parameters
+from pretrain.guard.recheck import unlike
+from pretrain.kernels import fused
+from pretrain.layout import Layout, Parameter, fragment_boxes
+from pretrain.layout.zero import FragmentBox
+
+
+@dataclass(frozen=True)
+class Adam:
+    """AdamW's constants and the gradient clipping threshold (0: no clipping)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What this rank owns of one parameter: a flat range of it, as boxes of logical tensors.
+
+    The range begins at element `start` of the parameter, and lies at `offset` in the ZeRO partition.
+    weight is the fp32 master, exp_avg and exp_avg_sq its moments: flat views of the ZeRO partition.
+    """
+
+    parameter: Parameter
+    start: int
+    offset: int
+    boxes: list[FragmentBox]
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class Engine:
+    """A model under TP x PP x DP with its ZeRO-1 partition.
+
+    Values are not set by the constructor: fill the views of `owned`, call `describe_generations`, then
+    `publish_weights`. All methods are collective.
+    """
+
+    def __init__(
+        self, arch: Architecture, layout: Layout, numerics: Numerics, adam: Adam, *, seq_len: int, micro_batch: int
+    ) -> None:
+        megatron.join(layout)
+        self.arch, self.layout, self.numerics = arch, layout, numerics
+        self.family = megatron.FAMILIES[arch.family]
+        self.seq_len, self.micro_batch = seq_len, micro_batch
+        pp_rank, self.dp_rank, tp_rank = layout.coordinates(dist.get_rank())
+        self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
+        chunks = megatron.build(arch, layout, numerics, seq_len=seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
+        self.device = next(chunks.parameters()).device
+        self.adam = AdamW(
+            chunks.parameters(),
+            lr=0.0,
+            betas=adam.betas,
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
+            compile=fused.chosen(numerics.compile),
+        )
+        self._zero, self._model = Zero(chunks, self.adam, micro_batch), chunks
+        self._gradients = self._zero.gradients
+        self.chunks: list[Any] = list(chunks)
+        table = parameters(arch, layout, pp_rank, tp_rank)
+        self.parameters = list(zip(table, chunks.parameters(), strict=True))
+        self.owned = self._owned()
+        self._clip = adam.clip
+        self._one = torch.ones((), dtype=torch.int, device=self.device)
+        self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
+        self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
+        self.frozen = Frozen()
+
+    def _owned(self) -> list[Owned]:
+        partition = self._zero.masters
+        exp_avg, exp_avg_sq = self.adam.moments(partition)
+        found = []
+        for parameter, tensor in self.parameters:
+            if (mapping := getattr(tensor, "_hp_mapping", None)) is None:
+                continue
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            views = (x.detach().narrow(0, here.start, here.numel) for x in (partition, exp_avg, exp_avg_sq))
+            boxes = fragment_boxes(parameter, there.start, there.numel)
+            found.append(Owned(parameter, there.start, here.start, boxes, *views))
+        return found
+
+    def describe_generations(
+        self,
+        generation: Callable[[FragmentBox], Tensor],
+        steps: Sequence[int],
+        weight_decays: Sequence[float] | None = None,
+    ) -> None:
+        """Give every owned element its generation (uint8, of a box's shape), and every generation its Adam step and
+        its weight decay (None: the engine's for all).
+
+        Matrices and embeddings decay, gains and biases do not.
+        """
+        found: list[Segment] = []
+        for owned in self.owned:
+            ids = torch.zeros(owned.weight.numel(), dtype=torch.uint8)
+            for box in owned.boxes:
+                box.view(ids).copy_(generation(box))
+            shape = owned.parameter.shape
+            columns, decay = (shape[-1], True) if len(shape) > 1 else (len(ids), False)
+            found += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
+        self.adam.describe(found, steps, weight_decays)
+
+    def freeze(self, frozen: Frozen) -> None:
+        """From here on, neither differentiate nor update these parts; once, after `describe_generations`.
+
+        Their masters and moments stay in the partition as they are, for the next checkpoint.
+        """
+        self.frozen = frozen
+        for parameter, tensor in self.parameters:
+            # A rank may hold nothing but padding of the vocabulary.
+            parts = {part_of(self.arch, piece.tensor) for piece in parameter.pieces} or {"embedding"}
+            tensor.requires_grad_(not parts <= frozen.parts)
+        self._sequence_parallel = [p for p in self._sequence_parallel if p.requires_grad]
+        self._tied = [p for p in self._tied if p.requires_grad]
+        trained = {parameter.name for parameter, tensor in self.parameters if tensor.requires_grad}
+        spans = [(o.offset, o.offset + o.weight.numel()) for o in self.owned if o.parameter.name in trained]
+        self.adam.segments = [s for s in self.adam.segments if any(a <= s.start < b for a, b in spans)]
+        self.adam.resting = frozen.resting
+        first_trained = frozen.prefix(self.arch.layers)
+        pp_rank, _, _ = self.layout.coordinates(dist.get_rank())
+        for chunk, (number, layers) in zip(self.chunks, self.layout.chunks(pp_rank), strict=True):
+            if layers.start <= first_trained:
+                whole = self.numerics.recompute == "full" and bool(set(layers) - frozen.parts)
+                enter_without_gradient(chunk, first=number == 0, recomputed=whole)
+
+    def clip_at(self, norm: float) -> None:
+        """The largest gradient norm of the steps to come; 0: no clipping."""
+        self._clip = norm
+
+    def publish_weights(self) -> None:
+        """Cast the master weights and gather them over the data-parallel ranks into the model."""
+        self._zero.publish()
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """On the device, without waiting for it."""
+        return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
+
+    def _batches(self, samples: Samples) -> Iterator[Samples]:
+        """The micro-batches of this data-parallel rank's samples."""
+        for start in range(0, size(samples), self.micro_batch):
+            yield {name: x[start : start + self.micro_batch] for name, x in samples.items()}
+
+    def _forward(self, counts: Tensor) -> Callable[..., Any]:
+        """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
+
+        counts: over how many labels of the global batch each term of the loss is a mean.
+        """
+        scale = counts.reciprocal().float()
+
+        def step(batches: Iterator[Samples], model: Any) -> Any:
+            samples = next(batches)
+
+            def loss(output: Any) -> Any:
+                terms = self.family.terms(output, samples)
+                return (terms * scale).sum(), self._one, terms.detach()
+
+            return self.family.forward(model, samples), loss
+
+        return step
+
+    def _run(self, forward: Callable[..., Any], samples: Samples, **how: bool) -> list[Tensor]:
+        """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
+        for chunk in self.chunks:
+            chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
+        samples = {name: self._moved(x) for name, x in samples.items()}
+        batches = [self._batches(samples) for _ in self.chunks]
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=batches if len(batches) > 1 else batches[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=size(samples) // self.micro_batch,
+            seq_length=samples["inputs"].shape[1],
+            micro_batch_size=self.micro_batch,
+            **how,
+        )
+
+    def _total(self, terms: list[Tensor]) -> Tensor:
+        """This rank's part of each term of the loss, float64 [terms]: their sums over all ranks count a label once."""
+        if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:
+            return torch.stack(terms).double().sum(0)
+        return torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
+
+    def backward(self, samples: Samples) -> Tensor:
+        """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
+        waits for the device.
+
+        Returns this rank's part of each term of the loss, float64 [terms]: their sums over all ranks are its means.
+        """
+        terms = self._passes(samples)
+        self._complete()
+        return terms
+
+    def _passes(self, samples: Samples) -> Tensor:
+        """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
+        counts = self._moved(torch.tensor(self.family.counts(samples), dtype=torch.float64))
+        if self.layout.dp > 1:
+            dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+        counts.clamp_(min=1)
+        self._model.train()
+        return self._total(self._run(self._forward(counts), samples, forward_only=False)) / counts
+
+    def _complete(self) -> None:
+        """Sum the gradients of what tensor-parallel or pipeline ranks share."""
+        # The norms' in one collective, for there are many and small ones; a tied embedding's where it lies.
+        whole = [self.gradient(parameter) for parameter in self._sequence_parallel]
+        reduce_together(whole, parallel_state.get_tensor_model_parallel_group())
+        for parameter in self._tied:
+            dist.all_reduce(self.gradient(parameter), group=parallel_state.get_embedding_group())
+
+    def gradient(self, parameter: torch.nn.Parameter) -> Tensor:
+        """The gradient of a parameter that this rank has accumulated, in fp32."""
+        return self._gradients[parameter]
+
+    def step(
+        self,
+        lr: float | Sequence[float],
+        terms: Tensor | None = None,
+        judge: Judge = lambda *_: "",
+        wish: Callable[[], int] = lambda: 0,
+    ) -> StepResult:
+        """Reduce the gradients, clip and update.
+
+        lr: the learning rate of all generations, or of each. terms: what `backward` returned. judge: asked before the
+        update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish: asked
+        as late as can be; see `exchange`.
+        """
+        self.adam.set_lr(lr)
+        gradient = self._gradients.reduce()
+        if terms is None:
+            terms = torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
+        counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
+        means, square, largest = exchange(terms, sum_of_squares(counted, self.device), wish())
+        loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
+        finite = bool(norm.isfinite())
+        grad_norm = float(norm) if finite else math.inf
+        trouble = judge(loss, grad_norm) if finite else "the gradient norm is not finite"
+        if not trouble:
+            self._update(gradient, norm)
+        self._gradients.clear()
+        return StepResult(loss, grad_norm, dict(zip(self.family.TERMS, means, strict=True)), trouble, largest)
+
+    def _update(self, gradient: Tensor, norm: Tensor) -> None:
+        """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
+        if self._clip and (excess := (norm + 1e-6) / self._clip) > 1:
+            gradient.mul_(float(1.0 / excess))
+        self._zero.update(gradient)
+
+    def forget(self) -> None:
+        """Drop gradients that no step will use."""
+        self._gradients.clear()
+
+    def free(self) -> None:
+        """Give up the model and its optimizer, to make room for another engine in this process; the last call."""
+        self._zero.destroy()
+        vars(self).clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the next engine's blocks are of other sizes, and NCCL allocates beside torch
+
+    def train_step(
+        self,
+        samples: Samples,
+        lr: float | Sequence[float],
+        judge: Judge = lambda *_: "",
+        wish: Callable[[], int] = lambda: 0,
+        recheck: bool = False,
+    ) -> StepResult:
+        """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
+
+        recheck: the passes are made twice, and there is no update unless every rank found the same both times.
+        """
+        if recheck:
+            first = self._fingerprint(self._passes(samples))
+            self.forget()
+        terms = self._passes(samples)
+        if recheck and (ranks := unlike(first, self._fingerprint(terms))):
+            self.forget()
+            nothing = torch.zeros_like(terms)
+            *_, largest = exchange(nothing, nothing[0], wish())
+            trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
+            return StepResult(math.nan, math.nan, {}, trouble, largest, ranks)
+        self._complete()
+        return self.step(lr, terms, judge, wish)
+
+    def _fingerprint(self, terms: Tensor) -> Tensor:
+        """int64, of this rank's gradients and terms of the loss: whatever differs in a bit has another one."""
+        return torch.cat((self._gradients.checksum()[None], terms.view(torch.int64)))
+
+    @torch.no_grad()
+    def evaluate(self, samples: Samples) -> dict[str, float]:
+        """The sum, in nats, of each term of the loss over the samples of all ranks."""
+        self._model.eval()
+        ones = torch.ones(len(self.family.TERMS), device=self.device)
+        total = self._total(self._run(self._forward(ones), samples, forward_only=True))
+        dist.all_reduce(total)
+        return dict(zip(self.family.TERMS, total.tolist(), strict=True))
+
+    @torch.no_grad()
+    def logits(self, samples: Samples) -> Tensor | None:
+        """Logits [n, seq_len, vocab] of samples that every data-parallel rank has all of: fp32 and on the host, on the
+        first rank that computes them; None elsewhere."""
+        self._model.eval()
+        group = parallel_state.get_tensor_model_parallel_group()
+        first = dist.get_rank() == self.layout.loss_rank
+        parts: list[Tensor] = []
+
+        def collect(local_BSV: Tensor, non_loss_data: bool = True) -> None:
+            gathered = [torch.empty_like(local_BSV) for _ in range(self.layout.tp)]
+            dist.all_gather(gathered, local_BSV.contiguous(), group=group)
+            if first:
+                parts.append(torch.cat(gathered, dim=-1)[..., : self.arch.sizes["vocab"]].cpu().float())
+
+        def step(batches: Iterator[Samples], model: Any) -> Any:
+            return self.family.logits(model, next(batches)), collect
+
+        self._run(step, samples, forward_only=True, collect_non_loss_data=True)
+        return torch.cat(parts) if first else None

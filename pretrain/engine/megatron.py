@@ -1,0 +1,163 @@
+"""From an architecture and a layout to this rank's Megatron-core model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import zip_longest
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer import TransformerConfig
+
+from growth.architecture import Architecture
+from pretrain.engine import cpu
+from pretrain.families.bert import model as bert
+from pretrain.families.gpt2 import model as gpt2
+from pretrain.families.llama2 import model as llama2
+from pretrain.families.parameters import parameters
+from pretrain.guard.watchdog import COLLECTIVE_TIMEOUT
+from pretrain.kernels import fused
+from pretrain.layout import Layout
+
+FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a model is computed: working precision ("fp32" or "bf16") and activation recomputation.
+
+    recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (whole layers, in
+    units of recompute_layers). compile: whether what lies between matrix products is compiled (pretrain.kernels.fused);
+    None: on a CUDA device.
+    """
+
+    precision: str = "fp32"
+    recompute: str = "none"
+    recompute_layers: int = 1
+    compile: bool | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+_joined: tuple[Any, ...] | None = None  # of the process groups that there are: the default one, and the layout
+
+
+def join(layout: Layout) -> None:
+    """Create Megatron's process groups for this layout, replacing those of another; those of equal ranks are kept.
+
+    torch.distributed must be initialised with layout.world ranks. Collective.
+    """
+    global _joined
+    cpu.adapt()
+    wanted = (dist.group.WORLD, layout.tp, layout.pp, layout.dp)
+    if not parallel_state.model_parallel_is_initialized() or _joined != wanted:
+        _leave()
+        _joined = wanted
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tp,
+            pipeline_model_parallel_size=layout.pp,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=COLLECTIVE_TIMEOUT // timedelta(minutes=1),
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(layout.virtual if layout.virtual > 1 else None)
+
+
+def _leave() -> None:
+    """Destroy Megatron's process groups; torch's default group stays.
+
+    Megatron's own destroy_model_parallel only forgets them: NCCL's communicators would keep their memory, a few hundred
+    megabytes for each layout.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    there = dist.distributed_c10d._world.pg_map  # none of an earlier default group's
+    for group in reversed(parallel_state._global_process_group_list or []):
+        if group is not None and group in there:
+            dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
+
+
+def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -> TransformerConfig:
+    """Megatron's configuration for this architecture, layout and precision."""
+    choices: dict[str, dict[str, Any]] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "full": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": numerics.recompute_layers,
+        },
+    }
+    return TransformerConfig(
+        **FAMILIES[arch.family].config_fields(arch),
+        **choices[numerics.recompute],
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        pipeline_model_parallel_layout=layout.megatron if layout.pp > 1 else None,
+        sequence_parallel=layout.sequence_parallel,
+        pipeline_dtype=numerics.dtype,
+        params_dtype=numerics.dtype,
+        bf16=numerics.precision == "bf16",
+        # The values are drawn and grown by address, never by Megatron; see growth/random/philox.py.
+        use_cpu_initialization=not torch.cuda.is_available(),
+        perform_initialization=False,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # of look-ups; see train.deterministic
+        gradient_accumulation_fusion=False,  # its dummy gradient would be added by DeepSpeed
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        # Interleaved, sends and receives run beside the computation; two in a batch between the same ranks could hang.
+        overlap_p2p_comm=layout.virtual > 1,
+        batch_p2p_comm=torch.cuda.is_available() and layout.virtual == 1,
+        batch_p2p_sync=False,  # against a race in torch before 1.13; it would wait for the device after every send
+        deallocate_pipeline_outputs=layout.virtual == 1,  # not of what is still being sent
+    )
+
+
+def build(
+    arch: Architecture, layout: Layout, numerics: Numerics, *, seq_len: int, pp_rank: int, tp_rank: int
+) -> torch.nn.ModuleList:
+    """This rank's pipeline chunks, on its device, with values not yet set (under torch.device("meta"): without any).
+
+    Raises RuntimeError when a built parameter differs from what pretrain.layout says of it: the two must agree or
+    growth would write to the wrong place; UserError when kernels are asked for that cannot be compiled here.
+    """
+    config, compiled = transformer_config(arch, layout, numerics), fused.chosen(numerics.compile)
+    last = len(layout.pipeline) - 1
+    chunks = torch.nn.ModuleList(
+        FAMILIES[arch.family].build_chunk(
+            arch,
+            config,
+            seq_len=seq_len,
+            layers=len(layers),
+            first=chunk == 0,
+            last=chunk == last,
+            chunk=i if layout.virtual > 1 else None,
+            fused=compiled,
+        )
+        for i, (chunk, layers) in enumerate(layout.chunks(pp_rank))
+    )
+    expected = parameters(arch, layout, pp_rank, tp_rank)
+    built = [(name, tuple(p.shape)) for name, p in chunks.named_parameters()]
+    if built != [(p.name, p.shape) for p in expected]:
+        pairs = zip_longest(built, [(p.name, p.shape) for p in expected])
+        differ = next(pair for pair in pairs if pair[0] != pair[1])
+        raise RuntimeError(f"the layout of {arch.family} does not describe the built model; first difference: {differ}")
+    for parameter, wanted in zip(chunks.parameters(), expected, strict=True):
+        for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+            if hasattr(parameter, attribute):
+                delattr(parameter, attribute)
+        # Without initialisation Megatron leaves these unset, and DeepSpeed would count sharded gradients once only.
+        sharded = wanted.dim is not None
+        set_tensor_model_parallel_attributes(parameter, sharded, wanted.dim if wanted.dim is not None else -1, 1)
+    if (device := torch.get_default_device()).type != "meta":
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return chunks.to(device=device, dtype=numerics.dtype)

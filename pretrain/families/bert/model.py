@@ -1,0 +1,113 @@
+"""BERT on Megatron-core's BertModel: LayerNorm before each branch, gelu, learned positions, biases, tied embedding.
+
+Samples are tensors with one row a sample: inputs, types and labels, int64 [n, S]; mask, float [n, S], 1 where a label
+counts; valid, float [n, S], 1 where there is text and no padding; order, int64 [n], 1 where the second part does not
+follow the first, -100 where it does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.bert import bert_lm_head
+from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
+from megatron.core.models.bert.bert_model import BertModel
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
+
+from growth.architecture import Architecture
+from pretrain.families.common.attention import CoreAttention
+from pretrain.families.common.layer import layer_spec
+from pretrain.families.common.layernorm_bias import model
+from pretrain.families.common.norm import FusedLayerNorm, LayerNorm
+from pretrain.families.common.vocabulary import Vocabulary, padded
+from pretrain.kernels.activation import bias_gelu
+
+TERMS = ("mlm_loss", "nsp_loss")
+"""The terms of the loss; each is a mean over what it counts in the global batch, and they are added."""
+
+bert_lm_head.LNImpl = LayerNorm  # its own refuses sequence parallelism
+
+
+class Bert(Vocabulary, BertModel):
+    """BertModel with a padded vocabulary, and with attention that hides padding from every query."""
+
+    def _sanity_check_attention_and_get_attn_mask_dimension(self) -> str:
+        return "b11s"  # padding is hidden as a key; what a padded query sees is of no account
+
+
+def config_fields(arch: Architecture) -> dict[str, object]:
+    """The part of Megatron's TransformerConfig that the architecture decides."""
+    return {**model.config_fields(arch), "activation_func": F.gelu}
+
+
+def build_chunk(
+    arch: Architecture,
+    config: TransformerConfig,
+    *,
+    seq_len: int,
+    layers: int,
+    first: bool,
+    last: bool,
+    chunk: int | None,
+    fused: bool,
+) -> Bert:
+    """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving.
+
+    Samples may be shorter than its positions. fused: whether what lies between matrix products is kernels.
+    """
+    norm = FusedLayerNorm if fused else LayerNorm
+    attention = bert_layer_local_spec.submodules.self_attention
+    submodules = replace(
+        bert_layer_local_spec.submodules,
+        input_layernorm=norm,
+        pre_mlp_layernorm=norm,
+        self_attention=ModuleSpec(
+            module=attention.module,
+            params=attention.params,
+            submodules=replace(attention.submodules, core_attention=CoreAttention),
+        ),
+    )
+    spec = layer_spec(submodules, bias_gelu if fused else None)
+    model = Bert(
+        config=config,
+        num_tokentypes=arch.sizes["types"],
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
+        vocab_size=padded(arch.sizes["vocab"], config.tensor_model_parallel_size),
+        max_sequence_length=arch.sizes["positions"],
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=True,
+        vp_stage=chunk,
+    )
+    model.vocab, model.fused = arch.sizes["vocab"], fused
+    return model
+
+
+def forward(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Any:
+    """On the last pipeline rank the negative log-likelihood of every label, [B, S], and the order's logits, [B, 2]."""
+    return model(samples["inputs"], samples["valid"], samples["types"], samples["labels"])
+
+
+def logits(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Any:
+    """On the last pipeline rank the masked-language head's local logits, [B, S, vocab / TP]."""
+    output = model(samples["inputs"], samples["valid"], samples["types"])
+    return output[0] if isinstance(output, tuple) else output
+
+
+def terms(output: Any, samples: Mapping[str, Tensor]) -> Tensor:
+    """The sum of each term over a micro-batch, [2], from what `forward` gave."""
+    loss_BS, order_B2 = output
+    words = (loss_BS.float() * samples["mask"]).sum()
+    return torch.stack((words, F.cross_entropy(order_B2.float(), samples["order"], reduction="sum")))
+
+
+def counts(samples: Mapping[str, Tensor]) -> list[float]:
+    """Over how many labels and samples the terms are means."""
+    return [float(samples["mask"].sum()), float((samples["order"] >= 0).sum())]

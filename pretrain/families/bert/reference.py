@@ -1,0 +1,45 @@
+"""BERT, as Megatron-LM builds it, on logical tensors. Shape suffixes as in pretrain.families.common.reference."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from growth.architecture import Architecture
+from growth.evaluate.box_values import Read
+from pretrain.families.common.reference import Weights, attention
+
+
+def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The masked-language logits [B, S, V] of token ids [B, S]."""
+    return heads(read, arch, ids_BS, torch.zeros_like(ids_BS), dtype)[0]
+
+
+def heads(
+    read: Read,
+    arch: Architecture,
+    ids_BS: torch.Tensor,
+    types_BS: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    valid_BS: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The masked-language logits [B, S, V] and the sentence-order logits [B, 2]; `valid_BS` (bool): not padding."""
+    weight = Weights(read, arch, dtype)
+    embedding_VD = weight("bert.embeddings.word_embeddings.weight")
+    x_BSD = embedding_VD[ids_BS]
+    x_BSD = x_BSD + weight("bert.embeddings.token_type_embeddings.weight")[types_BS]
+    x_BSD = x_BSD + weight("bert.embeddings.position_embeddings.weight")[: ids_BS.shape[1]]
+    for i in range(arch.layers):
+        layer = f"bert.encoder.layer.{i}."
+        h_BSD = weight.layer_norm(x_BSD, layer + "attention.ln")
+        q, k, v = (weight.linear(h_BSD, f"{layer}attention.self.{p}") for p in ("query", "key", "value"))
+        mixed = attention(arch, q, k, v, causal=False, valid_BS=valid_BS)
+        x_BSD = x_BSD + weight.linear(mixed, layer + "attention.output.dense")
+        h_BSD = weight.layer_norm(x_BSD, layer + "ln")
+        h = F.gelu(weight.linear(h_BSD, layer + "intermediate.dense"))
+        x_BSD = x_BSD + weight.linear(h, layer + "output.dense")
+    h_BSD = weight.layer_norm(x_BSD, "bert.encoder.ln")
+    pooled_BD = torch.tanh(weight.linear(h_BSD[:, 0], "bert.pooler.dense"))
+    h = F.gelu(weight.linear(h_BSD, "cls.predictions.transform.dense"))
+    words = weight.layer_norm(h, "cls.predictions.transform.LayerNorm") @ embedding_VD.T
+    return words + weight("cls.predictions.bias"), weight.linear(pooled_BD, "cls.seq_relationship")

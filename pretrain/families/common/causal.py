@@ -1,0 +1,91 @@
+"""What families of causal language models share: Megatron-core's GPTModel, and how it is fed and judged.
+
+Samples are tensors with one row a sample: inputs and labels, int64 [n, S], and optionally mask, float [n, S], 1 where a
+label counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
+
+from growth.architecture import Architecture
+from pretrain.families.common.attention import CoreAttention
+from pretrain.families.common.layer import Activation, layer_spec
+from pretrain.families.common.vocabulary import Vocabulary, padded
+
+TERMS = ("loss",)
+"""The terms of the loss; each is a mean over what it counts in the global batch, and they are added."""
+
+
+class CausalLM(Vocabulary, GPTModel):
+    """GPTModel with a padded vocabulary."""
+
+
+def build_gpt(
+    arch: Architecture,
+    config: TransformerConfig,
+    norm: type[torch.nn.Module],
+    activation: Activation,
+    *,
+    fused: bool,
+    layers: int,
+    first: bool,
+    last: bool,
+    chunk: int | None,
+    **how: Any,
+) -> CausalLM:
+    """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving.
+
+    fused: whether what lies between matrix products is kernels; norm and activation are then to be made of them.
+    """
+    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer.submodules.input_layernorm = norm
+    layer.submodules.pre_mlp_layernorm = norm
+    layer.submodules.self_attention.submodules.core_attention = CoreAttention
+    spec = layer_spec(layer.submodules, activation if fused else None)
+    model = CausalLM(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
+        vocab_size=padded(arch.sizes["vocab"], config.tensor_model_parallel_size),
+        pre_process=first,
+        post_process=last,
+        vp_stage=chunk,
+        **how,
+    )
+    model.vocab, model.fused = arch.sizes["vocab"], fused
+    return model
+
+
+def forward(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Tensor:
+    """On the last pipeline rank the negative log-likelihood of every label, [B, S]."""
+    return _call(model, samples, labels=samples["labels"])
+
+
+def logits(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Tensor:
+    """On the last pipeline rank the local logits, [B, S, vocab / TP]."""
+    return _call(model, samples)
+
+
+def _call(model: torch.nn.Module, samples: Mapping[str, Tensor], **how: Any) -> Tensor:
+    inputs_BS = samples["inputs"]
+    position_S = torch.arange(inputs_BS.shape[1], device=inputs_BS.device)
+    return model(inputs_BS, position_S.expand_as(inputs_BS), None, **how)
+
+
+def terms(output: Tensor, samples: Mapping[str, Tensor]) -> Tensor:
+    """The sum of each term over a micro-batch, [1], from what `forward` gave."""
+    loss_BS = output.float()
+    return (loss_BS * samples["mask"] if "mask" in samples else loss_BS).sum()[None]
+
+
+def counts(samples: Mapping[str, Tensor]) -> list[float]:
+    """Over how many labels each term is a mean."""
+    return [float(samples["mask"].sum()) if "mask" in samples else float(samples["labels"].numel())]

@@ -1,0 +1,81 @@
+"""A transformer layer whose operations between matrix products are kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from pretrain.families.common import linear
+from pretrain.kernels.norm import AddBias
+from pretrain.kernels.rotary import rotated_parts, table
+
+Activation = Callable[[Tensor, Tensor | None], Tensor]
+"""What lies between the two linear layers of an MLP: a function of the first one's output and bias."""
+
+
+def layer_spec(submodules: TransformerLayerSubmodules, activation: Activation | None) -> ModuleSpec:
+    """A layer of these parts: Megatron-core's own, or with an activation made of kernels a fused one."""
+    if activation is None:
+        return ModuleSpec(module=TransformerLayer, submodules=submodules)
+    if linear.available():
+        attention, mlp = submodules.self_attention, submodules.mlp
+        column, row = linear.LocalColumnParallelLinear, linear.LocalRowParallelLinear
+        submodules = replace(
+            submodules,
+            self_attention=replace(
+                attention, submodules=replace(attention.submodules, linear_qkv=column, linear_proj=row)
+            ),
+            mlp=replace(mlp, submodules=replace(mlp.submodules, linear_fc1=column, linear_fc2=row)),
+        )
+    return ModuleSpec(module=FusedLayer, params={"activation": activation}, submodules=submodules)
+
+
+class FusedLayer(TransformerLayer):
+    """Megatron-core's layer, with its parameters, linear layers and core attention, and a forward pass of its own.
+
+    Without dropout. Its norms are those of pretrain.families.common.norm with `add`.
+    """
+
+    def __init__(self, *args: Any, activation: Activation, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.hidden_dropout:
+            raise ValueError(f"a fused layer has no dropout, and hidden_dropout is {self.hidden_dropout}")
+        self.activation = activation
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
+        hidden, normed = self.input_layernorm.add(hidden_states)
+        branch, bias = self._attention(normed, attention_mask, rotary_pos_emb)
+        hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
+        inner, bias = self.mlp.linear_fc1(normed)
+        branch, bias = self.mlp.linear_fc2(self.activation(inner, bias))
+        return hidden + branch if bias is None else AddBias.apply(hidden, branch, bias), None
+
+    def _attention(self, normed: Tensor, mask: Tensor | None, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The attention's output and the bias that is still to be added to it."""
+        attention = self.self_attention
+        mixed, _ = attention.linear_qkv(normed)
+        groups, size = attention.num_query_groups_per_partition, attention.hidden_size_per_attention_head
+        mixed = mixed.unflatten(-1, (groups, -1))
+        if angles is None:
+            query, key, value = mixed.split((mixed.shape[-1] - 2 * size, size, size), dim=-1)
+            query = query.unflatten(-1, (-1, size)).flatten(2, 3)
+        else:
+            query, key, value = rotated_parts(mixed, *table(angles, mixed.dtype))
+        if attention.checkpoint_core_attention and self.training:
+            kind = attention.attn_mask_type
+            found = attention._checkpointed_attention_forward(query, key, value, mask, attn_mask_type=kind)
+        else:
+            found = attention.core_attention(query, key, value, mask)
+        return attention.linear_proj(found)

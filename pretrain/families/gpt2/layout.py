@@ -1,0 +1,36 @@
+"""GPT-2 on Megatron-core's GPTModel: which logical boxes each parameter holds."""
+
+from __future__ import annotations
+
+from growth.architecture import Architecture
+from pretrain.families.common.layernorm_bias.layout import Layer, layer, norm, tied_head
+from pretrain.layout.cuts import Parameter, Place
+
+NAMES = Layer(
+    input_norm="ln_1",
+    query="attn.q_proj",
+    key="attn.k_proj",
+    value="attn.v_proj",
+    projection="attn.c_proj",
+    mlp_norm="ln_2",
+    fc1="mlp.c_fc",
+    fc2="mlp.c_proj",
+)
+
+
+def parameters(arch: Architecture, place: Place) -> list[Parameter]:
+    """The parameters of one chunk, in the order in which Megatron-core registers them."""
+    s = arch.sizes
+    vocab, positions, hidden = s["vocab"], s["positions"], s["hidden"]
+    found = []
+    if place.first:
+        found += [
+            place.rows("embedding.word_embeddings.weight", "transformer.wte.weight", (vocab, hidden)),
+            place.whole("embedding.position_embeddings.weight", "transformer.wpe.weight", (positions, hidden)),
+        ]
+    for local, number in enumerate(place.layers):
+        found += layer(place, s, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
+    if place.last:
+        found += norm(place, "decoder.final_layernorm", "transformer.ln_f", hidden)
+        found += tied_head(place, "output_layer.weight", "transformer.wte.weight", vocab, hidden)
+    return found

@@ -1,0 +1,26 @@
+"""GPT-2 on logical tensors. Shape suffixes as in pretrain.families.common.reference."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from growth.architecture import Architecture
+from growth.evaluate.box_values import Read
+from pretrain.families.common.reference import Weights, attention
+
+
+def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The logits [B, S, V] of token ids [B, S]."""
+    weight = Weights(read, arch, dtype)
+    embedding_VD = weight("transformer.wte.weight")
+    x_BSD = embedding_VD[ids_BS] + weight("transformer.wpe.weight")[: ids_BS.shape[1]]
+    for i in range(arch.layers):
+        layer = f"transformer.h.{i}."
+        h_BSD = weight.layer_norm(x_BSD, layer + "ln_1")
+        q, k, v = (weight.linear(h_BSD, f"{layer}attn.{p}_proj") for p in "qkv")
+        x_BSD = x_BSD + weight.linear(attention(arch, q, k, v, causal=True), layer + "attn.c_proj")
+        h_BSD = weight.layer_norm(x_BSD, layer + "ln_2")
+        h = F.gelu(weight.linear(h_BSD, layer + "mlp.c_fc"), approximate="tanh")
+        x_BSD = x_BSD + weight.linear(h, layer + "mlp.c_proj")
+    return weight.layer_norm(x_BSD, "transformer.ln_f") @ embedding_VD.T

@@ -1,0 +1,58 @@
+"""LLaMA-2 on Megatron-core's GPTModel: RMSNorm, SwiGLU, RoPE, no biases, untied embeddings, MHA or GQA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from growth.architecture import Architecture
+from pretrain.families.common.causal import TERMS, CausalLM, build_gpt, counts, forward, logits, terms
+from pretrain.families.common.norm import FusedRMSNorm, RMSNorm
+from pretrain.kernels.activation import swiglu
+
+__all__ = ["TERMS", "build_chunk", "config_fields", "counts", "forward", "logits", "terms"]
+
+
+def config_fields(arch: Architecture) -> dict[str, object]:
+    """The part of Megatron's TransformerConfig that the architecture decides."""
+    s = arch.sizes
+    return {
+        "num_layers": s["layers"],
+        "hidden_size": s["hidden"],
+        "num_attention_heads": s["heads"],
+        "num_query_groups": s["kv_heads"],
+        "kv_channels": s["head_dim"],
+        "ffn_hidden_size": s["ffn"],
+        "layernorm_epsilon": arch.scalars["norm_eps"],
+        "softmax_scale": arch.scalars["softmax_scale"],
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "bias_activation_fusion": False,
+        "add_bias_linear": False,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+    }
+
+
+def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, fused: bool, **where: Any) -> CausalLM:
+    """One pipeline chunk; where: see build_gpt."""
+    model = build_gpt(
+        arch,
+        config,
+        FusedRMSNorm if fused else RMSNorm,
+        swiglu,
+        fused=fused,
+        max_sequence_length=seq_len,
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_base=arch.scalars["rope_theta"],
+        **where,
+    )
+    if arch.rope_frequencies:
+        own = model.rotary_pos_emb.inv_freq
+        model.rotary_pos_emb.inv_freq = torch.tensor(arch.rope_frequencies, dtype=own.dtype, device=own.device)
+    return model

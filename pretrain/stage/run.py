@@ -1,0 +1,256 @@
+"""A stage while it trains: what the training loop does at each turn."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
+from pretrain.config import Curriculum, Stage, to_yaml
+from pretrain.config.checks import due
+from pretrain.engine.engine import Engine
+from pretrain.errors import UserError
+from pretrain.estimate.flops import training_flops
+from pretrain.families.text import Feed, Wanted
+from pretrain.guard.health import Rollback, note, roll_back
+from pretrain.guard.recheck import suspect
+from pretrain.guard.watchdog import STEP, Watchdog
+from pretrain.layout import Layout
+from pretrain.runtime import startup
+from pretrain.runtime.ranks import agreed
+from pretrain.schedule.curve import rates
+from pretrain.schedule.ending import Ending, keep_decision
+from pretrain.stage.apply_schedule import Pacing
+from pretrain.stage.metrics import Metrics
+from pretrain.stage.start import finish_event, patch
+from pretrain.stage.validate import Validation
+from pretrain.state import State, boxes
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The engine of a stage and where it is. Every method is collective over the ranks of the stage.
+
+    As a context manager it writes metrics and, in the background, checkpoints; on leaving, what was begun is finished.
+    given: the stage as it was configured, which is what a checkpoint holds; stage: with its budget in tokens.
+    """
+
+    engine: Engine
+    state: State
+    validation: Validation
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        given: Stage,
+        layout: Layout,
+        feed: Feed,
+        watchdog: Watchdog,
+        engine: Engine,
+        state: State,
+    ) -> None:
+        self.curriculum, self.given, self.stage = curriculum, given, feed.resolved()
+        self.layout, self.feed, self.watchdog = layout, feed, watchdog
+        self.folder = curriculum.folder / given.name
+        progress = state.progress
+        self.pacing = Pacing.of(curriculum, self.stage, progress)
+        self.ending = Ending.of(curriculum, self.stage, progress.tokens - progress.stage_tokens)
+        self._drive(engine, state)
+        self._turn = time.monotonic()  # when the last turn of the loop ended
+        self.unfit: list[str] = []  # hosts that have computed wrong gradients, and must not go on
+        if given.guard.recheck and torch.cuda.is_available() and not given.train.deterministic:
+            raise UserError("guard.recheck compares bit for bit: set train.deterministic too, or guard.recheck: 0")
+        self.record: dict[str, float] = {}  # of the newest validation since the start
+        keep = given.checkpoint
+        folder = self.folder / "checkpoints"
+        self.checkpointer = Checkpointer(folder, None, keep.keep, keep.keep_every, asynchronous=True)
+        if dist.get_rank() == 0:
+            (self.folder / "config.yaml").write_text(to_yaml(given))
+        self.metrics = Metrics(self.folder, curriculum, self.stage, progress, layout.world)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.metrics.__exit__(*error)
+        self.checkpointer.close()
+
+    def begin(self, began: float, back: Rollback | None) -> None:
+        """Measure a model that has made no step yet, and finish its growth event when it has just grown.
+
+        began: when its start did, by the monotonic clock, in seconds. One that resumes was measured when it was saved.
+        """
+        startup.through("reading, growing")
+        if not self.state.progress.step:
+            self.record = self.validation()
+            startup.through("validation")
+            if self.state.parent:
+                self._finish_event(began)
+            self.metrics.log(self.state.progress, **self.record)
+        self._fields().frozen()  # what could not be saved is not trained
+        if back:
+            self.metrics.log(self.state.progress, rolled_back_from=back.since)
+        self._turn = _idle()
+
+    def grow(self) -> None:
+        """The growth event of a patch: another engine in the same processes, its weights through the store."""
+        with self._apart():
+            step, began = self.state.progress.step, time.monotonic()
+            self.watchdog.beat("validation", step)
+            # Of this step: the newest record may be of an earlier one, and is not what a resume here would have.
+            before = self.validation().get("validation_bits_per_byte")
+            self.watchdog.beat("growth event", step)
+            self.engine.free()
+            engine, state = patch(self.curriculum, self.given, self.layout, self.feed, self.state, before)
+            # After a rollback neither is what the checkpoint holds.
+            self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))
+            self.record = self.validation()
+            self._finish_event(began)
+            self._fields().frozen()
+            self.metrics.log(self.state.progress, **self.record)
+
+    def step(self, wish: Callable[[], int]) -> tuple[str, int]:
+        """One optimizer step; or the trouble for which it was not made. And what is asked of the stage: the largest of
+        all ranks' wishes."""
+        self.watchdog.beat(STEP, self.state.progress.step)
+        state, t, rules = self.state, self.stage.train, self.stage.guard
+        done = state.progress.stage_tokens
+        tokens = t.batch_at(done) * t.seq_len
+        wanted = partial(Wanted.at, t, rank=self.engine.dp_rank, ranks=self.layout.dp)
+        batch = self.feed.take(*wanted(done))
+        if done + tokens < t.tokens:
+            self.feed.make_ahead(wanted(done + tokens))
+        lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
+        again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
+        judge = partial(state.health.trouble, rules=rules)
+        result = self.engine.train_step(batch.samples, lrs, judge, wish, recheck=again)
+        flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
+        before, self._turn = self._turn, time.monotonic()
+        self.state = replace(
+            state,
+            progress=state.progress.after(tokens=tokens, flops=flops, seconds=self._turn - before),
+            health=state.health.after(result.loss, result.grad_norm, result.trouble, rules),
+        )
+        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lrs[-1]}
+        if len(lrs) > 1:
+            values |= {f"lr_generation_{number}": lr for number, lr in enumerate(lrs)}
+        if batch.bytes is not None:
+            values["bits_per_byte"] = result.loss * tokens / math.log(2) / batch.bytes
+        if len(result.terms) > 1:
+            values |= result.terms
+        if result.trouble:
+            values["skipped"] = 1
+        self.metrics.step(self.state.progress, **values)
+        startup.finish(self.folder, self.state.progress.step)
+        if result.trouble:
+            note(self.folder, "skipped", self.state.progress.step, result.trouble)
+        if result.unlike:
+            self.unfit = agreed(lambda: suspect(self.folder, result.unlike))
+        return result.trouble, result.wish
+
+    def way_back(self, trouble: str) -> Rollback | None:
+        """To the newest good checkpoint, after too many steps in a row that were not made; this run is then over."""
+        step = self.state.progress.step
+        back = roll_back(self.stage.guard, step, self.feed.cursor, self.state.health, trouble)
+        if back:
+            note(self.folder, "rollback", back.since, f"back to step {back.good}", to=back.good)
+            self.checkpointer.wait()
+            self.engine.free()
+        return back
+
+    def finished(self) -> bool:
+        """Whether the stage ends here."""
+        return self.ending.decision(self.state.progress) is not None
+
+    def patch_is_due(self) -> bool:
+        """Whether the stage has fewer layers than its patches give it by now."""
+        tokens, done = self.stage.train.tokens, self.state.progress.stage_tokens
+        passed = sum(due(patch, tokens) <= done for patch in self.stage.patches)
+        return self.state.arch.layers < self.stage.model.layers + passed
+
+    def validation_is_due(self) -> bool:
+        """At every interval, and when the tokens of the stage are spent."""
+        progress = self.state.progress
+        return self.ending.spent(progress) or progress.step % self.stage.train.eval_interval == 0
+
+    def validate(self) -> None:
+        """Measure the loss on held-out text."""
+        self.watchdog.beat("validation", self.state.progress.step)
+        with self._apart():
+            self.record = self.validation()
+        progress = self.state.progress
+        self.metrics.log(progress, **self.record)
+        self.state = replace(self.state, progress=progress.validated(self.record["validation_loss"]))
+
+    def save_if_due(self, now: bool) -> None:
+        """Save, at an interval in the background; `now`, or before a patch: it is on the disk on return."""
+        step, patching = self.state.progress.step, self.patch_is_due()
+        regular = patching or step % self.given.checkpoint.interval == 0
+        saved = None
+        if regular:
+            self.state = replace(self.state, health=self.state.health.saved(step))
+        if now or regular:
+            self.watchdog.beat("checkpoint", step)
+            with self._apart():
+                self.checkpointer.save(step, boxes(self.engine), self._fields(), spare=self.state.health.good)
+                saved = self.checkpointer.wait() if now or patching else None
+        saved = saved or self.checkpointer.poll()
+        if saved:
+            seconds = {"checkpoint_stall_seconds": saved.stall_seconds, "checkpoint_seconds": saved.write_seconds}
+            self.metrics.log(self.state.progress, **seconds)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What is done in here is not training: its time is in no step. That of what was queued before is."""
+        began = _idle()
+        yield
+        self._turn += _idle() - began
+
+    def _fields(self) -> ManifestFields:
+        """What a checkpoint says besides its tensors."""
+        state = replace(self.state, cursor=self.feed.cursor)
+        return state.fields(self.given.name, self.given.to_dict(), self.engine.adam.steps)
+
+    def mark_done(self) -> None:
+        """The stage is finished: why it ended, and the marker that later stages wait for."""
+        self.record = self.record or self.validation()  # not measured yet: it was killed between its end and this
+        if dist.get_rank() == 0:
+            layers, planned = self.state.arch.layers, self.stage.at_end().layers
+            if layers < planned:
+                log.warning(
+                    "%s ends with %d layers, and its patches make %d: it was over before the last of them were due",
+                    self.given.name,
+                    layers,
+                    planned,
+                )
+            keep_decision(self.folder, "end", self.ending.decision(self.state.progress))
+            mark_done(self.folder, {**vars(self.state.progress), **self.record})
+        dist.barrier()
+
+    def _drive(self, engine: Engine, state: State) -> None:
+        """Go on with this engine, from here."""
+        self.engine = engine
+        self.state = self.pacing.set(engine, state)
+        self.validation = Validation(engine, self.feed)
+        self.feed.seek(state.cursor)
+
+    def _finish_event(self, began: float) -> None:
+        seconds = time.monotonic() - began
+        self.state = finish_event(self.folder, self.state, self.record.get("validation_bits_per_byte"), seconds)
+
+
+def _idle() -> float:
+    """The monotonic clock, in seconds, when the device has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()

@@ -1,0 +1,123 @@
+"""LAG: growth operators tried for some steps before one of them is chosen (Karp et al. 2024, "Landscape-aware
+growing: the power of a little LAG"): how good a way to grow is shows soon after the growth, but not at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pretrain.checkpoint import find
+from pretrain.config import Curriculum, Stage, compare_for_resume
+from pretrain.engine.engine import Engine
+from pretrain.errors import UserError
+from pretrain.estimate.flops import training_flops
+from pretrain.event.plan import finished
+from pretrain.families.text import Feed, Wanted
+from pretrain.guard.switches import Asked, Switches
+from pretrain.guard.watchdog import Watchdog
+from pretrain.layout import Layout
+from pretrain.runtime.ranks import agreed
+from pretrain.schedule.curve import rates
+from pretrain.schedule.ending import keep_decision, read_trial
+from pretrain.stage.apply_schedule import Pacing
+from pretrain.stage.start import start
+from pretrain.stage.validate import Validation
+from pretrain.state import State
+
+log = logging.getLogger(__name__)
+
+
+def start_with_the_best(
+    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches, watchdog: Watchdog
+) -> tuple[Engine, State] | None:
+    """`start`, where a stage begins with `grow.trial` by the best of its candidates; None when a stop was asked for
+    before that was known (collective).
+
+    Every candidate is grown from the parent's checkpoint, in these processes, and trained on the same data for the same
+    steps. What each has reached is kept in decisions/trial.json: a start after a kill goes on with those that are
+    missing, and decides as this one would have.
+    """
+    trial, parent = stage.grow.trial, curriculum.parent(stage)
+    folder = curriculum.folder / stage.name
+    if not trial.candidates or parent is None or agreed(lambda: find(folder / "checkpoints").manifest is not None):
+        return start(curriculum, stage, layout, feed)
+    manifest = agreed(lambda: finished(curriculum, parent))
+    record = {"decision": "grow", "by": "trial", "steps": trial.steps, "parent": manifest.hash}
+    record |= {"config": stage.to_dict()}
+    tried = agreed(lambda: _kept(folder, record, len(trial.candidates)))
+    for candidate in trial.candidates[len(tried) :]:
+        candidate_stage = replace(stage, grow=stage.grow.tried(candidate))
+        result = _try(curriculum, candidate_stage, layout, feed, switches, watchdog)
+        if result is None:
+            return None
+        result["flops"] -= manifest.progress["flops"]
+        tried = [*tried, {"candidate": dict(candidate), **result}]
+        if dist.get_rank() == 0:
+            log.info("trial of %s: held-out loss %s after %d steps", candidate, result["loss"], trial.steps)
+            keep_decision(folder, "trial", {**record, "tried": tried, "chosen": None})
+    losses = [inf if each["loss"] is None else each["loss"] for each in tried]
+    chosen = losses.index(min(losses))
+    if losses[chosen] == inf:
+        raise UserError(f"stage {stage.name!r}: the loss of every candidate of grow.trial is infinite or no number")
+    if dist.get_rank() == 0:
+        log.info("chosen: %s", trial.candidates[chosen])
+        keep_decision(folder, "trial", {**record, "tried": tried, "chosen": dict(trial.candidates[chosen])})
+    best = replace(stage, grow=stage.grow.tried(trial.candidates[chosen]))
+    engine, state = start(curriculum, best, layout, feed)
+    flops = state.progress.flops + sum(each["flops"] for each in tried)
+    return engine, replace(state, progress=replace(state.progress, flops=flops))
+
+
+def _kept(folder: Path, record: Mapping[str, Any], candidates: int) -> list[Mapping[str, Any]]:
+    """What an earlier start of this very trial has found."""
+    found = read_trial(folder)
+    if found is None or found["parent"] != record["parent"] or len(found["tried"]) > candidates:
+        return []
+    try:
+        compare_for_resume(found["config"], record["config"])
+    except UserError:
+        return []
+    return list(found["tried"])
+
+
+def _try(
+    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches, watchdog: Watchdog
+) -> dict[str, Any] | None:
+    """The held-out loss after the steps of a trial, its time and the run's FLOPs by then; None when a stop is asked
+    for."""
+    began = time.monotonic()
+    resolved = feed.resolved()
+    t = resolved.train
+    engine, state = start(curriculum, stage, layout, feed)
+    state = Pacing.of(curriculum, resolved, state.progress).set(engine, state)
+    feed.seek(state.cursor)
+    validation = Validation(engine, feed)
+    at_once = validation()["validation_loss"]
+    tokens = before = state.progress.tokens
+    wanted = partial(Wanted.at, t, rank=engine.dp_rank, ranks=layout.dp)
+    for step in range(stage.grow.trial.steps):
+        watchdog.beat("trial", 0)
+        batch = feed.take(*wanted(tokens - before))
+        tokens += t.batch_at(tokens - before) * t.seq_len
+        if step + 1 < stage.grow.trial.steps:
+            feed.make_ahead(wanted(tokens - before))
+        result = engine.train_step(batch.samples, rates(state.births, resolved, tokens), wish=switches.wish)
+        if result.wish == Asked.STOP:
+            return None
+    loss = validation()["validation_loss"]
+    flops_per_token = training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts)
+    engine.free()
+    found = {"loss_at_once": at_once, "loss": loss}
+    return {
+        **{name: value if isfinite(value) else None for name, value in found.items()},
+        "flops": state.progress.flops + flops_per_token * (tokens - before),
+        "seconds": time.monotonic() - began,
+    }

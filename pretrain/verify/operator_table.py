@@ -1,0 +1,224 @@
+"""The table of operators in growth/README.md, measured.
+
+`python -m pretrain.verify.operator_table growth/README.md` rewrites it.
+
+Every operator grows a small model that was trained for a moment, in double precision; the certificate of each event is
+one row.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from growth.architecture import Architecture
+from growth.between import between
+from growth.box import Box
+from growth.certificate import Certificate
+from growth.evaluate.box_values import Read
+from growth.operators import OPERATORS, default
+from growth.plan import initial
+from pretrain.families.reference import loss
+from pretrain.verify.probe import certify
+
+BEGIN, END = (
+    "<!-- table of operators: python -m pretrain.verify.operator_table growth/README.md -->",
+    "<!-- end of the table -->",
+)
+FAMILIES = ("llama2", "bert", "gpt2")
+_STD, _EXACT = 0.1, 1e-10
+_SIZES = {"vocab": 24, "hidden": 12, "layers": 2, "heads": 2, "head_dim": 6, "ffn": 16}
+_MORE = {
+    "llama2": {"heads": 4, "kv_heads": 2},
+    "llama2_shared": {"heads": 4, "kv_heads": 2},
+    "bert": {"positions": 32, "types": 2, "labels": 2},
+    "gpt2": {"positions": 32},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: an operator with options, and what it grows to (by default twice the size)."""
+
+    key: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    families: tuple[str, ...] = FAMILIES
+
+    @property
+    def label(self) -> str:
+        shown = {k: v for k, v in self.options.items() if not isinstance(v, np.ndarray)}
+        label = ", ".join(f"{k} {str(v).lower()}".replace("none", "null") for k, v in shown.items())
+        return label or ", ".join(f"to {axis} {size}" for axis, size in self.sizes.items())
+
+
+def _matrix(new: int, old: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=new)).standard_normal((new, old)) / old**0.5
+
+
+_COPY = {"snr_db": None}
+_DENSE = {"write": _matrix(24, 12), "read": _matrix(24, 12)}
+_GROUPS = {"heads": 8, "kv_heads": 4}
+CASES = (
+    Case("layers", "identity"),
+    Case("layers", "stack"),
+    Case("layers", "stack", {"init": "zero"}),
+    Case("layers", "stack", {"noise": 0.1}),
+    Case("layers", "interleave"),
+    Case("layers", "interleave", {"init": "zero"}),
+    Case("layers", "middle"),
+    Case("layers", "average"),
+    Case("layers", "average", {"init": "zero"}),
+    Case("layers", "insert", {"at": [0, 3]}),
+    Case("layers", "insert", {"at": [0, 3], "init": "copy"}),
+    Case("layers", "insert", {"at": [0, 3], "init": "random"}),
+    Case("layers", "untie", {}, {"layers": 4}, ("llama2_shared",)),
+    Case("layers", "dense", {"weights": np.kron(np.ones((2, 1)), np.eye(2)) * 0.9 + 0.05}),
+    Case("layers", "drop", {}, {"layers": 1}),
+    Case("hidden", "zero"),
+    Case("hidden", "zero", {"keep_eps": True}),
+    Case("hidden", "replicate"),
+    Case("hidden", "replicate", _COPY),
+    Case("hidden", "replicate", {"snr_db": None, "split": 0.25}),
+    Case("hidden", "net2net", {}, {"hidden": 18}),
+    Case("hidden", "net2net", {"mapping": "random"}),
+    Case("hidden", "aki"),
+    Case("hidden", "dense", _DENSE),
+    Case("heads", "zero"),
+    Case("heads", "zero", {}, {"heads": 4, "kv_heads": 4}, ("llama2",)),
+    Case("heads", "replicate"),
+    Case("heads", "replicate", _COPY),
+    Case("heads", "net2net", {"mapping": "random"}),
+    Case("heads", "dense", {"write": _matrix(4, 2), "read": _matrix(4, 2)}, {}, ("bert", "gpt2")),
+    Case("head_dim", "rotary", {}, {}, ("llama2",)),
+    Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("llama2",)),
+    Case("head_dim", "zero", {}, {"head_dim": 8}, ("bert", "gpt2")),
+    Case("ffn", "zero"),
+    Case("ffn", "zero_gate_and_down"),
+    Case("ffn", "replicate"),
+    Case("ffn", "replicate", _COPY),
+    Case("ffn", "net2net", {"mapping": "random"}, {"ffn": 24}),
+    Case("ffn", "dense", {"write": _matrix(32, 16), "read": _matrix(32, 16)}),
+    Case("vocab", "random"),
+    Case("vocab", "zero"),
+    Case("vocab", "mean"),
+    Case("vocab", "pieces"),
+    Case("vocab", "drop", {}, {"vocab": 16}),
+    Case("positions", "random", {}, {}, ("bert", "gpt2")),
+)
+
+
+def _text(vocab: int, rows: int, seed: int) -> torch.Tensor:
+    """Token ids [rows, 32] with something to learn: each follows from the one before, up to a little noise."""
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    ids = draw.integers(0, vocab, (rows, 32))
+    for t in range(1, 32):
+        ids[:, t] = np.where(draw.random(rows) < 0.8, (5 * ids[:, t - 1] + 3) % vocab, ids[:, t])
+    return torch.from_numpy(ids)
+
+
+@cache
+def model(family: str) -> tuple[Architecture, Read]:
+    """A small model of a family after 100 steps of training."""
+    scalars = {"repeats": 2.0} if family == "llama2_shared" else {}
+    arch = Architecture(family, {**_SIZES, **_MORE[family]}, scalars)
+    plan = initial(arch, 0, _STD)
+
+    def nothing(kind: str, name: str, box: Box) -> torch.Tensor:
+        raise LookupError(name)
+
+    weights = {
+        name: plan.evaluate(name, Box.whole(t.shape), nothing, dtype=torch.float64).requires_grad_()
+        for name, t in arch.tensors().items()
+    }
+
+    def read(kind: str, name: str, box: Box) -> torch.Tensor:
+        return weights[name][box.slices()]
+
+    optimizer = torch.optim.Adam(list(weights.values()), lr=1e-2)
+    for step in range(100):
+        optimizer.zero_grad()
+        loss(read, arch, _text(arch.sizes["vocab"], 4, step), torch.float64).backward()
+        optimizer.step()
+    for w in weights.values():
+        w.requires_grad_(False)
+    return arch, read
+
+
+def measure(case: Case, family: str) -> Certificate:
+    """The certificate of one operator on one family."""
+    old, read = model(family)
+    sizes = dict(case.sizes)
+    if not sizes:
+        sizes = {case.key: 2 * old.sizes[case.key]}
+        if case.key == "heads" and "kv_heads" in old.sizes:
+            sizes = dict(_GROUPS)
+    policy = {case.key: {"operator": case.name, **case.options}}
+    vocab = sizes.get("vocab", 0)
+    pieces = [[i % old.sizes["vocab"], (7 * i) % old.sizes["vocab"]] for i in range(vocab - old.sizes["vocab"])]
+    plan = between(old, old.replace(sizes), policy, seed=0, init_std=_STD, pieces=pieces)
+    ids = _text(min(old.sizes["vocab"], plan.new.sizes["vocab"]), 4, 1000)
+    train = _text(plan.new.sizes["vocab"], 8, 1001)
+    return certify(plan, read, ids, lr=1e-3, train_ids_BS=train, dtype=torch.float64, tolerance=_EXACT)
+
+
+def table() -> str:
+    """The table in Markdown."""
+    errors = [f"error {f}" for f in FAMILIES]
+    head = ["axis", "operator", "options", "claims", *errors, "dead", "locked", "what it does"]
+    lines = [head, ["---"] * len(head), *map(row, CASES)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def row(case: Case) -> list[str]:
+    """The cells of one row."""
+    found = {f: measure(case, f) for f in case.families}
+    claims = [f for f, c in found.items() if c.claims]
+    errors = [_error(found.get(f)) for f in FAMILIES]
+    if case.families == ("llama2_shared",):
+        errors[0] = _error(found["llama2_shared"])
+    dead = max(c.dead_share for c in found.values())
+    locked = [later for c in found.values() for _, later in c.locked.values()]
+    named = f"{case.name}{' (default)' if not case.label and _is_default(case) else ''}"
+    cells = [case.key, named, case.label, "all" if len(claims) == len(found) else ", ".join(claims) or "no"]
+    return [*cells, *errors, f"{dead:.2g}", f"{max(locked):.2g}" if locked else "", _what(case)]
+
+
+def _error(certificate: Certificate | None) -> str:
+    if certificate is None:
+        return ""
+    return "exact" if certificate.preserved else f"{certificate.error:.1g}"
+
+
+def _is_default(case: Case) -> bool:
+    return any(default(Architecture(f, {**_SIZES, **_MORE[f]}).table, case.key) == case.name for f in case.families)
+
+
+def _what(case: Case) -> str:
+    """The first words of the operator's docstring."""
+    text = (OPERATORS[case.key][case.name].make.__doc__ or "").strip().split("\n\n")[0]
+    return re.split(r"[.:;(]", " ".join(text.split()))[0].strip()
+
+
+def main() -> None:
+    """Print the table, or write it between the marks of the file that is named."""
+    if len(sys.argv) < 2:
+        print(table())
+        return
+    path = Path(sys.argv[1])
+    text = path.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
