@@ -15,7 +15,7 @@ import torch
 
 from growth.architecture import LogicalTensor
 from growth.box import Box
-from growth.evaluate.index_runs import Index, Segment, Term
+from growth.evaluate.index_runs import Index, IndexRun, Term
 from growth.evaluate.recipe import Copies, Recipe
 from growth.evaluate.sources import Kept, Olds
 from growth.evaluate.sources import Read as Read
@@ -63,14 +63,14 @@ def evaluate(
         _draw(out, [slice(0, n) for n in r.box.shape], r, fresh)
         return out
     olds = Olds(r, kind, read, dtype, kept)
-    segments = [d.segments(r.box.numel // n) for d, n in zip(r.dims, r.box.shape, strict=True)]
+    runs = [d.runs(r.box.numel // n) for d, n in zip(r.dims, r.box.shape, strict=True)]
     noisy = kind == "weight" and (r.noise > 0 or any(d.copies for d in r.dims))
     if out is None:
-        same = None if noisy else _unchanged(r, segments, olds)
+        same = None if noisy else _unchanged(r, runs, olds)
         if same is not None:
             return same
         out = torch.empty(r.box.shape, dtype=dtype)
-    for region in itertools.product(*segments):
+    for region in itertools.product(*runs):
         places = [s.place for s in region]
         view = all(isinstance(p, slice) for p in places)
         target = out[tuple(places)] if view else torch.empty([s.size for s in region], dtype=dtype)
@@ -89,11 +89,11 @@ def evaluate(
     return out
 
 
-def _unchanged(r: Recipe, segments: list[list[Segment]], olds: Olds) -> torch.Tensor | None:
+def _unchanged(r: Recipe, runs: list[list[IndexRun]], olds: Olds) -> torch.Tensor | None:
     """The old region itself, where the box is that and nothing else."""
     if len(r.sources) != 1 or r.sources[0].factor != 1.0:
         return None
-    for found in segments:
+    for found in runs:
         terms = found[0].terms
         if len(found) > 1 or len(terms) != 1 or terms[0].mixed or not isinstance(terms[0].factor, float):
             return None
@@ -103,7 +103,7 @@ def _unchanged(r: Recipe, segments: list[list[Segment]], olds: Olds) -> torch.Te
     return old if old.shape == r.box.shape else None
 
 
-def _sum(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
+def _sum(target: torch.Tensor, r: Recipe, region: Sequence[IndexRun], olds: Olds) -> None:
     """A region with sources: over layers, then over the sources of each dimension, each term gathered and scaled."""
     if _sums_of_rows(r, region, target):
         _sum_rows(target, r, region, olds)
@@ -117,7 +117,7 @@ def _sum(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds)
             first = False
 
 
-def _sums_of_rows(r: Recipe, region: Sequence[Segment], target: torch.Tensor) -> bool:
+def _sums_of_rows(r: Recipe, region: Sequence[IndexRun], target: torch.Tensor) -> bool:
     """Whether a region is sums of rows of old matrices, each times one number."""
     if len(region) != 2 or len(r.sources) * len(region[0].terms) < 2 or len(region[1].terms) > 1:
         return False
@@ -128,7 +128,7 @@ def _sums_of_rows(r: Recipe, region: Sequence[Segment], target: torch.Tensor) ->
     return all(s.factor == 1.0 for s in r.sources) or all(np.all(t.factor == 1.0) for t in region[0].terms)
 
 
-def _sum_rows(target: torch.Tensor, r: Recipe, region: Sequence[Segment], olds: Olds) -> None:
+def _sum_rows(target: torch.Tensor, r: Recipe, region: Sequence[IndexRun], olds: Olds) -> None:
     """Term by term and part by part of what was read; all terms at once where that is one part."""
     from growth.evaluate.row_sums import add_rows  # brings numba: not before it is needed
 

@@ -1,4 +1,4 @@
-"""An index map in segments: runs of new indices that slices can copy, and gathers where these would be too short."""
+"""An index map as runs of new indices: some that slices can copy, and gathers where those would be too short."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Segment:
+class IndexRun:
     """New indices that are made alike: the sum of `terms`, or without any either zero or fresh."""
 
     place: Index
@@ -34,10 +34,10 @@ class Segment:
     zero: bool
 
 
-def segments(source: Ints, factor: Floats, mix: Ints, zero: Bools, across: int) -> list[Segment]:
-    """The segments of a map: source and factor [n, K], mix and zero [n]; an index has `across` elements.
+def index_runs(source: Ints, factor: Floats, mix: Ints, zero: Bools, across: int) -> list[IndexRun]:
+    """The runs of a map: source and factor [n, K], mix and zero [n]; an index has `across` elements.
 
-    Each index is in one segment, and each is written once.
+    Each index is in one run, and each is written once.
     """
     count = (source >= 0).sum(axis=1)
     kind = np.where(mix >= 0, -3, np.where(count > 0, count, np.where(zero, -2, -1)))
@@ -45,7 +45,7 @@ def segments(source: Ints, factor: Floats, mix: Ints, zero: Bools, across: int) 
     for a, b, long in _stretches(source, factor, mix, kind, across):
         for k in [kind[a]] if long else np.unique(kind[a:b]):
             index = np.arange(a, b) if long else a + np.flatnonzero(kind[a:b] == k)
-            found.append(Segment(as_index(index), len(index), _terms(source, factor, mix, int(k), index), k == -2))
+            found.append(IndexRun(as_index(index), len(index), _terms(source, factor, mix, int(k), index), k == -2))
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from growth.architecture import Architecture, LogicalTensor
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate.index_runs import Segment, segments
+from growth.evaluate.index_runs import IndexRun, index_runs
 from growth.family import GENERAL, Dim
 from growth.maps import AxisMap, Bools, Floats, Ints, LayerMap
 
@@ -88,14 +88,14 @@ class DimMap:
     spans: Spans  # the old indices that the sources are
 
     @cached_property
-    def _segments(self) -> dict[int, list[Segment]]:
+    def _runs(self) -> dict[int, list[IndexRun]]:
         return {}
 
-    def segments(self, across: int) -> list[Segment]:
-        """Its segments, where there are `across` elements at one index."""
-        if across not in self._segments:
-            self._segments[across] = segments(self.source, self.factor, self.mix, self.zero, across)
-        return self._segments[across]
+    def runs(self, across: int) -> list[IndexRun]:
+        """Its runs, where there are `across` elements at one index."""
+        if across not in self._runs:
+            self._runs[across] = index_runs(self.source, self.factor, self.mix, self.zero, across)
+        return self._runs[across]
 
     def scattered(self, across: int) -> DimMap:
         """The same map with `spans` that leave out large stretches without a source, if that spares half of them; old

@@ -3,7 +3,7 @@
 from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
 from pretrain.checkpoint.flat import flat_boxes, flat_range, pieces
-from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State
+from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields
 from pretrain.checkpoint.model import model_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint
@@ -22,7 +22,6 @@ __all__ = [
     "Reader",
     "SaveReport",
     "Source",
-    "State",
     "Writer",
     "check",
     "find",

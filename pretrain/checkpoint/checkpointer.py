@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from pretrain.checkpoint.background import Snapshot, Tensors, Write
 from pretrain.checkpoint.commit import LOCK, begin, commit, move_aside, retain
 from pretrain.checkpoint.find import check, step_folder, steps, verify_all
-from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, State, plain
+from pretrain.checkpoint.manifest import CorruptCheckpoint, Description, FileRecord, Manifest, ManifestFields, plain
 from pretrain.errors import UserError
 from pretrain.runtime.comm import Comm, in_words
 from pretrain.runtime.files import Lock, make_folder
@@ -221,13 +221,13 @@ class Checkpointer:
         return manifest.hash, manifest.size, tuple(removed)
 
 
-def _identity(state: State) -> dict[str, Any]:
+def _identity(description: Description) -> dict[str, Any]:
     """What two saves of one step of one run have in common, whatever the layout and the time it took."""
     return {
-        "stage": state.stage,
-        "architecture": plain(state.architecture),
-        "cursor": plain(state.cursor),
-        "generations": plain(state.generations),
-        "tokens": state.progress.get("tokens"),
-        "parent": state.parent["hash"] if state.parent else None,
+        "stage": description.stage,
+        "architecture": plain(description.architecture),
+        "cursor": plain(description.cursor),
+        "generations": plain(description.generations),
+        "tokens": description.progress.get("tokens"),
+        "parent": description.parent["hash"] if description.parent else None,
     }

@@ -63,7 +63,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class Description:
     """What a run tells about itself, JSON throughout (no NaN or infinity).
 
     architecture: {"family", "sizes", "scalars"}. events: the growth events so far, oldest first ({"plan",
@@ -81,13 +81,13 @@ class State:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parent: Mapping[str, Any] | None = None
 
-    def state(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """The fields above, by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(State)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(Description)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifestFields(State):
+class ManifestFields(Description):
     """What a save needs besides the tensors. shapes: the full shape of every logical tensor."""
 
     shapes: Mapping[str, Sequence[int]]
@@ -95,7 +95,7 @@ class ManifestFields(State):
     def frozen(self) -> "ManifestFields":
         """A deep copy. Raises ValueError naming the field that is no JSON."""
         copies = {}
-        for name, value in self.state().items():
+        for name, value in self.description().items():
             try:
                 copies[name] = plain(value)
             except (TypeError, ValueError) as error:
@@ -104,7 +104,7 @@ class ManifestFields(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(State):
+class Manifest(Description):
     """A checkpoint. `hash` is the xxh3_128 of the canonical JSON of everything else; a child's `parent` names it."""
 
     step: int
@@ -142,7 +142,7 @@ class Manifest(State):
             tensors[name] = TensorEntry(tuple(shape), ordered)
         files = {r.name: r.file for r in sorted(records, key=lambda r: r.name) if r.boxes}
         check_places(tensors, files)
-        manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.frozen().state())
+        manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.frozen().description())
         return dataclasses.replace(manifest, hash=digest(manifest._body()))
 
     def to_bytes(self) -> bytes:
@@ -191,7 +191,7 @@ class Manifest(State):
         return Manifest.from_bytes(data, path)
 
     def _body(self) -> dict[str, Any]:
-        body: dict[str, Any] = {"format_version": self.format_version, "step": self.step, **self.state()}
+        body: dict[str, Any] = {"format_version": self.format_version, "step": self.step, **self.description()}
         body["tensors"] = {
             name: {
                 "shape": t.shape,
@@ -210,9 +210,14 @@ def _from_body(body: Mapping[str, Any], found: str) -> Manifest:
         for name, t in body["tensors"].items()
     }
     files = {name: StoredFile(f["size"], tuple(f["blocks"])) for name, f in body["files"].items()}
-    state = {f.name: body[f.name] for f in dataclasses.fields(State)}
+    described = {f.name: body[f.name] for f in dataclasses.fields(Description)}
     return Manifest(
-        step=body["step"], tensors=tensors, files=files, hash=found, format_version=body["format_version"], **state
+        step=body["step"],
+        tensors=tensors,
+        files=files,
+        hash=found,
+        format_version=body["format_version"],
+        **described,
     )
 
 

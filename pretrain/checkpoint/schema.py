@@ -46,7 +46,7 @@ class Pace(TypedDict):
 
 @with_config(CLOSED)
 class Birth(TypedDict):
-    """Of pretrain.state.Birth."""
+    """Of pretrain.schedule.curve.Birth."""
 
     birth_tokens: Count
     stage: Text
@@ -76,7 +76,7 @@ class Health(TypedDict):
 
 @with_config(CLOSED)
 class Progress(TypedDict):
-    """Of pretrain.state.Progress, and the health beside it."""
+    """Of pretrain.schedule.progress.Progress, and the health beside it."""
 
     step: NotRequired[Count]
     stage_tokens: NotRequired[Count]
@@ -230,7 +230,7 @@ class Parent(TypedDict):
     hash: Text
 
 
-class State(TypedDict):
+class Description(TypedDict):
     """What a run tells about itself."""
 
     architecture: Shape
@@ -257,7 +257,7 @@ class File(TypedDict):
     blocks: list[Hash]
 
 
-class Manifest(State):
+class Manifest(Description):
     """All of manifest.json but its hash."""
 
     format_version: Positive

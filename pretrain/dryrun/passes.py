@@ -21,12 +21,13 @@ from pretrain.dryrun.findings import FINDINGS
 from pretrain.dryrun.kernels import KERNELS
 from pretrain.dryrun.memory import MEMORY
 from pretrain.engine.engine import Engine
+from pretrain.engine.shards import boxes
 from pretrain.guard.switches import Switches
 from pretrain.guard.watchdog import Watchdog
 from pretrain.layout import Layout
 from pretrain.stage.run import Run
 from pretrain.stage.trial import start_with_the_best
-from pretrain.state import State, boxes
+from pretrain.state import State
 
 STEP = "step"
 """The phase of a turn of the training loop after the first one, whose figures are those of a step."""

@@ -14,9 +14,10 @@ from pretrain.config import Curriculum, Stage
 from pretrain.dryrun.feed import Nothing
 from pretrain.dryrun.sparse import sparse_checkpoint
 from pretrain.event.plan import grown, patch_plan, patched, plan_of
-from pretrain.schedule.curve import paced
+from pretrain.schedule.curve import Birth, paced
+from pretrain.schedule.progress import Progress
 from pretrain.stage.apply_schedule import Pacing
-from pretrain.state import Birth, Progress, State
+from pretrain.state import State
 
 
 def write(curriculum: Curriculum, stage: Stage, state: State) -> None:
@@ -70,5 +71,5 @@ def _reader(stage: Stage, state: State) -> Any:
     """What the planning of a growth needs to know of a checkpoint: its path and its manifest, without tensors."""
     fields = state.fields(stage.name, stage.to_dict(), [birth.adam_step for birth in state.births])
     tensors = {name: TensorEntry(tuple(shape), {}) for name, shape in fields.shapes.items()}
-    manifest = Manifest(step=state.progress.step, tensors=tensors, files={}, hash="", **fields.frozen().state())
+    manifest = Manifest(step=state.progress.step, tensors=tensors, files={}, hash="", **fields.frozen().description())
     return SimpleNamespace(path=Path(), manifest=manifest)

@@ -18,7 +18,7 @@ from growth.architecture import Architecture
 from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
-from pretrain.engine.exchange import Judge, StepResult, exchange
+from pretrain.engine.exchange import StepResult, Veto, exchange
 from pretrain.engine.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
@@ -68,7 +68,7 @@ class Engine:
     def __init__(
         self, arch: Architecture, layout: Layout, numerics: Numerics, adam: Adam, *, seq_len: int, micro_batch: int
     ) -> None:
-        megatron.join(layout)
+        megatron.make_groups(layout)
         self.arch, self.layout, self.numerics = arch, layout, numerics
         self.family = megatron.FAMILIES[arch.family]
         self.seq_len, self.micro_batch = seq_len, micro_batch
@@ -245,12 +245,12 @@ class Engine:
         self,
         lr: float | Sequence[float],
         terms: Tensor | None = None,
-        judge: Judge = lambda *_: "",
+        veto: Veto = lambda *_: "",
         wish: Callable[[], int] = lambda: 0,
     ) -> StepResult:
         """Reduce the gradients, clip and update.
 
-        lr: the learning rate of all generations, or of each. terms: what `backward` returned. judge: asked before the
+        lr: the learning rate of all generations, or of each. terms: what `backward` returned. veto: asked before the
         update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish: asked
         as late as can be; see `exchange`.
         """
@@ -263,7 +263,7 @@ class Engine:
         loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
         finite = bool(norm.isfinite())
         grad_norm = float(norm) if finite else math.inf
-        trouble = judge(loss, grad_norm) if finite else "the gradient norm is not finite"
+        trouble = veto(loss, grad_norm) if finite else "the gradient norm is not finite"
         if not trouble:
             self._update(gradient, norm)
         self._gradients.clear()
@@ -291,7 +291,7 @@ class Engine:
         self,
         samples: Samples,
         lr: float | Sequence[float],
-        judge: Judge = lambda *_: "",
+        veto: Veto = lambda *_: "",
         wish: Callable[[], int] = lambda: 0,
         recheck: bool = False,
     ) -> StepResult:
@@ -310,7 +310,7 @@ class Engine:
             trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
             return StepResult(math.nan, math.nan, {}, trouble, largest, ranks)
         self._complete()
-        return self.step(lr, terms, judge, wish)
+        return self.step(lr, terms, veto, wish)
 
     def _fingerprint(self, terms: Tensor) -> Tensor:
         """int64, of this rank's gradients and terms of the loss: whatever differs in a bit has another one."""

@@ -14,7 +14,7 @@ from pretrain.guard.recheck import Unlike
 WISHES = 2
 """The largest wish that a rank can have; 0 is none. See pretrain.guard.switches."""
 
-Judge = Callable[[float, float], str]
+Veto = Callable[[float, float], str]
 """Of a loss and a gradient norm, why there must be no update; empty when there may. The same on every rank."""
 
 

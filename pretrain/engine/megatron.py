@@ -46,20 +46,20 @@ class Numerics:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-_joined: tuple[Any, ...] | None = None  # of the process groups that there are: the default one, and the layout
+_made_for: tuple[Any, ...] | None = None  # of the process groups that there are: the default one, and the layout
 
 
-def join(layout: Layout) -> None:
+def make_groups(layout: Layout) -> None:
     """Create Megatron's process groups for this layout, replacing those of another; those of equal ranks are kept.
 
     torch.distributed must be initialised with layout.world ranks. Collective.
     """
-    global _joined
+    global _made_for
     cpu.adapt()
     wanted = (dist.group.WORLD, layout.tp, layout.pp, layout.dp)
-    if not parallel_state.model_parallel_is_initialized() or _joined != wanted:
+    if not parallel_state.model_parallel_is_initialized() or _made_for != wanted:
         _leave()
-        _joined = wanted
+        _made_for = wanted
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tp,
             pipeline_model_parallel_size=layout.pp,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pretrain.state import Birth, State
+from pretrain.schedule.curve import Birth
+from pretrain.state import State
 
 KEEP = 2  # the newest generations, which keep their own rates
 SETTLED = 0.99  # of exp_avg_sq's bias correction: from here on another Adam step changes an update by less than 1 %

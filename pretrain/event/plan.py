@@ -15,7 +15,8 @@ from pretrain.event.condense import condensed
 from pretrain.families.text import Tokenizer, open_feed
 from pretrain.guard.health import Health
 from pretrain.runtime.ranks import layout_of
-from pretrain.state import Birth, State
+from pretrain.schedule.curve import Birth
+from pretrain.state import State
 
 
 def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[str] = ()) -> None:

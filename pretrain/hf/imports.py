@@ -25,7 +25,9 @@ from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import FILES, lowercase
 from pretrain.hf.weights import HfWeights
 from pretrain.runtime import documents
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 
 @dataclass(frozen=True)

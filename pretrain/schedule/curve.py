@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pretrain.config import Curriculum, Stage
-    from pretrain.state import Birth
 
 Shape = Literal["cosine", "linear", "wsd", "constant"]
 
@@ -85,6 +84,22 @@ class Pace:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Pace:
         return Pace(**data)
+
+
+@dataclass(frozen=True)
+class Birth:
+    """When a generation was born (tokens of the run, stage, steps of the run), how many updates it had when it was
+    stored, and where it is on the learning rate's curve (None before the loop of its stage has begun)."""
+
+    birth_tokens: int
+    stage: str
+    adam_step: int
+    birth_step: int = 0
+    pace: Pace | None = None
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Birth:
+        return Birth(**{**data, "pace": Pace.from_json(data["pace"]) if data.get("pace") else None})
 
 
 def curve_of(stage: Stage) -> Curve:

@@ -18,7 +18,7 @@ from pretrain.families.text import budget
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Number, Object, Text
 from pretrain.runtime.files import make_folder, write_file
-from pretrain.state import Progress
+from pretrain.schedule.progress import Progress
 
 DECISIONS = "decisions"
 """Folder of a stage in which every decision that it took by itself is kept, with its reasons."""

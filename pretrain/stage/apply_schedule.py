@@ -12,7 +12,8 @@ from pretrain.engine.frozen import Frozen
 from pretrain.families.text import budget
 from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import paced, sharing, still, weight_decays
-from pretrain.state import Progress, State
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 
 def count_once(curriculum: Curriculum, stage: Stage) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -30,26 +30,12 @@ from pretrain.errors import UserError
 from pretrain.estimate.flops import peak_flops
 from pretrain.runtime.documents import one_line, show
 from pretrain.runtime.files import write_file
+from pretrain.schedule.progress import Progress
 
 log = logging.getLogger(__name__)
 
 Record = Mapping[str, float]
 LARGEST = 1e100  # of a figure: what is drawn and compared must not overflow
-
-
-class Progress(Protocol):
-    """How far the run is, as in pretrain.state."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def stage_tokens(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def flops(self) -> float: ...
-    @property
-    def seconds(self) -> float: ...
 
 
 class Metrics:

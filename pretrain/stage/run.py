@@ -18,6 +18,7 @@ from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import Curriculum, Stage, to_yaml
 from pretrain.config.checks import due
 from pretrain.engine.engine import Engine
+from pretrain.engine.shards import boxes
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.families.text import Feed, Wanted
@@ -33,7 +34,7 @@ from pretrain.stage.apply_schedule import Pacing
 from pretrain.stage.metrics import Metrics
 from pretrain.stage.start import finish_event, patch
 from pretrain.stage.validate import Validation
-from pretrain.state import State, boxes
+from pretrain.state import State
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,8 @@ class Run:
             self.feed.make_ahead(wanted(done + tokens))
         lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
         again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
-        judge = partial(state.health.trouble, rules=rules)
-        result = self.engine.train_step(batch.samples, lrs, judge, wish, recheck=again)
+        veto = partial(state.health.trouble, rules=rules)
+        result = self.engine.train_step(batch.samples, lrs, veto, wish, recheck=again)
         flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(

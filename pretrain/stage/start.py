@@ -21,6 +21,7 @@ from pretrain.config import Curriculum, Stage, compare_for_resume
 from pretrain.data.samples import Samples
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
+from pretrain.engine.shards import fill, publish
 from pretrain.estimate.flops import event_flops
 from pretrain.event.certify import Before, certify
 from pretrain.event.plan import finished, grown, patch_plan, patched, plan_of
@@ -29,7 +30,9 @@ from pretrain.layout import Layout
 from pretrain.runtime import startup
 from pretrain.runtime.files import bits_per_byte, write_file
 from pretrain.runtime.ranks import agreed
-from pretrain.state import Birth, Progress, State, fill, publish
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 log = logging.getLogger(__name__)
 

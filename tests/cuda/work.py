@@ -15,8 +15,11 @@ from pretrain.checkpoint import Reader
 from pretrain.engine import megatron
 from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
+from pretrain.engine.shards import fill, publish
 from pretrain.event.certify import Before, certify
-from pretrain.state import Birth, Progress, State, fill, publish
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from tests.distributed import ranks
 
 SIZES = {"vocab": 101, "positions": 20, "hidden": 32, "layers": 3, "heads": 4, "head_dim": 8, "ffn": 48}

@@ -15,8 +15,11 @@ from pretrain.checkpoint import Checkpointer, Reader
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
+from pretrain.engine.shards import boxes, fill, publish
 from pretrain.layout import Layout
-from pretrain.state import Birth, Progress, State, boxes, fill, publish
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 FP32 = Numerics()
 SEQ_LEN, MICRO_BATCH, GLOBAL_BATCH = 16, 2, 12

@@ -45,7 +45,7 @@ def _built(arch: Architecture, layout: Layout, stage: Stage, rank: int) -> list[
     """The parameters of a rank, in a group of as many ranks as the layout has, of which this process is all."""
     _leave()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
-    megatron.join(layout)
+    megatron.make_groups(layout)
     t, (pp_rank, _, tp_rank) = stage.train, layout.coordinates(rank)
     numerics = Numerics(t.precision, t.recompute, t.recompute_layers)
     with torch.device("meta"):

@@ -14,11 +14,14 @@ from pretrain.data.samples import part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.frozen import Frozen, part_of
 from pretrain.engine.megatron import Numerics
+from pretrain.engine.shards import fill, publish
 from pretrain.estimate.flops import hardware_flops
 from pretrain.families.common import linear
 from pretrain.kernels import fused
 from pretrain.layout import Layout
-from pretrain.state import Birth, Progress, State, fill, publish
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from tests.distributed.harness import run
 from tests.distributed.ranks import collected
 from tests.distributed.test_flops import ARCHITECTURES, ON_CPU, SAMPLES, SEQ_LEN, samples_of

@@ -12,11 +12,14 @@ from torch import Tensor
 
 import growth
 from growth import Architecture, Box
-from pretrain.checkpoint import Checkpointer, Reader
+from pretrain.checkpoint import KINDS, Checkpointer, Reader
 from pretrain.data.samples import part
 from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
-from pretrain.state import KINDS, Birth, Progress, State, boxes, fill, publish
+from pretrain.engine.shards import boxes, fill, publish
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_layouts import LAYOUTS, assemble, world

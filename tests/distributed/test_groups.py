@@ -32,7 +32,7 @@ def _through_layouts() -> list[tuple[int, list[float]]]:
     """(process groups of this process, their sums) under one layout after the other."""
     found = []
     for how in ({"tp": 2}, {"pp": 2}, {"dp": 2}, {"tp": 2}):
-        megatron.join(Layout.make(4, **how))
+        megatron.make_groups(Layout.make(4, **how))
         found.append((len(dist.distributed_c10d._world.pg_map), _sums()))
     return found
 
@@ -49,7 +49,7 @@ def _chunks() -> list[tuple[int, int | None]]:
     """(which group, Megatron's number of chunks) as only the chunks of a pipeline rank change."""
     found = []
     for pipeline in ([2, 2], [1, 1, 1, 1], [2, 2]):
-        megatron.join(Layout.make(4, pp=2, pipeline=pipeline))
+        megatron.make_groups(Layout.make(4, pp=2, pipeline=pipeline))
         group = parallel_state.get_pipeline_model_parallel_group()
         found.append((id(group), parallel_state.get_virtual_pipeline_model_parallel_world_size()))
     return found
@@ -65,7 +65,7 @@ def _again() -> list[float]:
     """After torch's default group has been made anew: none that came of the old one is used."""
     found = []
     for _ in range(2):
-        megatron.join(Layout.make(4))
+        megatron.make_groups(Layout.make(4))
         found += _sums()
         dist.destroy_process_group()
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

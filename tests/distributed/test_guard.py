@@ -36,19 +36,19 @@ def poisoned(
     """Does `work` while one rank's gradient of one parameter turns into `value`, by a hook in its backward pass, where
     `bad` says so of a step's number (in this process) and its samples. Before step `crash_at` all ranks crash.
 
-    Steps are those with a judge, as the loop makes them; the certificate of a growth event has others."""
+    Steps are those with a veto, as the loop makes them; the certificate of a growth event has others."""
     train_step = Engine.train_step
     taken = iter(range(1, 1_000_000))
 
-    def step(engine: Engine, samples: Samples, lr: Any, *judge: Any, **named: Any) -> StepResult:
-        number = next(taken) if judge else 0
-        if judge and number == crash_at:
+    def step(engine: Engine, samples: Samples, lr: Any, *veto: Any, **named: Any) -> StepResult:
+        number = next(taken) if veto else 0
+        if veto and number == crash_at:
             raise RuntimeError("as if it were killed")
         _, parameter = engine.parameters[-1]
-        hit = judge and bad(number, samples) and dist.get_rank() == rank
+        hit = veto and bad(number, samples) and dist.get_rank() == rank
         hook = parameter.register_hook(lambda grad: grad * value) if hit else None
         try:
-            return train_step(engine, samples, lr, *judge, **named)
+            return train_step(engine, samples, lr, *veto, **named)
         finally:
             if hook:
                 hook.remove()
@@ -106,14 +106,14 @@ def _judged(how: dict[str, Any]) -> Any:
     before = ranks.collected(engine)
     asked: list[tuple[float, float]] = []
 
-    def judge(loss: float, norm: float) -> str:
+    def veto(loss: float, norm: float) -> str:
         asked.append((loss, norm))
         return "because"
 
     (batch,) = ranks.batches(ranks.GQA, 1)
     passes = engine._passes
     engine._passes = lambda samples: passes(samples) + dist.get_rank()  # type: ignore[method-assign]
-    result = engine.train_step(part(batch, engine.dp_rank, engine.layout.dp), 1e-2, judge)
+    result = engine.train_step(part(batch, engine.dp_rank, engine.layout.dp), 1e-2, veto)
     same = all(np.array_equal(x[-1], y[-1]) for x, y in zip(before, ranks.collected(engine), strict=True))
     return asked, (result.loss, result.grad_norm, result.trouble), same, engine.adam.steps
 

@@ -119,7 +119,7 @@ Case = tuple[Architecture, dict[str, Any], Train]
 def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
     """Bytes that a forward pass of one micro-batch keeps for its backward pass."""
     layout = Layout.make(arch.layers, **how)
-    megatron.join(layout)
+    megatron.make_groups(layout)
     numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
     _, _, tp_rank = layout.coordinates(torch.distributed.get_rank())
     (model,) = megatron.build(arch, layout, numerics, seq_len=train.seq_len, pp_rank=0, tp_rank=tp_rank)

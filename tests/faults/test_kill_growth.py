@@ -22,7 +22,9 @@ from pretrain.checkpoint import (
 )
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.config import load as load_config
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from tests.faults.killing import NEVER, Say, run
 from tests.faults.test_kill import COUNTS, seeds
 from tools.grow import main as grow_tool

@@ -24,9 +24,9 @@ from growth import Architecture, Box, GrowthError, Plan
 from growth.operators import AXES, OPERATORS, Operator
 from growth.random import philox
 from pretrain.checkpoint.flat import pieces
+from pretrain.engine.shards import FILLED_AT_ONCE
 from pretrain.errors import UserError
 from pretrain.runtime.malloc import given_back
-from pretrain.state import PIECE
 
 MIB = 1 << 20
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> Report:
     settings = {
         "parameters before": archs[0].parameters(),
         **sizes,
-        "block": f"{PIECE // MIB} MiB",
+        "block": f"{FILLED_AT_ONCE // MIB} MiB",
         "threads": 1,
         "load": f"{os.getloadavg()[0]:.1f}",
     }
@@ -168,9 +168,9 @@ def _evaluate(plan: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor], 
         return old[name][box.slices()]
 
     kept: growth.Kept = {}
-    with given_back(PIECE // 2):
+    with given_back(FILLED_AT_ONCE // 2):
         for name, destination in new.items():
-            for box in pieces(Box.whole(destination.shape), PIECE):
+            for box in pieces(Box.whole(destination.shape), FILLED_AT_ONCE):
                 plan.evaluate(name, box, read, kind, out=destination[box.slices()], kept=kept)
 
 

@@ -203,7 +203,10 @@ def _our_steps(
     many events. It is one engine for all, since the place in memory makes a difference of 2 %."""
     from pretrain.engine.engine import Adam, Engine
     from pretrain.engine.megatron import Numerics
-    from pretrain.state import Birth, Progress, State, fill, publish
+    from pretrain.engine.shards import fill, publish
+    from pretrain.schedule.curve import Birth
+    from pretrain.schedule.progress import Progress
+    from pretrain.state import State
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision, compile=compile)
     engine = Engine(arch, layout, numerics, Adam(clip=CLIP), seq_len=options.seq_len, micro_batch=options.batch)

@@ -32,7 +32,7 @@ EVERY = 16 << 20  # bytes of text between two entries of the journal
 THREADS = 1024  # at most
 CHECKED = 1 << 20  # characters of text on which a tokenizer is checked
 
-Progress = Callable[[str, int, int], None]  # stage ("tokenizer" or "tokens"), documents and bytes since the last call
+OnProgress = Callable[[str, int, int], None]  # stage ("tokenizer" or "tokens"), documents and bytes since the last call
 
 
 class Prepared(TypedDict):
@@ -73,7 +73,7 @@ def prepare(
     encoder: Encoder[Any],
     *,
     threads: int = 1,
-    progress: Progress = lambda *_: None,
+    progress: OnProgress = lambda *_: None,
 ) -> tuple[dict[str, Any], bool]:
     """Write the corpus folder ``output``: every row of ``source`` that has text, as one document.
 
@@ -142,7 +142,7 @@ def _left(file: Path, kind: Any) -> dict[str, Any] | None:
     return found
 
 
-def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int, progress: Progress) -> AnyTokenizer:
+def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int, progress: OnProgress) -> AnyTokenizer:
     """The tokenizer of the corpus, saved in its folder."""
 
     def texts() -> Iterator[str]:
@@ -173,7 +173,7 @@ def _beginning(source: Source) -> list[str]:
 
 
 def _encode(
-    partial: Path, source: Source, encoder: Encoder[Any], tokenizer: AnyTokenizer, threads: int, progress: Progress
+    partial: Path, source: Source, encoder: Encoder[Any], tokenizer: AnyTokenizer, threads: int, progress: OnProgress
 ) -> Journal:
     journal_file = partial / JOURNAL
     done = Journal(**(_left(journal_file, Rows) or {}))

@@ -12,7 +12,9 @@ from pretrain.checkpoint import KINDS, Reader, write_checkpoint
 from pretrain.config import Curriculum, Stage
 from pretrain.data.corpus.corpus import Corpus
 from pretrain.families.text import open_feed
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 
 @dataclass(frozen=True)

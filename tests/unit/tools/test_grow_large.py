@@ -15,7 +15,9 @@ from growth import Architecture, Box, Generations
 from pretrain.checkpoint import KINDS, Manifest, Reader, mark_done, step_folder, write_checkpoint
 from pretrain.config import load
 from pretrain.event.plan import plan_of
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 TOOL = Path(__file__).parents[3] / "tools" / "grow.py"
 MIB = 1 << 20

@@ -15,7 +15,9 @@ import growth
 from growth import Architecture, Box, Generations, Plan
 from pretrain.checkpoint import KINDS, Reader, write_checkpoint
 from pretrain.event.plan import patched
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from pretrain.verify import audit
 from tests.unit.tools.runs import Run, rewrite
 from tools.grow import main as grow

@@ -297,7 +297,10 @@ def profile(case: Case) -> Iterator[Row]:
 def event(case: Case) -> Iterator[Row]:
     """How long a stage takes to read its grown shards from its parent's files, beside merely reading the files."""
     from pretrain.checkpoint import Checkpointer, Reader
-    from pretrain.state import Birth, Progress, State, boxes, fill, publish
+    from pretrain.engine.shards import boxes, fill, publish
+    from pretrain.schedule.curve import Birth
+    from pretrain.schedule.progress import Progress
+    from pretrain.state import State
 
     before = case.before()
     old, new = architecture(before), architecture(case)

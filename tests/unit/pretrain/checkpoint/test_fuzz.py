@@ -14,7 +14,9 @@ from growth import Architecture, Box, Generations, Plan
 from growth.certificate import Certificate
 from pretrain.checkpoint import KINDS, Manifest, model_of, verify_all, write_checkpoint
 from pretrain.checkpoint.manifest import MANIFEST, digest
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from tests import mutations
 from tools import show
 

@@ -9,7 +9,9 @@ from growth import Architecture, Generations
 from pretrain.checkpoint import CorruptCheckpoint, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.locate import locate
 from pretrain.errors import UserError
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 SIZES = {"vocab": 4, "hidden": 4, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 4, "ffn": 4}
 ARCH = Architecture("llama2", SIZES)

@@ -14,9 +14,9 @@ from growth import Architecture, Box, between
 from pretrain.checkpoint import KINDS, Checkpointer, ManifestFields, Reader, write_checkpoint
 from pretrain.checkpoint.blocks import BLOCK
 from pretrain.dryrun.sparse import sparse_checkpoint
+from pretrain.engine.shards import fill
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout, fragment_boxes, fragments
-from pretrain.state import fill
 from tests.unit.pretrain.checkpoint.boxes import fields_of
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 

@@ -13,8 +13,9 @@ from growth import Architecture, Box, Generations, GrowthError, between
 from pretrain.engine.adamw import AdamW
 from pretrain.engine.generation_segments import segments
 from pretrain.event.condense import condensed
-from pretrain.schedule.curve import Curve, Pace
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth, Curve, Pace
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 SIZES = {"vocab": 9, "hidden": 8, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn": 8}
 SHAPES = [{"hidden": 12, "layers": 3}, {"hidden": 16, "ffn": 16}, {"hidden": 24, "layers": 5}]

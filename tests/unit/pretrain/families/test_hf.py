@@ -17,7 +17,9 @@ from pretrain.families import reference
 from pretrain.families.bert import reference as bert
 from pretrain.hf.export import export
 from pretrain.hf.imports import import_model
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 from tests.unit.tools.runs import random_model
 
 SIZES = {"vocab": 40, "positions": 12, "hidden": 24, "layers": 3, "heads": 4, "head_dim": 6, "ffn": 40}

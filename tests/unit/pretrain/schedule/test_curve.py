@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from growth import Generations
 from pretrain import config
-from pretrain.schedule.curve import Curve, Pace, Shape, paced, rates, sharing, weight_decays
-from pretrain.state import Birth, Progress, State
+from pretrain.schedule.curve import Birth, Curve, Pace, Shape, paced, rates, sharing, weight_decays
+from pretrain.schedule.progress import Progress
+from pretrain.state import State
 
 SHAPES = st.sampled_from(["cosine", "linear", "wsd", "constant"])
 

@@ -12,7 +12,7 @@ from pretrain import config
 from pretrain.config import Plateau
 from pretrain.errors import UserError
 from pretrain.schedule.ending import Ending, gstack_tokens, plateau
-from pretrain.state import Progress
+from pretrain.schedule.progress import Progress
 
 RULE = Plateau(window=2, threshold=0.01, patience=2)
 
