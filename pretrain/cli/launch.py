@@ -18,7 +18,7 @@ from torch.distributed.run import parse_args, run
 
 from pretrain import config
 from pretrain.cli import command
-from pretrain.cli.submission import ranks_of
+from pretrain.config.layouts import ranks_of
 from pretrain.runtime.files import is_done
 
 EXAMPLE = """example:

@@ -16,6 +16,7 @@ from growth.errors import GrowthError
 from pretrain import config
 from pretrain.cli import command
 from pretrain.config import Curriculum, Stage
+from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.errors import UserError
 from pretrain.runtime.files import is_done
 
@@ -23,12 +24,6 @@ EXAMPLE = """examples:
   python -m pretrain.cli.submission configs/demo.yaml
   python -m pretrain.cli.submission configs/demo.yaml --ranks-per-node 8
   python -m pretrain.cli.submission configs/demo.yaml --stage wide --ranks-per-node 4 --nodes 1 --parallel.tp 4"""
-
-
-def ranks_of(stage: Stage, gpus: int) -> int:
-    """How many ranks to start on one machine: tp * pp * dp, where an absent dp fills the machine's GPUs."""
-    model = stage.parallel.tp * stage.parallel.pp
-    return model * (stage.parallel.dp or max(1, gpus // model))
 
 
 def nodes_of(curriculum: Curriculum, stage: Stage, per_node: int) -> int:
@@ -62,13 +57,11 @@ def check_allocation(curriculum: Curriculum, stage: Stage, nodes: int, tasks: in
     pretrain.event.plan.check raises.
     """
     from pretrain.event import plan  # seconds of imports, which a mere list of the stages need not wait for
-    from pretrain.runtime.ranks import layout_of
 
     try:
         layout_of(stage, nodes * tasks)
     except UserError as error:
-        model = stage.parallel.tp * stage.parallel.pp
-        wanted = model * (stage.parallel.dp or max(1, nodes * tasks // model))
+        wanted = ranks_of(stage, nodes * tasks)
         fits = max(number for number in range(1, max(tasks, per_node) + 1) if wanted % number == 0)
         try:
             layout_of(stage, wanted)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import growth
 from growth import GrowthError
 from growth.operators import OPERATORS
 from pretrain.config import factor_files
+from pretrain.config.keys import Patch, Stage, Train
+from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
-
-if TYPE_CHECKING:
-    from pretrain.config.keys import Patch, Stage, Train
 
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
@@ -127,7 +126,8 @@ def _layout(stage: Stage) -> Iterator[str]:
             "change one of them or switch it off"
         )
     try:
-        layout = Layout.make(model.layers, pp=parallel.pp, pipeline=parallel.pipeline)
+        layout = Layout.make(model.layers, pp=parallel.pp, dp=parallel.dp or 1, pipeline=parallel.pipeline)
+        yield from misfits(train, layout)
         if train.recompute == "full" and any(layers % train.recompute_layers for layers in layout.pipeline):
             parts = ", ".join(map(str, layout.pipeline))
             yield (
@@ -143,14 +143,7 @@ def _layout(stage: Stage) -> Iterator[str]:
 
 
 def _budget(stage: Stage) -> Iterator[str]:
-    train, dp = stage.train, stage.parallel.dp or 1
-    for key in ("global_batch", "ramp_from", "ramp_by"):
-        if (samples := getattr(train, key)) % (train.micro_batch * dp):
-            product = f"{train.micro_batch}" if dp == 1 else f"{train.micro_batch} x parallel.dp {dp}"
-            yield (
-                f"train.{key}: {samples} samples are no multiple of train.micro_batch {product}; a step is a whole "
-                "number of micro-batches on every data-parallel rank"
-            )
+    train = stage.train
     yield from _ramp(train)
     if bool(train.tokens) == bool(train.epochs):
         yield (

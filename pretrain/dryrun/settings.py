@@ -8,6 +8,7 @@ from typing import Literal
 
 from pretrain import config
 from pretrain.config import Curriculum, Stage, checks
+from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.layout import Layout
 from pretrain.layout.layout import balanced_pipeline
 
@@ -41,19 +42,9 @@ def load(path: str | Path, name: str, overrides: Overrides) -> tuple[Curriculum,
     index = [stage.name for stage in curriculum.stages].index(curriculum.stage(name).name)
     stages = list(map(_quiet, curriculum.stages))
     stage = _overridden(stages[index], overrides)
-    layout = layout_of(stage)
-    stages[index] = stage = _short(stage, layout)
+    stages[index] = stage = _short(stage)
     checks.raise_for(checks.problems(stages, only=index), f"{path}: stage {name!r}")
-    return replace(curriculum, stages=tuple(stages)), stage, layout
-
-
-def layout_of(stage: Stage) -> Layout:
-    """The layout of a stage, where an absent dp fills a node."""
-    p = stage.parallel
-    dp = p.dp or max(1, GPUS_OF_A_NODE // (p.tp * p.pp))
-    return Layout.make(
-        stage.model.layers, tp=p.tp, pp=p.pp, dp=dp, pipeline=p.pipeline, sequence_parallel=p.sequence_parallel
-    )
+    return replace(curriculum, stages=tuple(stages)), stage, layout_of(stage, ranks_of(stage, GPUS_OF_A_NODE))
 
 
 def micro_batches(layout: Layout) -> int:
@@ -72,16 +63,17 @@ def _quiet(stage: Stage) -> Stage:
     return replace(stage, train=train, log=log, grow=replace(stage.grow, trial=trial))
 
 
-def _short(stage: Stage, layout: Layout) -> Stage:
-    train = stage.train
-    unit = train.micro_batch * layout.dp
-    n = max(1, min(train.global_batch // unit, micro_batches(layout)))
-    if layout.virtual > 1:
-        n = -(-n // layout.pp) * layout.pp
-    parallel = replace(stage.parallel, dp=layout.dp)
-    tokens = max(train.tokens, n * unit * train.seq_len)
-    train = replace(train, tokens=tokens, global_batch=n * unit, ramp_from=0, ramp_by=0, ramp_tokens=0)
-    return replace(stage, parallel=parallel, train=train)
+def _short(stage: Stage) -> Stage:
+    """With a step that just fills the pipeline, whatever its batch is."""
+    train, p = stage.train, stage.parallel
+    dp = ranks_of(stage, GPUS_OF_A_NODE) // (p.tp * p.pp)
+    layout = Layout.make(stage.model.layers, pp=p.pp, dp=dp, pipeline=p.pipeline)
+    samples, unit = train.micro_batch * dp, layout.batch_unit(train.micro_batch)
+    n = max(1, min(train.global_batch // samples, micro_batches(layout)))
+    batch = -(-n * samples // unit) * unit
+    tokens = max(train.tokens, batch * train.seq_len)
+    train = replace(train, tokens=tokens, global_batch=batch, ramp_from=0, ramp_by=0, ramp_tokens=0)
+    return replace(stage, parallel=replace(p, dp=dp), train=train)
 
 
 def _overridden(stage: Stage, o: Overrides) -> Stage:

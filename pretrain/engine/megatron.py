@@ -20,9 +20,9 @@ from pretrain.families.bert import model as bert
 from pretrain.families.gpt2 import model as gpt2
 from pretrain.families.llama2 import model as llama2
 from pretrain.families.parameters import parameters
-from pretrain.guard.watchdog import COLLECTIVE_TIMEOUT
 from pretrain.kernels import fused
 from pretrain.layout import Layout
+from pretrain.runtime.ranks import COLLECTIVE_TIMEOUT
 
 FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
 

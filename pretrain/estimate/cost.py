@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from growth import Architecture
 from pretrain.config import Curriculum, Stage
+from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.errors import UserError
 from pretrain.estimate import flops, memory, speed
 from pretrain.estimate.memory import Memory
@@ -91,7 +92,8 @@ def of_stage(
             f"stage {stage.name!r}: train.epochs is of a corpus; the plan reads none, so give train.tokens instead"
         )
     arch, train = stage.at_end().architecture(), stage.train
-    layout = layout_of(stage, gpus_per_node, nodes)
+    world = nodes * gpus_per_node if nodes else ranks_of(stage, gpus_per_node)
+    layout = layout_of(stage, world, arch.layers)
     found = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
     on_nodes = -(-layout.world // gpus_per_node)
     event = event_flops = 0.0
@@ -165,34 +167,3 @@ def remedies(cost: Cost, gpu: Gpu) -> list[str]:
             tried.append((f"parallel.tp {tp} with sequence_parallel and dp {wide.dp}", wide, train))
     needs = [(words, memory.worst(cost.arch, other, changed).total) for words, other, changed in tried]
     return [f"{words} ({need / 2**30:.0f} GiB)" for words, need in needs if need <= gpu.memory]
-
-
-def layout_of(stage: Stage, gpus_per_node: int, nodes: int | None) -> Layout:
-    """The layout of a stage on these nodes, or on those that its keys ask for.
-
-    Raises UserError when the ranks or the batch do not fit together.
-    """
-    parallel, model = stage.parallel, stage.parallel.tp * stage.parallel.pp
-    world = nodes * gpus_per_node if nodes else max(model, gpus_per_node)
-    dp = parallel.dp or world // model
-    where = f"stage {stage.name!r}"
-    if nodes and model * dp != world:
-        raise UserError(
-            f"{where}: parallel asks for {model * dp} GPUs, and --nodes {nodes} has {world}; change one of them"
-        )
-    layout = Layout.make(
-        stage.at_end().layers,
-        tp=parallel.tp,
-        pp=parallel.pp,
-        dp=dp,
-        pipeline=None if stage.patches else parallel.pipeline,
-        sequence_parallel=parallel.sequence_parallel,
-    )
-    unit = stage.train.micro_batch * dp * (parallel.pp if layout.virtual > 1 else 1)
-    for key in ("global_batch", "ramp_from", "ramp_by"):
-        if (samples := getattr(stage.train, key)) % unit:
-            raise UserError(
-                f"{where}: train.{key} {samples} is no multiple of train.micro_batch {stage.train.micro_batch} x {dp} "
-                f"data-parallel ranks{' x pp' if layout.virtual > 1 else ''}; change one of them"
-            )
-    return layout

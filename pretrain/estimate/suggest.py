@@ -6,6 +6,7 @@ from typing import Literal
 
 from growth import Architecture
 from pretrain.config import Train
+from pretrain.config.layouts import misfits
 from pretrain.estimate import memory, speed
 from pretrain.estimate.memory import Memory
 from pretrain.estimate.speed import Gpu, Speed
@@ -42,8 +43,7 @@ def suggest(
     for layout in _layouts(arch, train, world, gpus_per_node):
         found = []
         for micro_batch in POWERS:
-            unit = micro_batch * layout.dp * (layout.pp if layout.virtual > 1 else 1)
-            if any(n % unit for n in (train.global_batch, train.ramp_from, train.ramp_by)):
+            if any(misfits(replace(train, micro_batch=micro_batch), layout)):
                 continue
             for recompute in RECOMPUTE:
                 how = replace(train, micro_batch=micro_batch, recompute=recompute, recompute_layers=1)

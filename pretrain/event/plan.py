@@ -10,11 +10,11 @@ import growth
 from growth import Architecture, Plan
 from pretrain.checkpoint import Manifest, Reader, find, is_done, model_of
 from pretrain.config import Curriculum, Stage, compare_for_resume, factor_files
+from pretrain.config.layouts import layout_of
 from pretrain.errors import UserError
 from pretrain.event.condense import condensed
 from pretrain.families.text import Tokenizer, open_feed
 from pretrain.guard.health import Health
-from pretrain.runtime.ranks import layout_of
 from pretrain.schedule.curve import Birth
 from pretrain.state import State
 

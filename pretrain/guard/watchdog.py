@@ -13,7 +13,6 @@ import os
 import socket
 import threading
 import time
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,8 +23,6 @@ log = logging.getLogger(__name__)
 
 STEP = "step"
 LONGER = 4  # how much longer than a step anything else may take
-COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""Of torch's process groups, whose timeout ends a rank without a word about the others: longer than any limit here."""
 STDERR = 2
 INTERVAL = 5.0  # seconds between two looks, at most
 

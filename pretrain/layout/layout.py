@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from pretrain.errors import UserError
@@ -111,6 +111,15 @@ class Layout:
     def virtual(self) -> int:
         """Chunks per pipeline rank; more than 1 is an interleaved pipeline."""
         return len(self.pipeline) // self.pp
+
+    def batch_unit(self, micro_batch: int) -> int:
+        """Samples of which every batch is a whole multiple: a micro-batch on each data-parallel rank, and of an
+        interleaved pipeline as many micro-batches as there are pipeline ranks."""
+        return micro_batch * self.dp * (self.pp if self.virtual > 1 else 1)
+
+    def resized(self, layers: int) -> Layout:
+        """The same ranks for a model of so many layers, split evenly."""
+        return replace(self, pipeline=balanced_pipeline(layers, self.pp))
 
     @property
     def megatron(self) -> str:

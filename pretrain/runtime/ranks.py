@@ -11,57 +11,21 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from pretrain.config import Stage
 from pretrain.errors import UserError
-from pretrain.guard.watchdog import COLLECTIVE_TIMEOUT
-from pretrain.layout import Layout
 from pretrain.runtime.comm import Comm
 from pretrain.runtime.device import own_gpu
 
 T = TypeVar("T")
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
+"""Of torch's process groups, whose timeout ends a rank without a word about the others: longer than any limit of
+pretrain.guard.watchdog."""
 
 
 def world_size() -> int:
     """Ranks that were started, from the launcher's environment (1 without one)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def layout_of(stage: Stage, world: int) -> Layout:
-    """The layout of a stage on `world` ranks.
-
-    Raises UserError when the ranks do not make up tp * pp * dp, naming the keys and the number that would fit.
-    """
-    p = stage.parallel
-    model_parallel = p.tp * p.pp
-    dp = p.dp or world // model_parallel
-    if dp < 1 or dp * model_parallel != world:
-        fits = f"{dp * model_parallel} ranks" if p.dp else f"a multiple of {model_parallel} ranks"
-        raise UserError(
-            f"stage {stage.name!r}: parallel.tp {p.tp} x parallel.pp {p.pp}"
-            + (f" x parallel.dp {p.dp}" if p.dp else "")
-            + f" needs {fits}, and {world} {'was' if world == 1 else 'were'} started: start that many, "
-            "or change parallel in the config"
-        )
-    layout = Layout.make(
-        stage.model.layers,
-        tp=p.tp,
-        pp=p.pp,
-        dp=dp,
-        pipeline=p.pipeline,
-        sequence_parallel=p.sequence_parallel,
-    )
-    micro = stage.train.micro_batch
-    unit = micro * dp * (p.pp if layout.virtual > 1 else 1)
-    for key in ("global_batch", "ramp_from", "ramp_by"):
-        if (batch := getattr(stage.train, key)) % unit:
-            raise UserError(
-                f"stage {stage.name!r}: train.{key} {batch} is not a multiple of {unit} "
-                f"(train.micro_batch {micro} x {dp} data-parallel ranks{' x pp' if unit > micro * dp else ''}): "
-                f"use {batch // unit * unit or unit} or {(batch // unit + 1) * unit}"
-            )
-    return layout
 
 
 def join() -> None:

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from pretrain.checkpoint import is_done
 from pretrain.checkpoint.commit import abandon
 from pretrain.config import Curriculum, Stage
+from pretrain.config.layouts import layout_of
 from pretrain.families.text import open_feed
 from pretrain.guard.health import Rollback
 from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
-from pretrain.runtime.ranks import agreed, layout_of, world_size
+from pretrain.runtime.ranks import agreed, world_size
 from pretrain.stage.apply_schedule import count_once
 from pretrain.stage.run import Run
 from pretrain.stage.trial import start_with_the_best

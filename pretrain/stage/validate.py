@@ -14,8 +14,7 @@ class Validation:
 
     def __init__(self, engine: Engine, feed: Feed) -> None:
         layout = engine.layout
-        unit = layout.dp * engine.micro_batch * (layout.pp if layout.virtual > 1 else 1)
-        text = feed.held_out(unit)
+        text = feed.held_out(layout.batch_unit(engine.micro_batch))
         self.engine, self.bytes, self.counts = engine, text.bytes, engine.family.counts(text.samples)
         self.samples = part(text.samples, engine.dp_rank, layout.dp)
 

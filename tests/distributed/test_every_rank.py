@@ -15,10 +15,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from growth import Architecture
 from pretrain import config
 from pretrain.config import Stage
+from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.engine import megatron
 from pretrain.engine.megatron import Numerics
 from pretrain.estimate import memory
-from pretrain.estimate.cost import layout_of
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 
@@ -77,7 +77,7 @@ def _one_of_each(layout: Layout) -> Iterator[int]:
 @pytest.mark.parametrize("name", ["llama2_55m_to_7b", "llama2_55m_to_7b_head_dim", "bert_to_large"])
 def test_every_stage_is_built_as_planned(name: str) -> None:
     for stage in stages(name):
-        layout = layout_of(stage, 8, None)
+        layout = layout_of(stage, ranks_of(stage, 8))
         _check(stage, layout, _one_of_each(layout))
 
 
@@ -85,7 +85,7 @@ def test_every_stage_is_built_as_planned(name: str) -> None:
 @pytest.mark.timeout(1800)
 def test_every_rank_of_every_stage() -> None:
     for stage in stages("llama2_55m_to_7b"):
-        layout = layout_of(stage, 8, None)
+        layout = layout_of(stage, ranks_of(stage, 8))
         _check(stage, layout, iter(range(layout.world)))
 
 

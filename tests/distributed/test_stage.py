@@ -121,7 +121,7 @@ def test_errors_of_the_user(corpus: Path, tmp_path: Path) -> None:
     assert "stage.sh" in text
     (text,) = set(run(3, stage, str(path), "small", []))
     assert "parallel.dp 2" in text
-    assert "3 were started" in text
+    assert "there are 3" in text
     missing = curriculum(corpus, tmp_path / "missing", data={"corpus": str(tmp_path / "nothing")})
     (text,) = set(run(2, stage, str(missing), "small", []))
     assert "is not a prepared corpus" in text

@@ -49,7 +49,7 @@ def runs_well(c: cost.Cost) -> None:
     size, train, layout = c.arch.sizes, c.stage.train, c.layout
     assert size["heads"] % layout.tp == size["ffn"] % layout.tp == 0
     assert len(set(layout.pipeline)) == 1
-    unit = train.micro_batch * layout.dp * (layout.pp if layout.virtual > 1 else 1)
+    unit = layout.batch_unit(train.micro_batch)
     assert not any(n % unit for n in (train.global_batch, train.ramp_from, train.ramp_by))
     assert c.memory.total < 0.9 * A100.memory
     assert layout.world == 8 * c.nodes
@@ -244,7 +244,7 @@ def test_suggestions_for_other_nodes(capsys: pytest.CaptureFixture[str]) -> None
 def test_nodes_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(small_curriculum(tmp_path).path)
     assert plan.main([path, "--nodes", "1"]) == 2
-    assert "parallel asks for 2 GPUs, and --nodes 1 has 8" in capsys.readouterr().err
+    assert "needs 2 ranks, and there are 8" in capsys.readouterr().err
     assert plan.main([path, "--nodes", "1", "--gpus-per-node", "2"]) == 0
     assert plan.main([path, "--mfu", "45"]) == 2
     assert "--mfu 45: give a share" in capsys.readouterr().err

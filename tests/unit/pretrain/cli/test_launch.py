@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.cli import launch, submission
+from pretrain.config import layouts
 from pretrain.errors import UserError
 from tests.unit.small import TEXT, small_curriculum
 
@@ -85,7 +86,7 @@ def test_what_has_happened_to_a_stage(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_absent_dp_fills_the_gpus(tmp_path: Path) -> None:
     (tmp_path / "free.yaml").write_text(TEXT.replace("parallel: {tp: 2, dp: 1}", "parallel: {tp: 2}"))
     wide = submission.config.load(tmp_path / "free.yaml").stages[1]
-    assert [submission.ranks_of(wide, gpus) for gpus in (0, 1, 2, 8, 9)] == [2, 2, 2, 8, 8]
+    assert [layouts.ranks_of(wide, gpus) for gpus in (0, 1, 2, 8, 9)] == [2, 2, 2, 8, 8]
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_an_allocation_that_does_not_fit_is_refused_with_what_would(
     wide = free.stages[1]
     with pytest.raises(UserError) as refused:
         submission.check_allocation(free, wide, nodes=1, tasks=3, per_node=8)
-    assert "needs a multiple of 2 ranks, and 3 were started" in str(refused.value)
+    assert "needs a multiple of 2 ranks, and there are 3" in str(refused.value)
     line = f"sbatch --nodes 1 --ntasks-per-node 2 --gpus-per-node 2 slurm/stage.sh {free.path} wide"
     assert str(refused.value).splitlines()[-1] == line
     wide = free.override(wide, ["--parallel.dp", "8"])

@@ -127,7 +127,11 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.parallel": {"pp": 2, "pipeline": [3, 2]}}, ["stages[1].parallel.pipeline", "5 layers", "is 4"]),
         ({"stages.1.parallel.pipeline": "Ett|ttL"}, ["stages[1].parallel.pipeline: 2 parts for one pipeline rank"]),
         ({"stages.1.parallel.pipeline": "tt|tt"}, ["stages[1].parallel.pipeline", "tt|tt", "understood"]),
-        ({"parallel": {"dp": 2}, "train.micro_batch": 3}, ["train.global_batch: 8", "micro_batch 3 x parallel.dp 2"]),
+        ({"parallel": {"dp": 2}, "train.micro_batch": 3}, ["train.global_batch: 8", "micro_batch 3 x 2 data-parallel"]),
+        (
+            {"parallel": {"pp": 2, "pipeline": "Et|t|t|tL"}, "train.micro_batch": 8},
+            ["train.global_batch: 8", "no multiple of 16", "8 x parallel.pp 2 of an interleaved pipeline"],
+        ),
         ({"stages.1.name": "one"}, ["stages[1].name: 'one' is the name of an earlier stage too"]),
         ({"stages.1.name": "../two"}, ["stages[1].name: '../two' cannot name a folder"]),
         ({"stages.1.seed": 8}, ["stages[1].seed: 8 differs from the curriculum's"]),
