@@ -1,10 +1,12 @@
 """Finds, verifies and loads checkpoints: the newest one that verifies, and why others were skipped."""
 
+import logging
 import re
 from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch.distributed import ProcessGroup
@@ -15,6 +17,10 @@ from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
 from pretrain.checkpoint.reader import Reader
 from pretrain.errors import UserError
 from pretrain.runtime.comm import Comm
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -43,6 +49,20 @@ class Found:
     path: Path | None
     manifest: Manifest | None
     skipped: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class Restored(Found, Generic[T]):
+    """That which was loaded, and what came of it."""
+
+    loaded: T | None = None
+
+    def warn(self) -> None:
+        """Say what was passed over, and what is missing."""
+        for path, reason in self.skipped:
+            log.warning("skipped %s: %s", path, reason)
+        if self.manifest and not self.manifest.has("exp_avg"):
+            log.warning("%s has no Adam moments: they start at zero", self.path)
 
 
 def check(path: Path) -> Manifest:
@@ -129,7 +149,7 @@ def _content(parts: list[tuple[int, int, str]], block: int) -> str:
     return (", ".join(inside[:3]) + more) or "the header"
 
 
-def restore(root: Path, load: Callable[[Reader], None], group: ProcessGroup | None = None) -> Found:
+def restore(root: Path, load: Callable[[Reader], T], group: ProcessGroup | None = None) -> Restored[T]:
     """Loads the newest checkpoint that verifies, on all ranks (collective).
 
     `load` reads what its rank needs and must overwrite all of it, because it is called again with an older checkpoint
@@ -148,11 +168,11 @@ def restore(root: Path, load: Callable[[Reader], None], group: ProcessGroup | No
                     f"{root}: none of its checkpoints can be loaded:\n{lines}\n"
                     "Put one right, or move them away to start this stage from its beginning."
                 )
-            return found
-        corrupt, failed = "", None
+            return Restored(None, None, found.skipped)
+        corrupt, failed, loaded = "", None, None
         try:
             with Reader(found.path) as reader:
-                load(reader)
+                loaded = load(reader)
         except CorruptCheckpoint as problem:
             corrupt = str(problem)
         except Exception as problem:  # told to the other ranks, then raised
@@ -165,5 +185,5 @@ def restore(root: Path, load: Callable[[Reader], None], group: ProcessGroup | No
             raise UserError("; ".join(others))
         reasons = [reason for reason, _ in told if reason]
         if not reasons:
-            return found
+            return Restored(found.path, found.manifest, found.skipped, loaded)
         bad[found.path] = reasons[0]

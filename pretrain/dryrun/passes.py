@@ -25,6 +25,7 @@ from pretrain.engine.shards import boxes
 from pretrain.guard.switches import Switches
 from pretrain.guard.watchdog import Watchdog
 from pretrain.layout import Layout
+from pretrain.stage.resolved import Resolved
 from pretrain.stage.run import Run
 from pretrain.stage.trial import start_with_the_best
 from pretrain.state import State
@@ -101,14 +102,17 @@ class Passes:
     def _start(self) -> tuple[Engine, State]:
         watchdog = Watchdog(self._folder, self._rank, 0)
         self._switches = Switches(self._folder, lambda: False)
-        feed = Nothing(self._stage)
-        started = start_with_the_best(self._curriculum, self._stage, self._layout, feed, self._switches, watchdog)
+        started = start_with_the_best(self._resolved(), self._switches, watchdog)
         assert started is not None
         return started
 
     def _run(self, engine: Engine, state: State) -> Run:
         watchdog = Watchdog(self._folder, self._rank, 0)
-        return Run(self._curriculum, self._stage, self._layout, Nothing(self._stage), watchdog, engine, state)
+        return Run(self._resolved(), watchdog, engine, state)
+
+    def _resolved(self) -> Resolved:
+        feed = Nothing(self._stage)
+        return Resolved(self._curriculum, self._stage, feed.resolved(), self._layout, feed)
 
     def _turn(self, run: Run) -> None:
         """A turn of the training loop, as in pretrain.stage.train."""

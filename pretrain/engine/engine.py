@@ -241,6 +241,15 @@ class Engine:
         """The gradient of a parameter that this rank has accumulated, in fp32."""
         return self._gradients[parameter]
 
+    def reached(self) -> list[Tensor]:
+        """Per local parameter, uint8: whether an element has a gradient on any data-parallel rank."""
+        found = []
+        for _, parameter in self.parameters:
+            nonzero = (self.gradient(parameter) != 0).to(torch.uint8)
+            dist.all_reduce(nonzero, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
+            found.append(nonzero)
+        return found
+
     def step(
         self,
         lr: float | Sequence[float],

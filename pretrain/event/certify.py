@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from torch import Tensor
 
 from growth import Architecture, Plan
@@ -38,18 +36,17 @@ class Before:
 def certify(
     engine: Engine,
     plan: Plan,
-    reload: Callable[[], None],
     *,
     before: Before,
     probe: Samples,
     batch: Samples,
     lr: float,
 ) -> Certificate:
-    """Measure the event on the model that has just been loaded (collective).
+    """Measure the event on the model that has just been loaded, and must be loaded anew afterwards (collective).
 
     probe is held-out text in ids that both have, batch in the new one, the same on every rank; the batch's size is a
-    multiple of dp * micro_batch. One optimizer step is made at `lr`, and undone by `reload`. Dead parameters are new
-    and have no gradient on two backward passes, before and after that step.
+    multiple of dp * micro_batch. One optimizer step is made at `lr`. Dead parameters are new and have no gradient on
+    two backward passes, before and after that step.
     """
     new, old = engine.logits(probe), before.logits
     measured: list[float] = []
@@ -60,15 +57,14 @@ def certify(
         measured = [relative_error(new, old), _loss(old, probe), _loss(new, probe)]
     norm_after = gradient_norm(engine, probe)
     dead = _dead(engine, plan, batch, lr)
-    reload()
-    told = [measured]
-    dist.broadcast_object_list(told, src=engine.layout.loss_rank)
-    (measured,) = told
+    box = [measured]
+    dist.broadcast_object_list(box, src=engine.layout.loss_rank)
+    error, loss_before, loss_after = box[0]
     return Certificate.of(
         plan,
-        error=measured[0],
-        loss_before=measured[1],
-        loss_after=measured[2],
+        error=error,
+        loss_before=loss_before,
+        loss_after=loss_after,
         dead=dead,
         grad_norm_before=before.grad_norm if isfinite(before.grad_norm) else None,
         grad_norm_after=norm_after if isfinite(norm_after) else None,
@@ -90,10 +86,10 @@ def _dead(engine: Engine, plan: Plan, batch: Samples, lr: float) -> dict[str, tu
     """(dead, counted) new parameters per row of the family's table, over all ranks."""
     mine = part(batch, engine.dp_rank, engine.layout.dp)
     engine.backward(mine)
-    before = _reached(engine)
+    before = engine.reached()
     engine.step(lr)
     engine.backward(mine)
-    after = _reached(engine)
+    after = engine.reached()
     engine.forget()
     names = [spec.name for spec in plan.new.table.tensors]
     counts = torch.zeros(len(names), 2, dtype=torch.int64, device=engine.device)
@@ -125,14 +121,4 @@ def _occurs(arch: Architecture, batch: Samples) -> dict[tuple[str, ...], Tensor]
         if axis in arch.sizes:
             found[axis,] = torch.zeros(arch.sizes[axis], dtype=torch.bool)
             found[axis,][indices.flatten()] = True
-    return found
-
-
-def _reached(engine: Engine) -> list[Tensor]:
-    """Per local parameter, uint8: whether an element has a gradient on any data-parallel rank (collective)."""
-    found = []
-    for _, parameter in engine.parameters:
-        nonzero = (engine.gradient(parameter) != 0).to(torch.uint8)
-        dist.all_reduce(nonzero, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
-        found.append(nonzero)
     return found

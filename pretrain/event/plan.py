@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import growth
@@ -13,10 +14,46 @@ from pretrain.config import Curriculum, Stage, compare_for_resume, factor_files
 from pretrain.config.layouts import layout_of
 from pretrain.errors import UserError
 from pretrain.event.condense import condensed
+from pretrain.event.source import Source
 from pretrain.families.text import Tokenizer, open_feed
 from pretrain.guard.health import Health
+from pretrain.runtime.files import bits_per_byte
+from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import Birth
 from pretrain.state import State
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A growth event that is to happen: what grows, how, and what the model before was known to reach.
+
+    state_of: the state of the grown model, from the reader of its parent's checkpoint, the plan and the stage.
+    bits_per_byte: of the model before, where it was measured.
+    """
+
+    plan: Plan
+    source: Source
+    state_of: Callable[[Reader, Plan, Stage], State]
+    bits_per_byte: float | None
+
+
+def of_stage(curriculum: Curriculum, stage: Stage, parent: Stage, tokenizer: Tokenizer | None) -> Growth:
+    """The event with which a stage begins (collective). Raises as `finished` and `plan_of`."""
+    plan = plan_of(curriculum, stage, agreed(lambda: finished(curriculum, parent)), tokenizer)
+    assert plan.old is not None
+    before = agreed(lambda: bits_per_byte(curriculum.folder / parent.name))
+    return Growth(plan, Source(_checkpoints(curriculum, parent), plan.old), grown, before)
+
+
+def of_patch(curriculum: Curriculum, stage: Stage, state: State, bits_per_byte: float | None) -> Growth:
+    """That of the stage's next patch, from the checkpoint of this state."""
+    plan = patch_plan(curriculum, stage, state.arch.layers - stage.model.layers, state.arch)
+    source = Source(_checkpoints(curriculum, stage), state.arch, state.progress.step)
+    return Growth(plan, source, patched, bits_per_byte)
+
+
+def _checkpoints(curriculum: Curriculum, stage: Stage) -> Path:
+    return curriculum.folder / stage.name / "checkpoints"
 
 
 def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[str] = ()) -> None:

@@ -292,11 +292,6 @@ def open_feed(stage: Stage) -> Feed:
     return CausalFeed(stage, Corpus.open(stage.data.corpus))
 
 
-def budget(stage: Stage) -> int:
-    """The tokens that a stage trains on at most; a budget in epochs needs its corpus."""
-    return stage.train.tokens or open_feed(stage).resolved().train.tokens
-
-
 def _padded(samples: Samples, unit: int) -> Samples:
     """With rows of zeros up to a multiple of `unit`; their masks are zero too."""
     missing = -len(samples["inputs"]) % unit

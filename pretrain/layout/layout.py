@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from growth.architecture import Architecture
 from pretrain.errors import UserError
 
 LONGEST = 1 << 14  # letters of a pipeline layout
@@ -120,6 +121,14 @@ class Layout:
     def resized(self, layers: int) -> Layout:
         """The same ranks for a model of so many layers, split evenly."""
         return replace(self, pipeline=balanced_pipeline(layers, self.pp))
+
+    def of_parent(self, old: Architecture) -> Layout:
+        """Of the same ranks, that of the model that grows into this one's, while a growth event measures it: without
+        tensor parallelism where it is too small to be cut like that."""
+        whole = any(old.sizes.get(axis, self.tp) % self.tp for axis in ("heads", "kv_heads", "ffn"))
+        tp = 1 if whole else self.tp
+        dp = self.dp * self.tp // tp
+        return Layout.make(old.layers, tp=tp, pp=self.pp, dp=dp, sequence_parallel=self.sequence_parallel)
 
     @property
     def megatron(self) -> str:

@@ -14,7 +14,6 @@ from typing_extensions import TypedDict
 from pretrain.config import Curriculum, Plateau, Stage
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
-from pretrain.families.text import budget
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Number, Object, Text
 from pretrain.runtime.files import make_folder, write_file
@@ -60,14 +59,15 @@ class Ending:
 
     @staticmethod
     def of(curriculum: Curriculum, stage: Stage, before: int) -> Ending:
-        """Of a stage whose budget is in tokens; before: tokens that the run had trained on when the stage began."""
+        """Of a stage whose budget is in tokens, and so that of the one it grows into; before: tokens that the run had
+        trained on when the stage began."""
         t = stage.train
         rule = t.plateau if t.until == "plateau" else None
         spent = Ending(t.tokens, "tokens", {"budget": t.tokens}, rule)
         if t.until != "gstack":
             return spent
         target = curriculum.stages[[s.name for s in curriculum.stages].index(stage.name) + 1]
-        arch, tokens = target.model.architecture(), budget(target)
+        arch, tokens = target.model.architecture(), target.train.tokens
         flops = training_flops(arch, target.train.seq_len) * tokens
         wanted = gstack_tokens(arch.parameters(), flops)
         reasons = {

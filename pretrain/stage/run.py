@@ -15,24 +15,24 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
-from pretrain.config import Curriculum, Stage, to_yaml
+from pretrain.config import to_yaml
 from pretrain.config.checks import due
 from pretrain.engine.engine import Engine
 from pretrain.engine.shards import boxes
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
-from pretrain.families.text import Feed, Wanted
+from pretrain.event.grow import finish_event, grow
+from pretrain.event.plan import of_patch
 from pretrain.guard.health import Rollback, note, roll_back
 from pretrain.guard.recheck import suspect
 from pretrain.guard.watchdog import STEP, Watchdog
-from pretrain.layout import Layout
 from pretrain.runtime import startup
 from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import rates
 from pretrain.schedule.ending import Ending, keep_decision
 from pretrain.stage.apply_schedule import Pacing
 from pretrain.stage.metrics import Metrics
-from pretrain.stage.start import finish_event, patch
+from pretrain.stage.resolved import Resolved
 from pretrain.stage.validate import Validation
 from pretrain.state import State
 
@@ -43,27 +43,16 @@ class Run:
     """The engine of a stage and where it is. Every method is collective over the ranks of the stage.
 
     As a context manager it writes metrics and, in the background, checkpoints; on leaving, what was begun is finished.
-    given: the stage as it was configured, which is what a checkpoint holds; stage: with its budget in tokens.
     """
 
     engine: Engine
     state: State
     validation: Validation
 
-    def __init__(
-        self,
-        curriculum: Curriculum,
-        given: Stage,
-        layout: Layout,
-        feed: Feed,
-        watchdog: Watchdog,
-        engine: Engine,
-        state: State,
-    ) -> None:
-        self.curriculum, self.given, self.stage = curriculum, given, feed.resolved()
-        self.layout, self.feed, self.watchdog = layout, feed, watchdog
-        self.folder = curriculum.folder / given.name
-        progress = state.progress
+    def __init__(self, resolved: Resolved, watchdog: Watchdog, engine: Engine, state: State) -> None:
+        self.resolved, self.watchdog = resolved, watchdog
+        self.given, self.stage, self.feed, self.folder = resolved.given, resolved.stage, resolved.feed, resolved.folder
+        curriculum, given, progress = resolved.curriculum, resolved.given, state.progress
         self.pacing = Pacing.of(curriculum, self.stage, progress)
         self.ending = Ending.of(curriculum, self.stage, progress.tokens - progress.stage_tokens)
         self._drive(engine, state)
@@ -77,7 +66,7 @@ class Run:
         self.checkpointer = Checkpointer(folder, None, keep.keep, keep.keep_every, asynchronous=True)
         if dist.get_rank() == 0:
             (self.folder / "config.yaml").write_text(to_yaml(given))
-        self.metrics = Metrics(self.folder, curriculum, self.stage, progress, layout.world)
+        self.metrics = Metrics(self.folder, curriculum, self.stage, progress, resolved.layout.world)
 
     def __enter__(self) -> Run:
         return self
@@ -112,7 +101,9 @@ class Run:
             before = self.validation().get("validation_bits_per_byte")
             self.watchdog.beat("growth event", step)
             self.engine.free()
-            engine, state = patch(self.curriculum, self.given, self.layout, self.feed, self.state, before)
+            growth = of_patch(self.resolved.curriculum, self.stage, self.state, before)
+            layout = self.resolved.layout.resized(growth.plan.new.layers)
+            engine, state = grow(growth, self.stage, layout, self.feed)
             # After a rollback neither is what the checkpoint holds.
             self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))
             self.record = self.validation()
@@ -127,10 +118,7 @@ class Run:
         state, t, rules = self.state, self.stage.train, self.stage.guard
         done = state.progress.stage_tokens
         tokens = t.batch_at(done) * t.seq_len
-        wanted = partial(Wanted.at, t, rank=self.engine.dp_rank, ranks=self.layout.dp)
-        batch = self.feed.take(*wanted(done))
-        if done + tokens < t.tokens:
-            self.feed.make_ahead(wanted(done + tokens))
+        batch = self.resolved.batch(done, self.engine.dp_rank, last=done + tokens >= t.tokens)
         lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
         again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
         veto = partial(state.health.trouble, rules=rules)

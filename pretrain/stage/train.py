@@ -14,13 +14,11 @@ import torch.distributed as dist
 from pretrain.checkpoint import is_done
 from pretrain.checkpoint.commit import abandon
 from pretrain.config import Curriculum, Stage
-from pretrain.config.layouts import layout_of
-from pretrain.families.text import open_feed
 from pretrain.guard.health import Rollback
 from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
 from pretrain.runtime.ranks import agreed, world_size
-from pretrain.stage.apply_schedule import count_once
+from pretrain.stage.resolved import resolve
 from pretrain.stage.run import Run
 from pretrain.stage.trial import start_with_the_best
 
@@ -59,18 +57,17 @@ def _train(
     """As `train`; or the way back to a good checkpoint, which the next call begins with."""
     watchdog.beat("start", 0)
     began = time.monotonic()
-    layout, feed = layout_of(stage, world_size()), open_feed(stage)
-    count_once(curriculum, stage)
+    resolved = resolve(curriculum, stage, world_size())
     if back:
         agreed(partial(abandon, folder / "checkpoints", back.good))
-    started = start_with_the_best(curriculum, stage, layout, feed, switches, watchdog)
+    started = start_with_the_best(resolved, switches, watchdog)
     if started is None:  # asked to leave while it tried operators
         switches.honoured(leaving=True)
         return False
     engine, state = started
     if back:
         state = replace(state, cursor=back.cursor, health=back.health_at(state.health))
-    with Run(curriculum, stage, layout, feed, watchdog, engine, state) as run:
+    with Run(resolved, watchdog, engine, state) as run:
         run.begin(began, back)
         while not run.finished():
             if run.patch_is_due():

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,18 @@ from typing import Any
 import torch.distributed as dist
 
 from pretrain.checkpoint import find
-from pretrain.config import Curriculum, Stage, compare_for_resume
+from pretrain.config import compare_for_resume
 from pretrain.engine.engine import Engine
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.event.plan import finished
-from pretrain.families.text import Feed, Wanted
 from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
-from pretrain.layout import Layout
 from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import rates
 from pretrain.schedule.ending import keep_decision, read_trial
 from pretrain.stage.apply_schedule import Pacing
+from pretrain.stage.resolved import Resolved
 from pretrain.stage.start import start
 from pretrain.stage.validate import Validation
 from pretrain.state import State
@@ -35,9 +33,7 @@ from pretrain.state import State
 log = logging.getLogger(__name__)
 
 
-def start_with_the_best(
-    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches, watchdog: Watchdog
-) -> tuple[Engine, State] | None:
+def start_with_the_best(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> tuple[Engine, State] | None:
     """`start`, where a stage begins with `grow.trial` by the best of its candidates; None when a stop was asked for
     before that was known (collective).
 
@@ -45,17 +41,16 @@ def start_with_the_best(
     steps. What each has reached is kept in decisions/trial.json: a start after a kill goes on with those that are
     missing, and decides as this one would have.
     """
+    curriculum, stage, folder = resolved.curriculum, resolved.given, resolved.folder
     trial, parent = stage.grow.trial, curriculum.parent(stage)
-    folder = curriculum.folder / stage.name
     if not trial.candidates or parent is None or agreed(lambda: find(folder / "checkpoints").manifest is not None):
-        return start(curriculum, stage, layout, feed)
+        return start(resolved)
     manifest = agreed(lambda: finished(curriculum, parent))
     record = {"decision": "grow", "by": "trial", "steps": trial.steps, "parent": manifest.hash}
     record |= {"config": stage.to_dict()}
     tried = agreed(lambda: _kept(folder, record, len(trial.candidates)))
     for candidate in trial.candidates[len(tried) :]:
-        candidate_stage = replace(stage, grow=stage.grow.tried(candidate))
-        result = _try(curriculum, candidate_stage, layout, feed, switches, watchdog)
+        result = _try(resolved.growing(stage.grow.tried(candidate)), switches, watchdog)
         if result is None:
             return None
         result["flops"] -= manifest.progress["flops"]
@@ -70,8 +65,7 @@ def start_with_the_best(
     if dist.get_rank() == 0:
         log.info("chosen: %s", trial.candidates[chosen])
         keep_decision(folder, "trial", {**record, "tried": tried, "chosen": dict(trial.candidates[chosen])})
-    best = replace(stage, grow=stage.grow.tried(trial.candidates[chosen]))
-    engine, state = start(curriculum, best, layout, feed)
+    engine, state = start(resolved.growing(stage.grow.tried(trial.candidates[chosen])))
     flops = state.progress.flops + sum(each["flops"] for each in tried)
     return engine, replace(state, progress=replace(state.progress, flops=flops))
 
@@ -88,28 +82,23 @@ def _kept(folder: Path, record: Mapping[str, Any], candidates: int) -> list[Mapp
     return list(found["tried"])
 
 
-def _try(
-    curriculum: Curriculum, stage: Stage, layout: Layout, feed: Feed, switches: Switches, watchdog: Watchdog
-) -> dict[str, Any] | None:
+def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str, Any] | None:
     """The held-out loss after the steps of a trial, its time and the run's FLOPs by then; None when a stop is asked
     for."""
     began = time.monotonic()
-    resolved = feed.resolved()
-    t = resolved.train
-    engine, state = start(curriculum, stage, layout, feed)
-    state = Pacing.of(curriculum, resolved, state.progress).set(engine, state)
+    stage, feed = resolved.stage, resolved.feed
+    t = stage.train
+    engine, state = start(resolved)
+    state = Pacing.of(resolved.curriculum, stage, state.progress).set(engine, state)
     feed.seek(state.cursor)
     validation = Validation(engine, feed)
     at_once = validation()["validation_loss"]
     tokens = before = state.progress.tokens
-    wanted = partial(Wanted.at, t, rank=engine.dp_rank, ranks=layout.dp)
     for step in range(stage.grow.trial.steps):
         watchdog.beat("trial", 0)
-        batch = feed.take(*wanted(tokens - before))
+        batch = resolved.batch(tokens - before, engine.dp_rank, last=step + 1 == stage.grow.trial.steps)
         tokens += t.batch_at(tokens - before) * t.seq_len
-        if step + 1 < stage.grow.trial.steps:
-            feed.make_ahead(wanted(tokens - before))
-        result = engine.train_step(batch.samples, rates(state.births, resolved, tokens), wish=switches.wish)
+        result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish)
         if result.wish == Asked.STOP:
             return None
     loss = validation()["validation_loss"]

@@ -103,7 +103,8 @@ def grown(family: str, root: str, precision: str) -> Any:
             publish(engine, state)
 
         load()
-        certificate = certify(engine, plan, load, before=before, probe=probe, batch=batch, lr=1e-3)
+        certificate = certify(engine, plan, before=before, probe=probe, batch=batch, lr=1e-3)
+        load()
         values = ranks.collected(engine)
     losses = []
     for data in ranks.batches(new, 3):

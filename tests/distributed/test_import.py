@@ -12,11 +12,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretrain.checkpoint import Manifest, find, is_done
+from pretrain.checkpoint.find import log
 from pretrain.data.corpus.encoders import ByteLevelEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
 from pretrain.hf.imports import import_model
-from pretrain.stage.start import log
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage
 

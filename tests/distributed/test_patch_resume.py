@@ -90,7 +90,7 @@ def _resume(path: str, unopened: str, mended: str) -> tuple[str, list[int]]:
     """The stage on a disk that fails now and then: the last rank alone cannot open a checkpoint the first time, and the
     damage of a file is gone when the patch is made. Returns the steps of its patches, too."""
     made: list[int] = []
-    patch, failing = pretrain.stage.run.patch, [unopened] * (dist.get_rank() == dist.get_world_size() - 1)
+    grow, failing = pretrain.stage.run.grow, [unopened] * (dist.get_rank() == dist.get_world_size() - 1)
 
     class Failing(Reader):
         def __init__(self, path: Path) -> None:
@@ -100,14 +100,14 @@ def _resume(path: str, unopened: str, mended: str) -> tuple[str, list[int]]:
             super().__init__(path)
 
     def mend(*given: Any) -> Any:
-        made.append(given[4].progress.step)
+        made.append(given[0].source.step)
         if mended and dist.get_rank() == 0:
             flip(Path(mended))
         dist.barrier()
-        return patch(*given)
+        return grow(*given)
 
     pretrain.checkpoint.find.Reader = Failing  # type: ignore[misc]
-    pretrain.stage.run.patch = mend
+    pretrain.stage.run.grow = mend
     return stage(path, "small", PP2), made
 
 

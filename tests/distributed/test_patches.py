@@ -116,7 +116,7 @@ def test_nine_patches_in_one_process_group(sentences: Path, tmp_path: Path) -> N
     assert sorted(p.name for p in (folder / "events").iterdir()) == [f"step-{i:08d}.json" for i in at]
 
 
-KILLS = [("pretrain.stage.run:finish_event", 1), ("pretrain.stage.start:certify", 2), ("pretrain.stage.run:patch", 2)]
+KILLS = [("pretrain.stage.run:finish_event", 1), ("pretrain.event.grow:certify", 2), ("pretrain.stage.run:grow", 2)]
 """At the first patch when it is certified, at the second when it is grown, at the third before anything. (A start after
 a kill makes that patch again.)"""
 

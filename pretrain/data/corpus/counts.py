@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
@@ -40,16 +39,6 @@ def training_tokens(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -
                 partial.write_text(str(_known[key]))
                 partial.replace(path)
     return _known[key]
-
-
-def known() -> dict[str, int]:
-    """What this process knows, for others."""
-    return dict(_known)
-
-
-def learn(counts: Mapping[str, int]) -> None:
-    """What another process knows."""
-    _known.update(counts)
 
 
 def _count(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -> int:

@@ -36,16 +36,13 @@ def test_it_is_the_sum_over_the_training_documents(copied: Corpus) -> None:
 
 
 def test_it_is_counted_once(copied: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, in a later one, and in another rank that was told."""
-    first, other = counts.training_tokens(copied, *OF), counts.training_tokens(copied, 400, 0.1, 7)
-    assert other > first
-    told = counts.known()
+    """In this process and in a later one."""
+    first = counts.training_tokens(copied, *OF)
+    assert counts.training_tokens(copied, 400, 0.1, 7) > first
     forget(monkeypatch, reads=False)
     assert counts.training_tokens(Corpus.open(copied.path), *OF) == first
     shutil.rmtree(copied.path / counts.FOLDER)
-    forget(monkeypatch, reads=False)
-    counts.learn(told)
-    assert counts.training_tokens(copied, 400, 0.1, 7) == other
+    assert counts.training_tokens(copied, *OF) == first
 
 
 @pytest.mark.parametrize("damage", ["", "x", "1e3"])

@@ -1,0 +1,120 @@
+"""A growth event, step by step: the model before is measured, the grown one filled, certified, and filled again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from growth import Plan, identity
+from growth.certificate import Certificate
+from pretrain.checkpoint import Reader
+from pretrain.config import Stage
+from pretrain.data.samples import Samples
+from pretrain.engine.build import engine_of
+from pretrain.engine.engine import Engine
+from pretrain.engine.shards import fill, publish
+from pretrain.estimate.flops import event_flops
+from pretrain.event.certify import Before, certify
+from pretrain.event.plan import Growth
+from pretrain.event.source import Source
+from pretrain.families.text import Feed
+from pretrain.layout import Layout
+from pretrain.runtime.files import write_file
+from pretrain.state import State
+
+log = logging.getLogger(__name__)
+
+
+def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engine, State]:
+    """An engine with the grown model, and the state it is in, the event in it (collective).
+
+    layout: of the grown model. In the same processes as whatever was before, which should be gone by then. Raises
+    GrowthError when a plan that says that it preserves the function does not.
+    """
+    plan, source = growth.plan, growth.source
+    probe, batch = _held_out(plan, stage, layout, feed)
+    before = _before(source, stage, layout, probe)
+    engine = engine_of(plan.new, layout, stage.train)
+
+    def load(reader: Reader) -> State:
+        state = growth.state_of(reader, plan, stage)
+        fill(engine, plan, reader)
+        return state
+
+    restored = source.restored(load)
+    state = restored.loaded
+    assert state is not None
+    if dist.get_rank() == 0:
+        restored.warn()
+        log.info("grown from %s\n%s", restored.path, plan.describe())
+    publish(engine, state)
+    certificate = certify(engine, plan, before=before, probe=probe, batch=batch, lr=stage.train.lr)
+    certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte)
+    source.restored(lambda reader: fill(engine, plan, reader))
+    publish(engine, state)
+    if dist.get_rank() == 0 and certificate.claims and not certificate.preserved:
+        log.error("%s", certificate)
+    certificate.require()
+    return engine, _after(state, plan, certificate, stage, layout)
+
+
+def _held_out(plan: Plan, stage: Stage, layout: Layout, feed: Feed) -> tuple[Samples, Samples]:
+    """Held-out text, the same on every rank: a probe that both models can read, and a batch for the new one.
+
+    Both are of enough micro-batches for an interleaved pipeline.
+    """
+    assert plan.old is not None
+    t, n = stage.train, stage.train.micro_batch * layout.pp
+    length = min(t.seq_len, plan.old.sizes.get("positions", t.seq_len))
+    length -= length % layout.tp if layout.sequence_parallel else 0  # ranks hold equal parts of a sequence
+    both = min(plan.old.sizes["vocab"], plan.new.sizes["vocab"])
+    return feed.probe(n, both, length), feed.batch(n * layout.dp)
+
+
+def _before(source: Source, stage: Stage, layout: Layout, probe: Samples) -> Before:
+    """What the model that will grow does, on an engine of its own, before that of the grown model is made."""
+    train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1)
+    engine = engine_of(source.arch, layout.of_parent(source.arch), train)
+    source.restored(lambda reader: fill(engine, identity(source.arch), reader, kinds=("weight",)))
+    engine.publish_weights()
+    before = Before.of(engine, probe)
+    engine.free()
+    return before
+
+
+def _after(state: State, plan: Plan, certificate: Certificate, stage: Stage, layout: Layout) -> State:
+    """The state with the event: among the events of the run, and in its FLOPs."""
+    assert plan.old is not None
+    event: dict[str, Any] = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
+    if stage.grow.clip == "scale" and certificate.grad_norm_ratio:
+        event["clip_scale"] = certificate.grad_norm_ratio
+    samples = stage.train.micro_batch * layout.pp
+    flops = event_flops(plan.old, plan.new, stage.train.seq_len, samples=samples, dp=layout.dp)
+    progress = replace(state.progress, flops=state.progress.flops + flops, held_out=())
+    return replace(state, progress=progress, events=(*state.events, event))
+
+
+def finish_event(folder: Path, state: State, bits: float | None, seconds: float) -> State:
+    """Complete the certificate of the event that has just happened, and keep it in the run folder.
+
+    bits are the validation's, per byte, with the new vocabulary; seconds is what the start took, certificate included.
+    """
+    *earlier, event = state.events
+    certificate: Certificate | str = "no certificate: it was grown offline without one; see tools/verify.py --parent"
+    if event["certificate"]:
+        known = bits if bits is not None and isfinite(bits) else None
+        certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=known)
+        event = {**event, "certificate": certificate.to_json()}
+    event = {**event, "seconds": seconds}
+    if dist.get_rank() == 0:
+        path = folder / "events" / f"step-{state.progress.step:08d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(event, indent=1, allow_nan=False) + "\n").encode())
+        log.info("growth event, %.1f s\n%s", seconds, certificate)
+    return replace(state, events=(*earlier, event))
