@@ -2,7 +2,6 @@
 
 from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
-from pretrain.checkpoint.flat import flat_boxes, flat_range, pieces
 from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields
 from pretrain.checkpoint.model import model_of
 from pretrain.checkpoint.reader import Reader
@@ -25,12 +24,9 @@ __all__ = [
     "Writer",
     "check",
     "find",
-    "flat_boxes",
-    "flat_range",
     "is_done",
     "mark_done",
     "model_of",
-    "pieces",
     "restore",
     "step_folder",
     "verify_all",

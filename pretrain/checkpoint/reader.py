@@ -8,7 +8,6 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockReader
-from pretrain.checkpoint.flat import flat_boxes, flat_range
 from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest, StoredBox
 
 AHEAD = 8  # blocks; twice as many are on their way from the disk while one is verified
@@ -102,7 +101,7 @@ class Reader:
         """out = the part (in coordinates of the stored box) of a stored box."""
         file = self.manifest.files[stored.file]
         shape = stored.box.shape
-        first, last = flat_range(shape, part)
+        first, last = part.flat_range(shape)
         run = last - first == part.numel and out.flags.c_contiguous
         into = out.reshape(-1).view(np.uint8) if run else None
         begin, end = stored.offset + 4 * first, stored.offset + 4 * last
@@ -119,7 +118,7 @@ class Reader:
                 continue
             block: np.ndarray | None = None
             at = lo - index * BLOCK
-            for run_box in flat_boxes(shape, (lo - stored.offset) // 4, (hi - stored.offset) // 4):
+            for run_box in Box.of_flat_range(shape, (lo - stored.offset) // 4, (hi - stored.offset) // 4):
                 both = run_box.intersect(part)
                 if both is not None:
                     if block is None:

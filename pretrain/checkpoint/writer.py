@@ -11,7 +11,6 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockWriter
-from pretrain.checkpoint.flat import flat_boxes, pieces
 from pretrain.checkpoint.manifest import KINDS, FileRecord
 
 Source = torch.Tensor | Callable[[Box], torch.Tensor]
@@ -129,7 +128,7 @@ def _write_box(
         behind.wait()
         _write_tensor(out, name, box, source, progress)
         return
-    for part in pieces(box, PIECE):
+    for part in box.parts(PIECE):
         behind.do(_write_tensor, out, name, part, source(part), progress)
 
 
@@ -166,6 +165,6 @@ def check_content(name: str, box: Box, tensor: torch.Tensor) -> None:
 def _copy_flat(tensor: torch.Tensor, start: int, target: torch.Tensor) -> None:
     """target = the elements of a strided tensor from flat index `start` on, in row-major order."""
     at = 0
-    for part in flat_boxes(tensor.shape, start, start + len(target)):
+    for part in Box.of_flat_range(tensor.shape, start, start + len(target)):
         target[at : at + part.numel].view(part.shape).copy_(tensor[part.slices()])
         at += part.numel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from growth import Box, Kept, Plan
-from pretrain.checkpoint import KINDS, Reader, pieces
+from pretrain.checkpoint import KINDS, Reader
 from pretrain.engine.engine import Engine
 from pretrain.engine.staging import Staging
 from pretrain.runtime.malloc import given_back
@@ -40,7 +40,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
                 fragment.zero_()  # physical padding
                 for box in owned.boxes:
                     view = box.view(fragment)
-                    for part in pieces(box.box, FILLED_AT_ONCE):
+                    for part in box.box.parts(FILLED_AT_ONCE):
                         target = view[part.relative_to(box.box).slices()]
                         evaluate = partial(plan.evaluate, box.tensor, part, read, kind, kept=kept)
                         if staging:

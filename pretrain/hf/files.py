@@ -11,7 +11,6 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from growth import Box
-from pretrain.checkpoint.flat import pieces
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 
@@ -63,7 +62,7 @@ def write_shard(
     with open(partial, "wb") as out:
         out.write(header)
         for name in sorted(names):
-            for box in pieces(Box.whole(shapes[name]), PIECE):
+            for box in Box.whole(shapes[name]).parts(PIECE):
                 progress(_write(out, name, read(name, box), dtype))
         out.flush()
         os.fsync(out.fileno())

@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from growth import Architecture, Box
-from pretrain.checkpoint.flat import pieces
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import MODULES, SORTED, HfFamily
@@ -76,7 +75,7 @@ class HfWeights:
             for row in dict.fromkeys(row for row, _ in self._rows.values()):
                 with self._tensor(row) as piece:
                     shape = tuple(piece.get_shape())
-                for box in pieces(Box.whole(shape), PIECE):
+                for box in Box.whole(shape).parts(PIECE):
                     if not self._read(row, box).isfinite().all():
                         raise UserError(f"{self.folder / self.files[row]}: {row} has weights that are NaN or infinite")
                     bar.update(4 * box.numel)
@@ -92,9 +91,7 @@ class HfWeights:
             shape = tuple(one.get_shape())
             if shape != tuple(two.get_shape()):
                 return False
-        return all(
-            torch.equal(self._read(name, box), self._read(other, box)) for box in pieces(Box.whole(shape), PIECE)
-        )
+        return all(torch.equal(self._read(name, box), self._read(other, box)) for box in Box.whole(shape).parts(PIECE))
 
     def _read(self, name: str, box: Box) -> torch.Tensor:
         with self._tensor(name) as piece:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -58,38 +58,15 @@ class FragmentBox:
         return fragment.as_strided(self.box.shape, strides, fragment.storage_offset() + self.offset)
 
 
-def _rectangles(start: int, stop: int, columns: int) -> Iterator[Box]:
-    """The flat range [start, stop) of a matrix as at most three boxes, in order."""
-    row, column = divmod(start, columns)
-    if column:
-        end = min(stop, (row + 1) * columns)
-        yield Box((row, column), (row + 1, end - row * columns))
-        start, row = end, row + 1
-    if (full := stop // columns) > row:
-        yield Box((row, 0), (full, columns))
-        start = full * columns
-    if start < stop:
-        yield Box((stop // columns, 0), (stop // columns + 1, stop % columns))
-
-
 def fragment_boxes(parameter: Parameter, start: int, numel: int) -> list[FragmentBox]:
     """The logical boxes of the flat range [start, start + numel) of a local parameter; padding is left out."""
-    if len(parameter.shape) == 1:
-        spans = [Box((start,), (start + numel,))]
-        columns = 1
-    else:
-        columns = parameter.shape[1]
-        spans = list(_rectangles(start, start + numel, columns))
-    found = []
-    for span in spans:
+    columns = prod(parameter.shape[1:])
+    boxes = []
+    for span in Box.of_flat_range(parameter.shape, start, start + numel):
         for piece in parameter.pieces:
             if (here := span.intersect(piece.local)) is None:
                 continue
-            inside = here.relative_to(piece.local)
-            box = Box(
-                tuple(o + a for o, a in zip(piece.box.start, inside.start, strict=True)),
-                tuple(o + b for o, b in zip(piece.box.start, inside.stop, strict=True)),
-            )
-            flat = here.start[0] * columns + (here.start[1] if len(here.start) > 1 else 0)
-            found.append(FragmentBox(piece.tensor, box, flat - start, columns))
-    return found
+            box = here.relative_to(piece.local).moved(piece.box.start)
+            first, _ = here.flat_range(parameter.shape)
+            boxes.append(FragmentBox(piece.tensor, box, first - start, columns))
+    return boxes

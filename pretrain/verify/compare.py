@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from growth import Box, Kept, Plan
 from pretrain.checkpoint import KINDS, Reader
-from pretrain.checkpoint.flat import pieces
 from pretrain.checkpoint.writer import PIECE
 
 ROUNDING = 2.0**-22  # of an element: its last bit; besides it 1e-12 of the largest element
@@ -52,7 +51,7 @@ def differences(plan: Plan, parent: Reader, child: Reader, progress: bool = Fals
         for kind in kinds:
             for name, tensor in tensors.items():
                 sums = _Sums(rounding)
-                for box in pieces(Box.whole(tensor.shape), PIECE):
+                for box in Box.whole(tensor.shape).parts(PIECE):
                     sums.add(plan.evaluate(name, box, read, kind, kept=kept), child.read(kind, name, box))
                     bar.update(4 * box.numel)
                 if sums.different:

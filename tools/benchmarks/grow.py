@@ -23,7 +23,6 @@ from benchmarks.report import Report, spread
 from growth import Architecture, Box, GrowthError, Plan
 from growth.operators import AXES, OPERATORS, Operator
 from growth.random import philox
-from pretrain.checkpoint.flat import pieces
 from pretrain.engine.shards import FILLED_AT_ONCE
 from pretrain.errors import UserError
 from pretrain.runtime.malloc import given_back
@@ -170,7 +169,7 @@ def _evaluate(plan: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor], 
     kept: growth.Kept = {}
     with given_back(FILLED_AT_ONCE // 2):
         for name, destination in new.items():
-            for box in pieces(Box.whole(destination.shape), FILLED_AT_ONCE):
+            for box in Box.whole(destination.shape).parts(FILLED_AT_ONCE):
                 plan.evaluate(name, box, read, kind, out=destination[box.slices()], kept=kept)
 
 

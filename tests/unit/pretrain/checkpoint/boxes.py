@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from growth.box import Box
-from pretrain.checkpoint import ManifestFields, flat_boxes
+from pretrain.checkpoint import ManifestFields
 
 shapes = st.lists(st.integers(1, 9), max_size=4).map(tuple)
 
@@ -38,10 +38,7 @@ def partition(draw: st.DrawFn, shape: Sequence[int], ranks: int) -> list[list[Bo
         cuts = sorted({0, shard.numel, *draw(st.lists(st.integers(0, shard.numel), max_size=3))})
         for a, b in itertools.pairwise(cuts):
             owner = owners[draw(st.integers(0, ranks - 1))]
-            for box in flat_boxes(shard.shape, a, b):
-                start = tuple(x + o for x, o in zip(box.start, shard.start, strict=True))
-                stop = tuple(x + o for x, o in zip(box.stop, shard.start, strict=True))
-                owner.append(Box(start, stop))
+            owner += [box.moved(shard.start) for box in Box.of_flat_range(shard.shape, a, b)]
     return owners
 
 
