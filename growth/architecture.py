@@ -1,18 +1,23 @@
-"""An architecture: a family with its sizes and logical scalars, and the logical tensors that follow from them."""
+"""An architecture: a family with its sizes, logical scalars and blocks, and the logical tensors that follow from them.
+
+A *layer* is a set of weights, of one of the family's kinds. A *block* is a step of the forward pass: it calls one
+layer. Usually every layer is called once, in order; layers that several blocks call are shared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from math import inf, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from growth.errors import GrowthError
-from growth.family import LAYERS, Family, TensorSpec, family
+from growth.family import LAYERS, MOST_LAYERS, Family, TensorSpec, family
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +34,33 @@ class LogicalTensor:
         return prod(self.shape)
 
 
+class Block(NamedTuple):
+    """One step of the forward pass: the kind and the number of the layer that it calls."""
+
+    kind: str
+    layer: int
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Family, sizes (axis -> size, and "layers") and logical scalars (derived numbers that growth changes, such as
     the epsilon of the norms). Scalars that are not given take the family's defaults. `rope_frequencies` are those of
     the head_dim / 2 rotary pairs, in radians a position, where they do not follow from rope_theta (empty: they do).
 
-    Raises GrowthError for an unknown family, axis or scalar, for sizes that do not fit together and for scalars that
-    are not positive numbers.
+    `kinds` is the kind of each layer (empty: all of the family's usual one). `calls` is, for each block in order, the
+    number of the layer that it calls (empty: each layer once). Layers are numbered in the order of their first calls:
+    calls (0, 0, 1, 1) are four blocks, of which two at a time share their weights.
+
+    Raises GrowthError for an unknown family, axis, scalar or kind, for sizes, kinds and calls that do not fit together
+    and for scalars that are not positive numbers.
     """
 
     family: str
     sizes: Mapping[str, int]
     scalars: Mapping[str, float] = field(default_factory=dict)
     rope_frequencies: tuple[float, ...] = ()
+    kinds: tuple[str, ...] = ()
+    calls: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         table = family(self.family)
@@ -60,6 +78,23 @@ class Architecture:
         object.__setattr__(self, "rope_frequencies", tuple(map(float, self.rope_frequencies)))
         if self.rope_frequencies:
             self._check_frequencies()
+        object.__setattr__(self, "kinds", tuple(self.kinds) or self.layers * table.kinds[:1])
+        object.__setattr__(self, "calls", tuple(self.calls) or tuple(range(self.layers)))
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        if unknown := sorted({str(kind) for kind in self.kinds} - set(self.table.kinds)):
+            known = ", ".join(self.table.kinds)
+            raise GrowthError(f"{self.family} has no kind of layer {', '.join(unknown)}: its kinds are {known}")
+        if len(self.kinds) != self.layers:
+            raise GrowthError(f"{self.family}: there are {self.layers} layers, and {len(self.kinds)} kinds of them")
+        if not all(type(layer) is int for layer in self.calls) or len(self.calls) > MOST_LAYERS:
+            raise GrowthError(f"{self.family}: calls must be at most {MOST_LAYERS:,} numbers of layers")
+        if list(dict.fromkeys(self.calls)) != list(range(self.layers)):
+            raise GrowthError(
+                f"{self.family}: the blocks must call each of the {self.layers} layers, numbered in the order of their "
+                f"first calls, and they call {_shortened(self.calls)}"
+            )
 
     def _check_frequencies(self) -> None:
         if "rope_theta" not in self.scalars:
@@ -72,7 +107,8 @@ class Architecture:
             )
 
     def __hash__(self) -> int:
-        return hash((self.family, tuple(self.sizes.items()), tuple(self.scalars.items()), self.rope_frequencies))
+        sizes, scalars = tuple(self.sizes.items()), tuple(self.scalars.items())
+        return hash((self.family, sizes, scalars, self.rope_frequencies, self.kinds, self.calls))
 
     @property
     def table(self) -> Family:
@@ -80,7 +116,39 @@ class Architecture:
 
     @property
     def layers(self) -> int:
+        """The number of layers: sets of weights, each stored once."""
         return self.sizes[LAYERS]
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks, which is that of the layers where none is shared."""
+        return len(self.calls)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks in order."""
+        return tuple(Block(self.kinds[layer], layer) for layer in self.calls)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether a layer is not of the family's usual kind."""
+        return not set(self.kinds) <= {self.table.kinds[0]}
+
+    @property
+    def shared(self) -> bool:
+        """Whether a layer is called more than once."""
+        return self.depth != self.layers
+
+    @cached_property
+    def branches(self) -> int:
+        """Residual branches over all blocks: two in a block of attention and MLP, each ending in a matrix whose init
+        is "branch"."""
+        ends = [spec.kinds for spec in self.table.tensors if spec.layered and spec.init == "branch"]
+        return sum(sum(kind in kinds for kinds in ends) for kind in (block.kind for block in self.blocks))
+
+    def next_like(self, layer: int) -> int:
+        """The number of the next layer of the same kind; the layer itself where there is none."""
+        return next((i for i in range(layer + 1, self.layers) if self.kinds[i] == self.kinds[layer]), layer)
 
     @cached_property
     def _tensors(self) -> dict[str, LogicalTensor]:
@@ -94,7 +162,8 @@ class Architecture:
             yield self._tensor(spec, None)
         for layer in range(self.layers):
             for spec in layered:
-                yield self._tensor(spec, layer)
+                if self.kinds[layer] in spec.kinds:
+                    yield self._tensor(spec, layer)
         for spec in specs[first + len(layered) :]:
             yield self._tensor(spec, None)
 
@@ -128,19 +197,61 @@ class Architecture:
         sizes: Mapping[str, int] | None = None,
         scalars: Mapping[str, float] | None = None,
         rope_frequencies: tuple[float, ...] | None = None,
+        kinds: tuple[str, ...] | None = None,
+        calls: tuple[int, ...] | None = None,
     ) -> Architecture:
         """The same family with some sizes and scalars changed; the other scalars stay as they are, and a table of
-        rotary frequencies while head_dim does."""
+        rotary frequencies while head_dim does. Other layers than before are of the kind that all of them were, and are
+        called once each; raises GrowthError where kinds and calls do not follow that way and are not given."""
         grown = {**self.sizes, **(sizes or {})}
         if rope_frequencies is None:
             rope_frequencies = self.rope_frequencies if grown["head_dim"] == self.sizes["head_dim"] else ()
-        return Architecture(self.family, grown, {**self.scalars, **(scalars or {})}, rope_frequencies)
+        if grown[LAYERS] != self.layers:
+            if kinds is None and len(set(self.kinds)) > 1:
+                raise GrowthError(
+                    f"{LAYERS}: they are of several kinds ({in_words(self)}): say of which the new ones are"
+                )
+            if calls is None and self.shared:
+                raise GrowthError(
+                    f"{LAYERS}: blocks share them ({in_words(self)}): say which block calls which new one"
+                )
+            kinds = self.kinds[:1] * grown[LAYERS] if kinds is None else kinds
+            calls = calls or ()
+        return Architecture(
+            self.family,
+            grown,
+            {**self.scalars, **(scalars or {})},
+            rope_frequencies,
+            self.kinds if kinds is None else kinds,
+            self.calls if calls is None else calls,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        data = {"family": self.family, "sizes": dict(self.sizes), "scalars": dict(self.scalars)}
-        return {**data, "rope_frequencies": list(self.rope_frequencies)} if self.rope_frequencies else data
+        """Frequencies, kinds and calls only where they are not the usual ones."""
+        data: dict[str, Any] = {"family": self.family, "sizes": dict(self.sizes), "scalars": dict(self.scalars)}
+        for name, unusual in (("rope_frequencies", True), ("kinds", self.mixed), ("calls", self.shared)):
+            if unusual and getattr(self, name):
+                data[name] = list(getattr(self, name))
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Architecture:
-        frequencies = tuple(data.get("rope_frequencies", ()))
-        return Architecture(data["family"], data["sizes"], data["scalars"], frequencies)
+        more = {name: tuple(data[name]) for name in ("rope_frequencies", "kinds", "calls") if name in data}
+        return Architecture(data["family"], data["sizes"], data["scalars"], **more)
+
+
+def in_words(arch: Architecture) -> str:
+    """Kinds and calls in a line, runs of equal ones together, such as "3 attention, 1 mlp; layers 0 x 3, 1"; empty
+    where the blocks are the usual ones."""
+    parts = []
+    if arch.mixed:
+        runs = [(kind, len(list(run))) for kind, run in groupby(block.kind for block in arch.blocks)]
+        parts.append(", ".join(f"{n} {kind}" for kind, n in runs))
+    if arch.shared:
+        runs_of = [(layer, len(list(run))) for layer, run in groupby(arch.calls)]
+        parts.append("layers " + ", ".join(f"{layer} x {n}" if n > 1 else str(layer) for layer, n in runs_of))
+    return "; ".join(parts)
+
+
+def _shortened(calls: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, calls[:20]))}{', ...' if len(calls) > 20 else ''}"

@@ -9,6 +9,7 @@ from typing import Any
 from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.evaluate.recipe import DEFAULT_MOMENTS, Moments
+from growth.family import LAYERS
 from growth.operators import AXES, OPERATORS, Operator, default
 from growth.plan import Plan, merge
 from growth.step import Step
@@ -23,7 +24,7 @@ def between(
     init_std: float,
     pieces: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
-    """The plan that grows `old` to the sizes of `new`.
+    """The plan that grows `old` to the sizes and blocks of `new`.
 
     `policy` names for each axis an operator, or a mapping {"operator": name, option: value, ...}; axes that do not
     grow ignore theirs. Its key "moments" is "transform", "copy" or "reset", or a mapping of "old" and "new" to these.
@@ -37,16 +38,18 @@ def between(
         raise GrowthError(f"a {old.family} cannot grow into a {new.family}: keep the parent's family")
     given = dict(policy or {})
     moments = _moments(given.pop("moments", {}))
-    chosen = {key: _choose(key, value, old) for key, value in given.items()}
+    chosen = {key: _choose(key, value, old, new) for key, value in given.items()}
     arch, steps = old, list[Step]()
     for key, axes in AXES.items():
         target = {axis: new.sizes[axis] for axis in axes if axis in new.sizes}
-        if all(arch.sizes[axis] == size for axis, size in target.items()):
+        blocks = new if key == LAYERS else arch
+        grown = arch.replace(target, kinds=blocks.kinds, calls=blocks.calls)
+        if grown == arch:
             continue
-        operator, options = chosen.get(key) or _choose(key, {}, old)
+        operator, options = chosen.get(key) or _choose(key, {}, old, new)
         for axis, size in target.items():
             _check_direction(operator, axis, arch.sizes[axis], size)
-        steps.append(operator(arch, target, options, {"seed": seed, "pieces": pieces}))
+        steps.append(operator(arch, target, options, {"seed": seed, "pieces": pieces, "grown": grown}))
         arch = steps[-1].new
     if remaining := [axis for axis in new.sizes if arch.sizes[axis] != new.sizes[axis]]:
         axis = remaining[0]
@@ -78,11 +81,11 @@ def _moments(value: Any) -> Moments:
     return Moments(**value)
 
 
-def _choose(key: str, value: Any, arch: Architecture) -> tuple[Operator, dict[str, Any]]:
+def _choose(key: str, value: Any, old: Architecture, new: Architecture) -> tuple[Operator, dict[str, Any]]:
     if key not in OPERATORS:
         raise GrowthError(f"a growth policy has no key {key!r}: its keys are {', '.join(OPERATORS)}, moments")
     options = dict(value) if isinstance(value, Mapping) else {"operator": value}
-    name = options.pop("operator", default(arch.table, key))
+    name = options.pop("operator", default(old, new, key))
     if not isinstance(name, str) or name not in OPERATORS[key]:
         raise GrowthError(f"{key}: there is no operator {name!r}: choose one of {', '.join(OPERATORS[key])}")
     return OPERATORS[key][name], options

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from growth.architecture import in_words
 from growth.family import LAYERS, TensorSpec
 from growth.maps import AxisMap, LayerMap
 from growth.step import Step
@@ -29,6 +30,7 @@ def describe(plan: Plan) -> str:
             [s.name, _shape(plan.new.sizes, s), f"{s.init}, std {plan.init_std:g}" if s.init == "normal" else s.init]
             for s in plan.new.table.tensors
         ]
+        head += f"\nblocks: {blocks}" if (blocks := in_words(plan.new)) else ""
         return head + "\n" + table([["tensor", "shape", "init"], *shapes])
     claim = "preserves the function" if plan.preserves else "does not preserve the function"
     lines = [f"{plan.old.family}: {plan.old.parameters():,} to {plan.new.parameters():,} parameters; {claim}"]
@@ -41,6 +43,8 @@ def describe(plan: Plan) -> str:
         ]
         if step.new.rope_frequencies != step.old.rope_frequencies:
             lines.append(f"  rope_frequencies: a table of {len(step.new.rope_frequencies)}")
+        if (now := in_words(step.new)) != (before := in_words(step.old)):
+            lines.append(f"  blocks: {before or 'the usual ones'} to {now or 'the usual ones'}")
         if step.layers:
             lines.append(f"  layers: {_layers(step.layers)}")
         rows = [["  tensor", "from", "to", "how"]]

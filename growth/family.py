@@ -28,7 +28,7 @@ GENERAL: dict[str, str] = {
 }
 RESIDUAL = "hidden"  # the axis of the residual stream
 LAYERS = "layers"
-_MOST, _MOST_LAYERS = 1 << 24, 1 << 16  # indices of an axis, and layers: more is a slip that would fill a memory
+_MOST, MOST_LAYERS = 1 << 24, 1 << 16  # indices of an axis, and layers: more is a slip that would fill a memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,13 @@ class Dim:
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One row of a family's table. `init` says how a fresh element is made: "normal" (std `init_std`), "branch"
-    (std `init_std / sqrt(2 * layers)`), "one" or "zero". A name with `{layer}` stands for one tensor a layer."""
+    (std `init_std / sqrt(branches)`, of all residual branches of the model), "one" or "zero". A name with `{layer}`
+    stands for one tensor of each layer whose kind is among `kinds`."""
 
     name: str
     dims: tuple[Dim, ...]
     init: Init
+    kinds: tuple[str, ...] = ("layer",)
 
     @property
     def layered(self) -> bool:
@@ -69,6 +71,7 @@ def _no_rule(sizes: Mapping[str, int]) -> None:
 class Family:
     """A family of architectures: its table of tensors (in model order), axes and logical scalars.
 
+    `kinds` are the kinds of layers that it has, the usual one first: which rows of the table a layer is made of.
     `rule` raises GrowthError for sizes that do not fit together; `norm` is the normalisation of the residual stream;
     `pads` says whether new hidden channels can be added without changing the function.
     """
@@ -79,6 +82,7 @@ class Family:
     scalars: Mapping[str, Callable[[Mapping[str, int]], float]] = field(hash=False)
     norm: Literal["rms", "layer"] = "rms"
     pads: bool = True
+    kinds: tuple[str, ...] = ("layer",)
     rule: Callable[[Mapping[str, int]], None] = _no_rule
 
     def check(self, sizes: Mapping[str, int]) -> None:
@@ -89,7 +93,7 @@ class Family:
         if unknown := sorted(set(sizes) - wanted):
             raise GrowthError(f"{self.name} has no axis {', '.join(unknown)}: its axes are {', '.join(sorted(wanted))}")
         for axis, size in sizes.items():
-            least, most = (0, _MOST_LAYERS) if axis == LAYERS else (1, _MOST)
+            least, most = (0, MOST_LAYERS) if axis == LAYERS else (1, _MOST)
             if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= most:
                 raise GrowthError(f"{self.name}: {axis} = {size!r} must be an integer from {least} to {most:,}")
         self.rule(sizes)

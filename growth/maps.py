@@ -43,7 +43,7 @@ class AxisMap:
     mix       int64 [new]
     noise     readers of copies of one index take relative noise of this standard deviation that sums to nothing over
               the copies
-    ahead     bool [new]: writers of this index are made of the next layer instead of their own
+    ahead     bool [new]: writers of this index are made of the next layer of the same kind instead of their own
     """
 
     axis: str

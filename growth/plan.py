@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from growth.architecture import Architecture
+from growth.architecture import Architecture, in_words
 from growth.box import Box
 from growth.errors import GrowthError
 from growth.evaluate.box_values import evaluate, init
@@ -19,7 +19,7 @@ from growth.evaluate.sources import Kept, Read
 from growth.generations import Generations
 from growth.step import Step
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Plan:
             if kind != "weight":
                 found = torch.zeros(box.shape, dtype=dtype) if out is None else out.zero_()
             else:
-                found = init(tensor, box, self.seed, self.init_std, self.new.layers).to(dtype)
+                found = init(tensor, box, self.seed, self.init_std, self.new.branches).to(dtype)
         else:
             place = out if out is not None and out.dtype == dtype else None
             found = self._through(len(self.steps), name, box, read, kind, dtype, place, kept)
@@ -112,9 +112,9 @@ class Plan:
         parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
 
         def value(recipe: Recipe, place: torch.Tensor | None) -> torch.Tensor:
-            std, layers = self.init_std, step.new.layers
+            std, branches = self.init_std, step.new.branches
             return evaluate(
-                recipe, kind, earlier, seed=seed, init_std=std, layers=layers, dtype=dtype, out=place, kept=own
+                recipe, kind, earlier, seed=seed, init_std=std, branches=branches, dtype=dtype, out=place, kept=own
             )
 
         if len(parts) == 1:
@@ -188,8 +188,8 @@ class Plan:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
         """Raises GrowthError for a plan of another format, and for one whose steps do not fit together."""
-        if data["format"] != FORMAT:
-            raise GrowthError(f"the plan has format {data['format']}, but this version reads format {FORMAT}")
+        if not 1 <= data["format"] <= FORMAT:  # in the first one there are only the usual blocks
+            raise GrowthError(f"the plan has format {data['format']}, but this version reads formats 1 to {FORMAT}")
         old = Architecture.from_json(data["old"]) if data["old"] else None
         steps: list[Step] = []
         for step in data["steps"]:
@@ -201,13 +201,14 @@ class Plan:
 
 
 def _sizes(arch: Architecture | None) -> str:
-    return "nothing" if arch is None else f"{arch.family} {dict(arch.sizes)} {dict(arch.scalars)}"
+    return "nothing" if arch is None else f"{arch.family} {dict(arch.sizes)} {dict(arch.scalars)} {in_words(arch)}"
 
 
 def draws(seed: int, old: Architecture) -> int:
     """The seed of what a step draws that starts from `old`: two events of one lineage, or two steps of one plan, must
     not draw the same numbers for a tensor of one name."""
-    text = json.dumps([seed, old.family, dict(old.sizes)])
+    data = old.to_json()
+    text = json.dumps([seed, old.family, dict(old.sizes), *(data[key] for key in ("kinds", "calls") if key in data)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -225,7 +226,7 @@ def merge(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 def initial(arch: Architecture, seed: int, init_std: float) -> Plan:
     """A growth from nothing: normal with standard deviation `init_std`, in residual branches `init_std` over
-    sqrt(2 * layers) (Radford et al., 2019, section 2.3); norms one, biases zero."""
+    sqrt(2 * blocks) (Radford et al., 2019, section 2.3); norms one, biases zero."""
     return Plan(None, arch, (), seed, init_std)
 
 

@@ -19,7 +19,7 @@ class Step:
     """`operators` names what made the step, for people; `preserves` is what these operators claim for this family, and
     `approximate` says where the transformed moments are not what training the new model from the start would have made.
 
-    Raises GrowthError when the maps do not lead from the old sizes to the new ones.
+    Raises GrowthError when the maps do not lead from the old sizes to the new ones, or a layer to one of its kind.
     """
 
     old: Architecture
@@ -42,8 +42,21 @@ class Step:
                 raise GrowthError(
                     f"{axis}: the step goes from {old} to {size}, but its map from {made[0]} to {made[1]}"
                 )
+        if self.layers is None and (self.old.kinds, self.old.calls) != (self.new.kinds, self.new.calls):
+            raise GrowthError("layers: the blocks change, and the step has no map of layers")
+        if self.layers and (self.old.mixed or self.new.mixed):
+            self._check_kinds(self.layers)
         if unknown := sorted(set(self.axes) - set(self.new.sizes)):
             raise GrowthError(f"{self.new.family} has no axis {', '.join(unknown)}")
+
+    def _check_kinds(self, layers: LayerMap) -> None:
+        for i, kind in enumerate(self.new.kinds):
+            for source in layers.source[i]:
+                if source >= 0 and self.old.kinds[source] != kind:
+                    raise GrowthError(
+                        f"layers: new layer {i} is of kind {kind} and cannot be made of old layer {source}, of kind "
+                        f"{self.old.kinds[source]}: a layer is made of layers of its own kind, or drawn afresh"
+                    )
 
     @cached_property
     def maps(self) -> Maps:

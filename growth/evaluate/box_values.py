@@ -27,14 +27,15 @@ _CHUNK = 1 << 17  # elements
 
 
 def init(
-    tensor: LogicalTensor, box: Box, seed: int, init_std: float, layers: int, out: torch.Tensor | None = None
+    tensor: LogicalTensor, box: Box, seed: int, init_std: float, branches: int, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The fresh init of a box, float32, in `out` if it is given: what a model without a parent has there."""
+    """The fresh init of a box, float32, in `out` if it is given: what a model without a parent has there that has so
+    many residual branches."""
     out = torch.empty(box.shape) if out is None else out
     how = tensor.spec.init
     if how in ("one", "zero"):
         return out.fill_(1.0 if how == "one" else 0.0)
-    std = init_std / (2 * layers) ** 0.5 if how == "branch" else init_std
+    std = init_std / branches**0.5 if how == "branch" else init_std
     return philox.normal(seed, tensor.name, tensor.shape, box, std=std, out=out)
 
 
@@ -45,7 +46,7 @@ def evaluate(
     *,
     seed: int,
     init_std: float,
-    layers: int,
+    branches: int,
     dtype: torch.dtype,
     out: torch.Tensor | None = None,
     kept: Kept | None = None,
@@ -56,7 +57,7 @@ def evaluate(
         return torch.zeros(r.box.shape, dtype=dtype) if out is None else out.zero_()
 
     def fresh(box: Box, out: torch.Tensor | None) -> torch.Tensor:
-        return init(r.tensor, box, seed, init_std, layers, out)
+        return init(r.tensor, box, seed, init_std, branches, out)
 
     if r.fresh:
         out = torch.empty(r.box.shape, dtype=dtype) if out is None else out

@@ -201,7 +201,7 @@ class Maps:
             if tensor.spec.init in ("normal", "branch"):
                 noise = float(m.noise[i])
         if self._ahead(tensor, box):
-            pairs = [(min(int(layer or 0) + 1, self.old.layers - 1), c) for layer, c in pairs]
+            pairs = [(self.old.next_like(int(layer or 0)), c) for layer, c in pairs]
         dims = [self.dim(dim, a, b, kind) for dim, a, b in zip(tensor.spec.dims, box.start, box.stop, strict=True)]
         if dims[0].spans:
             dims[0] = self._scattered(dims[0], prod(d.spans[0][1] - d.spans[0][0] for d in dims[1:] if d.spans))
@@ -221,7 +221,7 @@ class Maps:
         return lru_cache(maxsize=_CACHED)(DimMap.scattered)
 
     def cuts(self, name: str, box: Box) -> list[Box]:
-        """The parts of a box that are each made of one set of layers: cut where rows come from the next layer."""
+        """The parts of a box that are each made of one set of layers: cut where rows come from the next one."""
         tensor = self.new.tensor(name)
         ahead = self._ahead_rows(tensor)
         if ahead is None:

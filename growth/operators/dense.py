@@ -70,10 +70,13 @@ def dense_heads(
 
 
 @operator("layers", "dense")
-def dense_layers(arch: Architecture, sizes: Mapping[str, int], weights: ArrayLike) -> Step:
-    """New layers are sums of all old ones: `weights` [new, old]. LiGO, section 3.2."""
+def dense_layers(arch: Architecture, sizes: Mapping[str, int], weights: ArrayLike, grown: Architecture) -> Step:
+    """New layers are sums of all old ones: `weights` [new, old]. LiGO, section 3.2. Raises GrowthError where layers
+    are of several kinds, whose weights have no sum."""
     old, new = arch.layers, sizes["layers"]
+    if arch.mixed or grown.mixed:
+        raise GrowthError("layers: dense makes sums of all layers, and here they are of several kinds")
     coefficient = _matrix("layers", "weights", weights, old, new)
     source = np.broadcast_to(np.arange(old), (new, old))
     m = LayerMap.make(old, source, born=True, coefficient=coefficient)
-    return Step(arch, arch.replace({"layers": new}), (), False, m)
+    return Step(arch, grown, (), False, m)

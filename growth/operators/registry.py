@@ -9,7 +9,6 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import GrowthError
-from growth.family import Family
 from growth.step import Step
 
 # The order in which the operators of one event apply; a policy key stands for all of its axes.
@@ -24,7 +23,8 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 
 # What an operator may ask for by naming the parameter; everything else after `sizes` is an option of its policy.
-CONTEXT = ("seed", "pieces")
+# `grown` is the architecture that the operator makes, as far as it is not the operator's to say.
+CONTEXT = ("seed", "pieces", "grown")
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def operator(key: str, name: str, *, shrinks: bool = False) -> Callable[[Callabl
     return register
 
 
-def default(table: Family, key: str) -> str:
-    """The operator of a policy key for which a family's user has named none."""
+def default(old: Architecture, new: Architecture, key: str) -> str:
+    """The operator of a policy key for which the user of a growth has named none."""
     if key == "head_dim":
-        return "rotary" if "rope_theta" in table.scalars else "zero"
+        return "rotary" if "rope_theta" in old.table.scalars else "zero"
+    if key == "layers" and old.shared and new.depth == old.depth:
+        return "untie"
     return {"layers": "identity", "vocab": "pieces", "positions": "random"}.get(key, "zero")

@@ -18,7 +18,7 @@ from pretrain.checkpoint.places import check_places
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 MANIFEST = "manifest.json"
 

@@ -29,6 +29,8 @@ class Shape(TypedDict):
     sizes: dict[Text, Count]
     scalars: dict[Text, Number]
     rope_frequencies: NotRequired[Numbers]
+    kinds: NotRequired[list[Text]]
+    calls: NotRequired[list[Count]]
 
 
 @with_config(CLOSED)

@@ -15,7 +15,7 @@ from pretrain.families.bert import reference as bert
 from pretrain.families.gpt2 import reference as gpt2
 from pretrain.families.llama2 import reference as llama2
 
-MODELS = {"llama2": llama2.logits, "llama2_shared": llama2.logits, "bert": bert.logits, "gpt2": gpt2.logits}
+MODELS = {"llama2": llama2.logits, "bert": bert.logits, "gpt2": gpt2.logits}
 
 
 def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

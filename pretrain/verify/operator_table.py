@@ -38,7 +38,6 @@ _STD, _EXACT = 0.1, 1e-10
 _SIZES = {"vocab": 24, "hidden": 12, "layers": 2, "heads": 2, "head_dim": 6, "ffn": 16}
 _MORE = {
     "llama2": {"heads": 4, "kv_heads": 2},
-    "llama2_shared": {"heads": 4, "kv_heads": 2},
     "bert": {"positions": 32, "types": 2, "labels": 2},
     "gpt2": {"positions": 32},
 }
@@ -46,13 +45,15 @@ _MORE = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row: an operator with options, and what it grows to (by default twice the size)."""
+    """One row: an operator with options, and what it grows to (by default twice the size). calls: the layers that the
+    blocks of the model before call, where they share some."""
 
     key: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     families: tuple[str, ...] = FAMILIES
+    calls: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -81,7 +82,7 @@ CASES = (
     Case("layers", "insert", {"at": [0, 3]}),
     Case("layers", "insert", {"at": [0, 3], "init": "copy"}),
     Case("layers", "insert", {"at": [0, 3], "init": "random"}),
-    Case("layers", "untie", {}, {"layers": 4}, ("llama2_shared",)),
+    Case("layers", "untie", {}, {"layers": 4}, ("llama2",), calls=(0, 0, 1, 1)),
     Case("layers", "dense", {"weights": np.kron(np.ones((2, 1)), np.eye(2)) * 0.9 + 0.05}),
     Case("layers", "drop", {}, {"layers": 1}),
     Case("hidden", "zero"),
@@ -127,10 +128,9 @@ def _text(vocab: int, rows: int, seed: int) -> torch.Tensor:
 
 
 @cache
-def model(family: str) -> tuple[Architecture, Read]:
+def model(family: str, calls: tuple[int, ...]) -> tuple[Architecture, Read]:
     """A small model of a family after 100 steps of training."""
-    scalars = {"repeats": 2.0} if family == "llama2_shared" else {}
-    arch = Architecture(family, {**_SIZES, **_MORE[family]}, scalars)
+    arch = Architecture(family, {**_SIZES, **_MORE[family]}, calls=calls)
     plan = initial(arch, 0, _STD)
 
     def nothing(kind: str, name: str, box: Box) -> torch.Tensor:
@@ -156,7 +156,7 @@ def model(family: str) -> tuple[Architecture, Read]:
 
 def measure(case: Case, family: str) -> Certificate:
     """The certificate of one operator on one family."""
-    old, read = model(family)
+    old, read = model(family, case.calls)
     sizes = dict(case.sizes)
     if not sizes:
         sizes = {case.key: 2 * old.sizes[case.key]}
@@ -165,7 +165,7 @@ def measure(case: Case, family: str) -> Certificate:
     policy = {case.key: {"operator": case.name, **case.options}}
     vocab = sizes.get("vocab", 0)
     pieces = [[i % old.sizes["vocab"], (7 * i) % old.sizes["vocab"]] for i in range(vocab - old.sizes["vocab"])]
-    plan = between(old, old.replace(sizes), policy, seed=0, init_std=_STD, pieces=pieces)
+    plan = between(old, old.replace(sizes, calls=()), policy, seed=0, init_std=_STD, pieces=pieces)
     ids = _text(min(old.sizes["vocab"], plan.new.sizes["vocab"]), 4, 1000)
     train = _text(plan.new.sizes["vocab"], 8, 1001)
     return certify(plan, read, ids, lr=1e-3, train_ids_BS=train, dtype=torch.float64, tolerance=_EXACT)
@@ -184,8 +184,6 @@ def row(case: Case) -> list[str]:
     found = {f: measure(case, f) for f in case.families}
     claims = [f for f, c in found.items() if c.claims]
     errors = [_error(found.get(f)) for f in FAMILIES]
-    if case.families == ("llama2_shared",):
-        errors[0] = _error(found["llama2_shared"])
     dead = max(c.dead_share for c in found.values())
     locked = [later for c in found.values() for _, later in c.locked.values()]
     named = f"{case.name}{' (default)' if not case.label and _is_default(case) else ''}"
@@ -200,7 +198,8 @@ def _error(certificate: Certificate | None) -> str:
 
 
 def _is_default(case: Case) -> bool:
-    return any(default(Architecture(f, {**_SIZES, **_MORE[f]}).table, case.key) == case.name for f in case.families)
+    archs = [Architecture(f, {**_SIZES, **_MORE[f]}) for f in case.families]
+    return any(default(arch, arch, case.key) == case.name for arch in archs)
 
 
 def _what(case: Case) -> str:

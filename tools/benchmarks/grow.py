@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Report:
     archs = [
         Architecture("llama2", llama),
         Architecture("gpt2", gpt2),
-        Architecture("llama2_shared", llama, {"repeats": 2}),
+        Architecture("llama2", llama, calls=tuple(i // 2 for i in range(2 * options.layers))),
     ]
     cases = [case for case in _cases(archs) if not options.only or options.only in case[0]]
     if not cases:
@@ -116,7 +116,8 @@ def _plan(operator: Operator, arch: Architecture, options: Mapping[str, Any]) ->
     vocab = arch.sizes["vocab"]
     spelt = [[i % vocab, (7 * i + 1) % vocab] for i in range(vocab)] if operator.key == "vocab" else None
     policy = {operator.key: {"operator": operator.name, **at, **options}}
-    return growth.between(arch, arch.replace(sizes), policy, seed=0, init_std=0.02, pieces=spelt)
+    new = arch.replace(sizes, calls=() if operator.key == "layers" else None)
+    return growth.between(arch, new, policy, seed=0, init_std=0.02, pieces=spelt)
 
 
 def _measure(name: str, plan: Plan, old: Mapping[str, Tensor], rounds: int) -> dict[str, Any]:

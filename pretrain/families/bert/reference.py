@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
+from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.reference import Weights, attention
 
 
@@ -29,15 +30,17 @@ def heads(
     x_BSD = embedding_VD[ids_BS]
     x_BSD = x_BSD + weight("bert.embeddings.token_type_embeddings.weight")[types_BS]
     x_BSD = x_BSD + weight("bert.embeddings.position_embeddings.weight")[: ids_BS.shape[1]]
-    for i in range(arch.layers):
-        layer = f"bert.encoder.layer.{i}."
-        h_BSD = weight.layer_norm(x_BSD, layer + "attention.ln")
-        q, k, v = (weight.linear(h_BSD, f"{layer}attention.self.{p}") for p in ("query", "key", "value"))
-        mixed = attention(arch, q, k, v, causal=False, valid_BS=valid_BS)
-        x_BSD = x_BSD + weight.linear(mixed, layer + "attention.output.dense")
-        h_BSD = weight.layer_norm(x_BSD, layer + "ln")
-        h = F.gelu(weight.linear(h_BSD, layer + "intermediate.dense"))
-        x_BSD = x_BSD + weight.linear(h, layer + "output.dense")
+    for kind, number in arch.blocks:
+        layer = f"bert.encoder.layer.{number}."
+        if kind in ATTENTION:
+            h_BSD = weight.layer_norm(x_BSD, layer + "attention.ln")
+            q, k, v = (weight.linear(h_BSD, f"{layer}attention.self.{p}") for p in ("query", "key", "value"))
+            mixed = attention(arch, q, k, v, causal=False, valid_BS=valid_BS)
+            x_BSD = x_BSD + weight.linear(mixed, layer + "attention.output.dense")
+        if kind in MLP:
+            h_BSD = weight.layer_norm(x_BSD, layer + "ln")
+            h = F.gelu(weight.linear(h_BSD, layer + "intermediate.dense"))
+            x_BSD = x_BSD + weight.linear(h, layer + "output.dense")
     h_BSD = weight.layer_norm(x_BSD, "bert.encoder.ln")
     pooled_BD = torch.tanh(weight.linear(h_BSD[:, 0], "bert.pooler.dense"))
     h = F.gelu(weight.linear(h_BSD, "cls.predictions.transform.dense"))

@@ -7,7 +7,8 @@ but not padded, without changing the function.
 """
 
 from growth.family import Dim, Family, TensorSpec
-from pretrain.families.common.rows import READS, WRITES, layer_norm, linear
+from pretrain.families.common.kinds import ATTENTION, KINDS, MLP
+from pretrain.families.common.rows import READS, WRITES, layer_norm, linear, of
 
 LAYER = "bert.encoder.layer.{layer}."
 
@@ -17,14 +18,20 @@ BERT = Family(
         TensorSpec("bert.embeddings.word_embeddings.weight", (Dim(("vocab",), "write"), WRITES), "normal"),
         TensorSpec("bert.embeddings.position_embeddings.weight", (Dim(("positions",), "read"), WRITES), "normal"),
         TensorSpec("bert.embeddings.token_type_embeddings.weight", (Dim(("types",), "read"), WRITES), "normal"),
-        *layer_norm(LAYER + "attention.ln"),
-        *linear(LAYER + "attention.self.query", Dim(("heads", "head_dim"), "query"), READS),
-        *linear(LAYER + "attention.self.key", Dim(("heads", "head_dim"), "key"), READS),
-        *linear(LAYER + "attention.self.value", Dim(("heads", "head_dim"), "write"), READS),
-        *linear(LAYER + "attention.output.dense", WRITES, Dim(("heads", "head_dim"), "read"), "branch"),
-        *layer_norm(LAYER + "ln"),
-        *linear(LAYER + "intermediate.dense", Dim(("ffn",), "write"), READS),
-        *linear(LAYER + "output.dense", WRITES, Dim(("ffn",), "read"), "branch"),
+        *of(
+            ATTENTION,
+            *layer_norm(LAYER + "attention.ln"),
+            *linear(LAYER + "attention.self.query", Dim(("heads", "head_dim"), "query"), READS),
+            *linear(LAYER + "attention.self.key", Dim(("heads", "head_dim"), "key"), READS),
+            *linear(LAYER + "attention.self.value", Dim(("heads", "head_dim"), "write"), READS),
+            *linear(LAYER + "attention.output.dense", WRITES, Dim(("heads", "head_dim"), "read"), "branch"),
+        ),
+        *of(
+            MLP,
+            *layer_norm(LAYER + "ln"),
+            *linear(LAYER + "intermediate.dense", Dim(("ffn",), "write"), READS),
+            *linear(LAYER + "output.dense", WRITES, Dim(("ffn",), "read"), "branch"),
+        ),
         *layer_norm("bert.encoder.ln"),
         *linear("bert.pooler.dense", WRITES, READS),
         *linear("cls.predictions.transform.dense", WRITES, READS),
@@ -34,6 +41,7 @@ BERT = Family(
         TensorSpec("cls.predictions.bias", (Dim(("vocab",), "write"),), "zero"),
         *linear("cls.seq_relationship", Dim(("labels",), "write"), READS),
     ),
+    kinds=KINDS,
     axes=("vocab", "positions", "types", "labels", "hidden", "heads", "head_dim", "ffn"),
     scalars={
         "norm_eps": lambda sizes: 1e-12,

@@ -1,5 +1,7 @@
 """Rows that the tables of the families share."""
 
+from dataclasses import replace
+
 from growth.family import Dim, Init, TensorSpec
 
 READS = Dim(("hidden",), "read")
@@ -16,3 +18,8 @@ def linear(name: str, out: Dim, into: Dim, init: Init = "normal") -> tuple[Tenso
 def layer_norm(name: str, gain: Dim = GAIN, shift: Dim = SHIFT) -> tuple[TensorSpec, TensorSpec]:
     """The weight and the bias of a LayerNorm."""
     return TensorSpec(f"{name}.weight", (gain,), "one"), TensorSpec(f"{name}.bias", (shift,), "zero")
+
+
+def of(kinds: tuple[str, ...], *rows: TensorSpec) -> tuple[TensorSpec, ...]:
+    """Rows of the layers of these kinds."""
+    return tuple(replace(row, kinds=kinds) for row in rows)

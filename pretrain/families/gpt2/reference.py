@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
+from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.reference import Weights, attention
 
 
@@ -15,12 +16,14 @@ def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dt
     weight = Weights(read, arch, dtype)
     embedding_VD = weight("transformer.wte.weight")
     x_BSD = embedding_VD[ids_BS] + weight("transformer.wpe.weight")[: ids_BS.shape[1]]
-    for i in range(arch.layers):
-        layer = f"transformer.h.{i}."
-        h_BSD = weight.layer_norm(x_BSD, layer + "ln_1")
-        q, k, v = (weight.linear(h_BSD, f"{layer}attn.{p}_proj") for p in "qkv")
-        x_BSD = x_BSD + weight.linear(attention(arch, q, k, v, causal=True), layer + "attn.c_proj")
-        h_BSD = weight.layer_norm(x_BSD, layer + "ln_2")
-        h = F.gelu(weight.linear(h_BSD, layer + "mlp.c_fc"), approximate="tanh")
-        x_BSD = x_BSD + weight.linear(h, layer + "mlp.c_proj")
+    for kind, number in arch.blocks:
+        layer = f"transformer.h.{number}."
+        if kind in ATTENTION:
+            h_BSD = weight.layer_norm(x_BSD, layer + "ln_1")
+            q, k, v = (weight.linear(h_BSD, f"{layer}attn.{p}_proj") for p in "qkv")
+            x_BSD = x_BSD + weight.linear(attention(arch, q, k, v, causal=True), layer + "attn.c_proj")
+        if kind in MLP:
+            h_BSD = weight.layer_norm(x_BSD, layer + "ln_2")
+            h = F.gelu(weight.linear(h_BSD, layer + "mlp.c_fc"), approximate="tanh")
+            x_BSD = x_BSD + weight.linear(h, layer + "mlp.c_proj")
     return weight.layer_norm(x_BSD, "transformer.ln_f") @ embedding_VD.T

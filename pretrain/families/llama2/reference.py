@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
+from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.reference import Weights, attention, rotary
 
 
@@ -20,14 +21,15 @@ def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dt
 
     turn = rotary(arch, ids_BS.shape[1], dtype)
     x_BSD = weight("model.embed_tokens.weight")[ids_BS]
-    repeats = int(arch.scalars.get("repeats", 1))
-    for i in (layer for layer in range(arch.layers) for _ in range(repeats)):
-        layer = f"model.layers.{i}."
-        h_BSD = norm(x_BSD, layer + "input_layernorm.weight")
-        q, k, v = (h_BSD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")
-        mixed = attention(arch, q, k, v, causal=True, turn=turn)
-        x_BSD = x_BSD + mixed @ weight(layer + "self_attn.o_proj.weight").T
-        h_BSD = norm(x_BSD, layer + "post_attention_layernorm.weight")
-        gate, up = (h_BSD @ weight(f"{layer}mlp.{p}_proj.weight").T for p in ("gate", "up"))
-        x_BSD = x_BSD + (F.silu(gate) * up) @ weight(layer + "mlp.down_proj.weight").T
+    for kind, number in arch.blocks:
+        layer = f"model.layers.{number}."
+        if kind in ATTENTION:
+            h_BSD = norm(x_BSD, layer + "input_layernorm.weight")
+            q, k, v = (h_BSD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")
+            mixed = attention(arch, q, k, v, causal=True, turn=turn)
+            x_BSD = x_BSD + mixed @ weight(layer + "self_attn.o_proj.weight").T
+        if kind in MLP:
+            h_BSD = norm(x_BSD, layer + "post_attention_layernorm.weight")
+            gate, up = (h_BSD @ weight(f"{layer}mlp.{p}_proj.weight").T for p in ("gate", "up"))
+            x_BSD = x_BSD + (F.silu(gate) * up) @ weight(layer + "mlp.down_proj.weight").T
     return norm(x_BSD, "model.norm.weight") @ weight("lm_head.weight").T

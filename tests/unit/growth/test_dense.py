@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from growth import Architecture, Box, GrowthError, between
+from growth import Box, GrowthError, between
 from growth.certificate import relative_error
 from growth.learn import Learner
 from pretrain.families.reference import logits, loss
@@ -90,15 +90,18 @@ def test_learning_goes_on_where_it_was() -> None:
 
 
 def test_shared_layers_get_their_own_weights() -> None:
-    old = Architecture("llama2_shared", SMALL.sizes, {"repeats": 4})
+    old = SMALL.replace(calls=(0, 0, 0, 0, 1, 1, 1, 1))
     read = trained(old)
     ids = tokens(9)
     expected = logits(read, old, ids, torch.float64)
-    plan = between(old, old.replace({"layers": 4}), {"layers": "untie"}, seed=0, init_std=STD)
+    new = old.replace({"layers": 4}, calls=(0, 0, 1, 1, 2, 2, 3, 3))
+    plan = between(old, new, {"layers": "untie"}, seed=0, init_std=STD)
     assert plan.preserves
-    assert plan.new.scalars["repeats"] == 2
-    again = between(plan.new, plan.new.replace({"layers": 8}), {"layers": "untie"}, seed=0, init_std=STD)
+    assert plan.new.blocks[4] == ("layer", 2)
+    again = between(plan.new, plan.new.replace({"layers": 8}, calls=()), seed=0, init_std=STD)  # the default here
+    assert again.operators == ("layers: untie",)
     joint = plan.then(again)
     assert relative_error(logits(reader(joint, read), joint.new, ids, torch.float64), expected) == 0
-    with pytest.raises(GrowthError, match="untie makes a whole multiple of 2 that divides 8"):
-        between(old, old.replace({"layers": 6}), {"layers": "untie"}, seed=0, init_std=STD)
+    for calls in ((0, 1, 2), (0, 1, 1, 1, 1, 1, 2, 2)):  # fewer blocks; one layer for blocks of both old ones
+        with pytest.raises(GrowthError, match="8 blocks on 2 layers cannot be untied"):
+            between(old, old.replace({"layers": 3}, calls=calls), {"layers": "untie"}, seed=0, init_std=STD)

@@ -81,7 +81,7 @@ def test_policies_that_are_none(policy: dict[str, Any], message: str) -> None:
         ({"layers": 5}, {"layers": "middle"}, "the middle block cannot be longer than the 2 layers"),
         ({"layers": 4}, {"layers": {"operator": "stack", "init": "half"}}, "there is no init half"),
         ({"layers": 4}, {"layers": {"operator": "average", "noise": -1}}, "layers: noise is -1: give a relative"),
-        ({"layers": 4}, {"layers": "untie"}, "2 to 4 with 1 layers on each set of weights"),
+        ({"layers": 4}, {"layers": "untie"}, "2 blocks on 2 layers cannot be untied to 4"),
         (
             {"layers": 1},
             {"layers": {"operator": "drop", "keep": [2]}},

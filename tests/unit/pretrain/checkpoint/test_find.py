@@ -6,7 +6,7 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint import Checkpointer, CorruptCheckpoint, Reader, find, restore, step_folder, verify_all
-from pretrain.checkpoint.manifest import MANIFEST, canonical
+from pretrain.checkpoint.manifest import FORMAT_VERSION, MANIFEST, canonical
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, flip, state
 
@@ -45,7 +45,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_no_reason_to_go_back(root: Path) -> None:
     path = step_folder(root, 2) / MANIFEST
-    path.write_bytes(canonical({**json.loads(path.read_bytes()), "format_version": 2}))
+    path.write_bytes(canonical({**json.loads(path.read_bytes()), "format_version": FORMAT_VERSION + 1}))
     with pytest.raises(UserError, match="update Cambium"):
         find(root)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from growth.box import Box
 from pretrain.checkpoint import CorruptCheckpoint, FileRecord, Manifest
-from pretrain.checkpoint.manifest import StoredFile, canonical, digest
+from pretrain.checkpoint.manifest import FORMAT_VERSION, StoredFile, canonical, digest
 from pretrain.checkpoint.places import check_tiling
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import fields_of, partition, shapes
@@ -47,8 +47,8 @@ def test_no_manifest(data: bytes) -> None:
 
 
 def test_a_newer_version_says_update() -> None:
-    newer = canonical({"format_version": 2, "hash": "?", "shards": []})
-    with pytest.raises(UserError, match=r"format version 2.*update Cambium") as error:
+    newer = canonical({"format_version": FORMAT_VERSION + 1, "hash": "?", "shards": []})
+    with pytest.raises(UserError, match=r"format version 3.*update Cambium") as error:
         Manifest.from_bytes(newer, HERE)
     assert not isinstance(error.value, CorruptCheckpoint)
 
