@@ -73,7 +73,8 @@ class Family:
 
     `kinds` are the kinds of layers that it has, the usual one first: which rows of the table a layer is made of.
     `rule` raises GrowthError for sizes that do not fit together; `norm` is the normalisation of the residual stream;
-    `pads` says whether new hidden channels can be added without changing the function.
+    `pads` says whether new hidden channels can be added without changing the function; `fixed` are the sizes of the
+    axes that are the same in every model.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Family:
     norm: Literal["rms", "layer"] = "rms"
     pads: bool = True
     kinds: tuple[str, ...] = ("layer",)
+    fixed: Mapping[str, int] = field(default_factory=dict, hash=False)
     rule: Callable[[Mapping[str, int]], None] = _no_rule
 
     def check(self, sizes: Mapping[str, int]) -> None:
@@ -103,10 +105,21 @@ class Family:
         return {name: default(sizes) for name, default in self.scalars.items()}
 
 
+_families: dict[str, Family] = {}
+
+
+def register(table: Family) -> None:
+    """Makes a family known by its name."""
+    _families[table.name] = table
+
+
+def names() -> list[str]:
+    """Of all families that are known."""
+    return sorted(_families)
+
+
 def family(name: str) -> Family:
     """The family of this name; raises GrowthError for an unknown one."""
-    from pretrain.families import FAMILIES
-
-    if name not in FAMILIES:
-        raise GrowthError(f"there is no family {name!r}: choose one of {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+    if name not in _families:
+        raise GrowthError(f"there is no family {name!r}: choose one of {', '.join(names())}")
+    return _families[name]

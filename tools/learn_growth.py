@@ -34,10 +34,11 @@ from pretrain.cli import command
 from pretrain.config import Stage, factor_files, load
 from pretrain.errors import UserError
 from pretrain.event.plan import plan_of
-from pretrain.families.text import Feed, open_feed
+from pretrain.families.common.text import Feed
+from pretrain.families.reference import objective
+from pretrain.families.text import open_feed
 from pretrain.runtime.files import Lock, make_folder
 from pretrain.verify import audit
-from pretrain.verify.reference_loss import objective
 
 KEPT = 10  # steps after which the state is written
 LEARNED = {"layers": ("layers",), "hidden": ("hidden",), "heads": ("heads", "kv_heads"), "ffn": ("ffn",)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import growth
 from growth import GrowthError
+from growth.family import family
 from growth.operators import OPERATORS
 from pretrain.config import factor_files
 from pretrain.config.keys import Patch, Stage, Train
@@ -86,26 +87,25 @@ def _finite(where: str, value: Any) -> Iterator[str]:
 
 
 def _shape(stage: Stage) -> Iterator[str]:
-    model = stage.model
+    model, table = stage.model, family(stage.model.family)
     if not model.head_dim:
         yield (
             f"model.hidden: {model.hidden} is not divisible by model.heads {model.heads}; change one of them, or give "
             "model.head_dim"
         )
-    elif model.head_dim % 2 and model.family == "llama2":
+    elif model.head_dim % 2 and "rope_theta" in table.scalars:
         yield f"model.head_dim: {model.head_dim} is odd; rotary embeddings rotate pairs, so make it even"
     if model.heads % model.kv_heads:
         yield (
             f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}; every key-value head serves "
             "the same number of query heads"
         )
-    if model.family == "llama2":
-        if model.positions:
-            yield f"model.positions: {model.positions}, but llama2 has rotary embeddings and no such rows; remove it"
-        return
-    if model.kv_heads != model.heads:
+    if "kv_heads" not in table.axes and model.kv_heads != model.heads:
         yield f"model.kv_heads: {model.kv_heads}, but {model.family} has model.heads {model.heads} of them; remove it"
-    if stage.train.seq_len > model.positions:
+    if "positions" not in table.axes:
+        if model.positions:
+            yield f"model.positions: {model.positions}, but {model.family} has no rows of positions; remove it"
+    elif stage.train.seq_len > model.positions:
         yield (
             f"train.seq_len: {stage.train.seq_len} is more than model.positions {model.positions}; a sample is no "
             "longer than the positions that the model has, so raise them or shorten it"

@@ -9,7 +9,19 @@ from pydantic import ConfigDict, Field
 
 from growth import Architecture
 from growth.family import family
-from pretrain.config.kinds import Candidates, Count, Derived, Fraction, Layers, Operator, Positive, Ranks, Size, Tokens
+from pretrain.config.kinds import (
+    Candidates,
+    Count,
+    Derived,
+    FamilyName,
+    Fraction,
+    Layers,
+    Operator,
+    Positive,
+    Ranks,
+    Size,
+    Tokens,
+)
 
 
 class Section:
@@ -29,13 +41,13 @@ class Data(Section):
     window: Size = 1024
     """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
     mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.15
-    """Of bert: share of the tokens that are predicted."""
+    """Of masked language models: share of the tokens that are predicted."""
     mask_rate_end: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of bert: the share at the end of the stage, reached linearly; 0: it stays as it is."""
+    """Of these: the share at the end of the stage, reached linearly; 0: it stays as it is."""
     whole_words: bool = True
-    """Of bert: mask all pieces of a word or none."""
+    """Of these: mask all pieces of a word or none."""
     pairs: Literal["nsp", "sop"] = "nsp"
-    """Of bert: nsp takes half of the second segments from another document, sop swaps half of the pairs."""
+    """Of these: nsp takes half of the second segments from another document, sop swaps half of the pairs."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,10 @@ class Model(Section):
     """Query heads."""
     ffn: Size
     """Width of the MLP."""
-    family: Literal["llama2", "gpt2", "bert"] = "llama2"
+    family: FamilyName = "llama2"
     """The architecture; one for a whole curriculum."""
     positions: Derived = 0
-    """Of gpt2 and bert: learned positions, the longest sample; 0 or absent: train.seq_len."""
+    """Where the family learns positions: how many there are, the longest sample; 0 or absent: train.seq_len."""
     kv_heads: Derived = 0
     """Key and value heads (GQA); 0 or absent: as many as `heads`."""
     head_dim: Derived = 0
@@ -64,8 +76,8 @@ class Model(Section):
     """Epsilon of the norms; 0 or absent: the family's own. Only the first stage reads it: growth carries the value on,
     and may change it."""
     rope_theta: Annotated[float, Field(gt=0)] = 1e4
-    """Of llama2: base of the rotary frequencies. Only the first stage reads it: growth carries the value on, and may
-    change it."""
+    """Where the family has rotary embeddings: base of their frequencies. Only the first stage reads it: growth carries
+    the value on, and may change it."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of new weights; residual branches start at this / sqrt(2 * layers)."""
 
@@ -79,8 +91,8 @@ class Model(Section):
 
     def architecture(self) -> Architecture:
         """This shape for growth. Its scalars are those of a first stage: a growth plan replaces them."""
-        table, fixed = family(self.family), {"types": 2, "labels": 2}
-        sizes = {axis: fixed[axis] if axis in fixed else getattr(self, axis) for axis in ("layers", *table.axes)}
+        table = family(self.family)
+        sizes = {axis: table.fixed.get(axis) or getattr(self, axis) for axis in ("layers", *table.axes)}
         scalars = {name: getattr(self, name) for name in ("norm_eps", "rope_theta") if name in table.scalars}
         return Architecture(self.family, sizes, scalars)
 

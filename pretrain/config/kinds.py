@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
+from growth.family import names
 from pretrain.config import reading
 
 # Numbers have a largest value, or a slip of the keyboard would end as a lack of memory.
@@ -17,6 +19,15 @@ Layers = Annotated[int, Field(gt=0, le=1 << 14)]
 Ranks = Annotated[int, Field(gt=0, le=1 << 20)]
 Derived = Annotated[int, Field(ge=0, le=1 << 24)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _known(name: str) -> str:
+    if name not in names():
+        raise PydanticCustomError("family", "should be one of {names}", {"names": ", ".join(names())})
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known)]
 Operator = Annotated[
     str | dict[str, Any],
     tyro.constructors.PrimitiveConstructorSpec(

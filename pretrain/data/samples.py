@@ -1,7 +1,7 @@
 """Samples as an engine takes them: tensors with one row a sample, by the names that a family's model gives them.
 
 Every family has inputs and labels, int64 [n, S]; mask, float [n, S], is 1 where a label counts, and may be absent if
-all do. See pretrain/model/ for what else a family has.
+all do. See the models in pretrain/families/ for what else a family has.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from pretrain import families
 from pretrain.config import Stage
-from pretrain.data.samples import Samples, causal
-from pretrain.families.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
+from pretrain.data.samples import Samples
+from pretrain.families.common.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
 
 HELD_OUT = 2
 """Micro-batches of held-out text (of a pipeline that is interleaved: times its ranks)."""
@@ -21,7 +22,7 @@ class Nothing(Feed):
     """Zeros, of a tokenizer each of whose new pieces is made of two others."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+        self.stage, self._family = stage, families.of(stage.model.family)
         self.tokenizer: Any = SimpleNamespace(new_pieces=lambda old, new: [(0, 1)] * (new - old), hash="")
 
     def _opened(self, cursor: Mapping[str, Any] | None) -> Any:
@@ -29,13 +30,12 @@ class Nothing(Feed):
 
     def _take(self, wanted: Wanted) -> Taken:
         samples = self._samples(wanted.n // wanted.ranks, self.stage.train.seq_len)
-        return Taken(samples, None if "order" in samples else wanted.n * BYTES_PER_TOKEN)
+        return Taken(samples, wanted.n * BYTES_PER_TOKEN if self._family.text.counts_bytes else None)
 
     def held_out(self, unit: int) -> HeldOut:
         samples = dict(self._samples(HELD_OUT * unit, self.stage.train.seq_len))
-        bert = "order" in samples
         samples.setdefault("mask", torch.ones(samples["labels"].shape))
-        return HeldOut(samples, None if bert else samples["labels"].numel())
+        return HeldOut(samples, samples["labels"].numel() if self._family.text.counts_bytes else None)
 
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
         return self._samples(n, seq_len)
@@ -50,14 +50,4 @@ class Nothing(Feed):
         return replace(self.stage, train=replace(train, warmup_tokens=warmup))
 
     def _samples(self, n: int, seq_len: int) -> Samples:
-        samples = causal(torch.zeros(n, seq_len + 1, dtype=torch.int64))
-        if "types" not in self.stage.model.architecture().sizes:
-            return samples
-        ones = torch.ones(n, seq_len)
-        return {
-            **samples,
-            "mask": ones,
-            "types": torch.zeros(n, seq_len, dtype=torch.int64),
-            "valid": ones,
-            "order": torch.zeros(n, dtype=torch.int64),
-        }
+        return self._family.samples(torch.zeros(n, seq_len + self._family.ahead, dtype=torch.int64))

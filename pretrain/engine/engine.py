@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from growth.architecture import Architecture
+from pretrain import families
 from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
@@ -70,7 +71,7 @@ class Engine:
     ) -> None:
         megatron.make_groups(layout)
         self.arch, self.layout, self.numerics = arch, layout, numerics
-        self.family = megatron.FAMILIES[arch.family]
+        self.family = families.of(arch.family)
         self.seq_len, self.micro_batch = seq_len, micro_batch
         pp_rank, self.dp_rank, tp_rank = layout.coordinates(dist.get_rank())
         self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
@@ -181,10 +182,11 @@ class Engine:
             samples = next(batches)
 
             def loss(output: Any) -> Any:
-                terms = self.family.terms(output, samples)
+                outputs = self.family.model.outputs(output)
+                terms = torch.stack([term.total(outputs, samples) for term in self.family.losses])
                 return (terms * scale).sum(), self._one, terms.detach()
 
-            return self.family.forward(model, samples), loss
+            return self.family.model.forward(model, samples), loss
 
         return step
 
@@ -204,11 +206,18 @@ class Engine:
             **how,
         )
 
+    def counts(self, samples: Samples) -> list[float]:
+        """Over how many labels each term of the loss is a mean."""
+        return [term.count(samples) for term in self.family.losses]
+
+    def _named(self, terms: Sequence[float]) -> dict[str, float]:
+        return {term.name: value for term, value in zip(self.family.losses, terms, strict=True)}
+
     def _total(self, terms: list[Tensor]) -> Tensor:
         """This rank's part of each term of the loss, float64 [terms]: their sums over all ranks count a label once."""
         if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:
             return torch.stack(terms).double().sum(0)
-        return torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
+        return torch.zeros(len(self.family.losses), dtype=torch.float64, device=self.device)
 
     def backward(self, samples: Samples) -> Tensor:
         """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
@@ -222,7 +231,7 @@ class Engine:
 
     def _passes(self, samples: Samples) -> Tensor:
         """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
-        counts = self._moved(torch.tensor(self.family.counts(samples), dtype=torch.float64))
+        counts = self._moved(torch.tensor(self.counts(samples), dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
@@ -266,7 +275,7 @@ class Engine:
         self.adam.set_lr(lr)
         gradient = self._gradients.reduce()
         if terms is None:
-            terms = torch.zeros(len(self.family.TERMS), dtype=torch.float64, device=self.device)
+            terms = torch.zeros(len(self.family.losses), dtype=torch.float64, device=self.device)
         counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
         means, square, largest = exchange(terms, sum_of_squares(counted, self.device), wish())
         loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
@@ -276,7 +285,7 @@ class Engine:
         if not trouble:
             self._update(gradient, norm)
         self._gradients.clear()
-        return StepResult(loss, grad_norm, dict(zip(self.family.TERMS, means, strict=True)), trouble, largest)
+        return StepResult(loss, grad_norm, self._named(means), trouble, largest)
 
     def _update(self, gradient: Tensor, norm: Tensor) -> None:
         """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
@@ -329,10 +338,10 @@ class Engine:
     def evaluate(self, samples: Samples) -> dict[str, float]:
         """The sum, in nats, of each term of the loss over the samples of all ranks."""
         self._model.eval()
-        ones = torch.ones(len(self.family.TERMS), device=self.device)
+        ones = torch.ones(len(self.family.losses), device=self.device)
         total = self._total(self._run(self._forward(ones), samples, forward_only=True))
         dist.all_reduce(total)
-        return dict(zip(self.family.TERMS, total.tolist(), strict=True))
+        return self._named(total.tolist())
 
     @torch.no_grad()
     def logits(self, samples: Samples) -> Tensor | None:
@@ -350,7 +359,7 @@ class Engine:
                 parts.append(torch.cat(gathered, dim=-1)[..., : self.arch.sizes["vocab"]].cpu().float())
 
         def step(batches: Iterator[Samples], model: Any) -> Any:
-            return self.family.logits(model, next(batches)), collect
+            return self.family.model.logits(model, next(batches)), collect
 
         self._run(step, samples, forward_only=True, collect_non_loss_data=True)
         return torch.cat(parts) if first else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,16 +14,12 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer import TransformerConfig
 
 from growth.architecture import Architecture
+from pretrain import families
 from pretrain.engine import cpu
-from pretrain.families.bert import model as bert
-from pretrain.families.gpt2 import model as gpt2
-from pretrain.families.llama2 import model as llama2
 from pretrain.families.parameters import parameters
 from pretrain.kernels import fused
 from pretrain.layout import Layout
 from pretrain.runtime.ranks import COLLECTIVE_TIMEOUT
-
-FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "gpt2": gpt2, "bert": bert}
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
         },
     }
     return TransformerConfig(
-        **FAMILIES[arch.family].config_fields(arch),
+        **families.of(arch.family).model.config_fields(arch),
         **choices[numerics.recompute],
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
@@ -133,7 +128,7 @@ def build(
     config, compiled = transformer_config(arch, layout, numerics), fused.chosen(numerics.compile)
     last = len(layout.pipeline) - 1
     chunks = torch.nn.ModuleList(
-        FAMILIES[arch.family].build_chunk(
+        families.of(arch.family).model.build_chunk(
             arch,
             config,
             seq_len=seq_len,

@@ -14,9 +14,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from growth import Architecture
+from pretrain import families
 
-MLP_MATRICES = {"llama2": 3, "gpt2": 2, "bert": 2}
-"""Matrices of a layer's MLP: gate, up and down, or in and out."""
 Frozen = Collection[int | str]
 """What trains nothing: numbers of layers, "embedding" (a tied head's matrix with it) and "head"."""
 
@@ -34,7 +33,7 @@ class Forward:
     vocabulary: int
     """The product with the rows of the vocabulary."""
     head: int
-    """Before that: BERT's transform; and its pooler and order, of the first token alone."""
+    """Before that: a family's own, such as a transform of every token."""
     layers: int
 
     @property
@@ -54,23 +53,18 @@ class Forward:
 def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
     """FLOPs of a forward pass over one sample of seq_len tokens, over all ranks.
 
-    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. Raises ValueError for a family whose
-    FLOPs nobody has written down.
+    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded.
     """
-    if arch.family not in MLP_MATRICES:
-        raise ValueError(f"the FLOPs of {arch.family} are not known")
+    costs = families.of(arch.family).costs
     size, hidden = arch.sizes, arch.sizes["hidden"]
     queries = size["heads"] * size["head_dim"]
     keys = size.get("kv_heads", size["heads"]) * size["head_dim"]
-    head = 0
-    if arch.family == "bert":
-        head = 2 * hidden * hidden * (seq_len + 1) + 2 * hidden * size["labels"]
     return Forward(
         projections=2 * hidden * (2 * queries + 2 * keys) * seq_len,
         scores=2 * 2 * queries * seq_len * seq_len,
-        mlp=2 * MLP_MATRICES[arch.family] * hidden * size["ffn"] * seq_len,
+        mlp=2 * costs.mlp_matrices * hidden * size["ffn"] * seq_len,
         vocabulary=2 * hidden * -(-size["vocab"] // tp) * tp * seq_len,
-        head=head,
+        head=costs.head_flops(size, seq_len),
         layers=size["layers"],
     )
 
@@ -123,7 +117,7 @@ def _backward(arch: Architecture, found: Forward, frozen: Frozen) -> tuple[int, 
         if reached:
             layers += 1
             flops += (1 + trains) * found.matrices + 2 * found.scores
-    tied = arch.family in ("gpt2", "bert")
+    tied = families.of(arch.family).costs.tied_head
     trains = "head" not in frozen
     if reached or trains:
         flops += (1 + trains) * found.head + (1 + (("embedding" not in frozen) if tied else trains)) * found.vocabulary

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from math import ceil, inf, prod
 
 from growth import Architecture
+from pretrain import families
 from pretrain.config import Train
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
@@ -91,13 +92,12 @@ def worst(arch: Architecture, layout: Layout, train: Train, **how: bool) -> Memo
 class _Shapes:
     """What activations are made of: bytes of a token's element, and how many elements of each kind a rank holds of it.
 
-    hidden and whole: of the residual stream where sequence parallelism cuts it, and where it is gathered. gated: a gate
-    and rotation (llama2), or biases and positions (gpt2, bert). fused: whether what lies between matrix products is
+    hidden and whole: of the residual stream where sequence parallelism cuts it, and where it is gathered. gated and
+    transform: see families.Costs. fused: whether what lies between matrix products is
     kernels; fused_norm: whether an RMSNorm is at least one operation, which keeps its input alone (torch on CUDA; on a
     CPU it keeps two fp32 copies).
     """
 
-    arch: Architecture
     layout: Layout
     tokens: int
     element: int
@@ -109,14 +109,14 @@ class _Shapes:
     heads: float
     vocabulary: float
     gated: bool
+    transform: bool
     fused: bool
     fused_norm: bool
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
-        size, tp = arch.sizes, layout.tp
+        size, tp, costs = arch.sizes, layout.tp, families.of(arch.family).costs
         return _Shapes(
-            arch,
             layout,
             tokens=train.micro_batch * train.seq_len,
             element=2 if train.precision == "bf16" else 4,
@@ -127,7 +127,8 @@ class _Shapes:
             ffn=size["ffn"] / tp,
             heads=size["heads"] / tp,
             vocabulary=ceil(size["vocab"] / tp),
-            gated="positions" not in size,
+            gated=costs.gated,
+            transform=costs.transform,
             fused=gpu if train.compile is None else train.compile,
             fused_norm=gpu,
         )
@@ -155,7 +156,7 @@ class _Shapes:
     def head(self) -> float:
         """Bytes of a token that the last pipeline rank keeps beside its layers: the norm, the matrix and the logits."""
         kept = self.norm() + self.element * self.hidden
-        if "types" in self.arch.sizes:
+        if self.transform:
             kept += 3 * self.element * self.hidden  # the transform: before and after gelu, and its norm
             if self.layout.sequence_parallel:
                 kept += self.element * self.whole  # gathered for the order's head
@@ -164,10 +165,10 @@ class _Shapes:
 
     def inside_head(self) -> float:
         """Bytes that live for a moment where the head is differentiated: the gradient of its input and of its matrix;
-        or the fp32 temporaries of a loss that is no kernel; or the logits before a bias is added (bert)."""
+        or the fp32 temporaries of a loss that is no kernel; or the logits before a bias is added."""
         gradients = self.element * self.whole * (self.tokens + self.vocabulary)
         logits = min(self.tokens * self.vocabulary, CHUNK if self.element == 2 else inf)
-        biased = self.element * self.tokens * self.vocabulary if "types" in self.arch.sizes else 0
+        biased = self.element * self.tokens * self.vocabulary if self.transform else 0
         return max(gradients, biased, 0 if self.fused else 3 * 4 * logits)
 
     def inside_layer(self) -> float:

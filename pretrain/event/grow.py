@@ -23,7 +23,7 @@ from pretrain.estimate.flops import event_flops
 from pretrain.event.certify import Before, certify
 from pretrain.event.plan import Growth
 from pretrain.event.source import Source
-from pretrain.families.text import Feed
+from pretrain.families.common.text import Feed
 from pretrain.layout import Layout
 from pretrain.runtime.files import write_file
 from pretrain.state import State

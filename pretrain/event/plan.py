@@ -15,7 +15,8 @@ from pretrain.config.layouts import layout_of
 from pretrain.errors import UserError
 from pretrain.event.condense import condensed
 from pretrain.event.source import Source
-from pretrain.families.text import Tokenizer, open_feed
+from pretrain.families.common.tokenizers import Tokenizer
+from pretrain.families.text import open_feed
 from pretrain.guard.health import Health
 from pretrain.runtime.files import bits_per_byte
 from pretrain.runtime.ranks import agreed

@@ -1,8 +1,31 @@
-"""The tables of the families: adding a family is adding one module here and a reference model."""
+"""The families of models: one folder and one record each. This is the only list of them."""
 
-from growth.family import Family
-from pretrain.families.bert.table import BERT
-from pretrain.families.gpt2.table import GPT2
-from pretrain.families.llama2.table import LLAMA2
+from __future__ import annotations
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (LLAMA2, BERT, GPT2)}
+from growth.errors import GrowthError
+from growth.family import register as register_table
+from pretrain.families.bert import BERT
+from pretrain.families.family import Costs, Family
+from pretrain.families.gpt2 import GPT2
+from pretrain.families.llama2 import LLAMA2
+
+__all__ = ["FAMILIES", "Costs", "Family", "of", "register"]
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Makes a family known, to growth too."""
+    FAMILIES[family.name] = family
+    register_table(family.table)
+
+
+def of(name: str) -> Family:
+    """The family of this name; raises GrowthError for an unknown one."""
+    if name not in FAMILIES:
+        raise GrowthError(f"there is no family {name!r}: choose one of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]
+
+
+for _family in (LLAMA2, BERT, GPT2):
+    register(_family)

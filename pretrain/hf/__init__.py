@@ -1,20 +1,20 @@
-"""Hugging Face folders: models out of the store, and models of others into it. One module for each family."""
+"""Hugging Face folders: models out of the store, and models of others into it."""
 
+from pretrain import families
 from pretrain.errors import UserError
-from pretrain.families.bert import hf as bert
-from pretrain.families.common.hf.form import HfFamily
-from pretrain.families.gpt2 import hf as gpt2
-from pretrain.families.llama2 import hf as llama2
+from pretrain.families import FAMILIES
+from pretrain.families.common.hf.form import HfForm
 
-FAMILIES: dict[str, HfFamily] = {"llama2": llama2.LLAMA, "gpt2": gpt2.GPT2, "bert": bert.BERT}
-"""By the name of the family in growth; `model_type` in a config.json is the family's own."""
+__all__ = ["form_of", "forms"]
 
 
-def hf_family(name: str) -> HfFamily:
-    """The family of a checkpoint's architecture; raises UserError for one that has no Hugging Face form here."""
-    if name not in FAMILIES:
-        raise UserError(f"there is no export of the family {name!r} yet: only of {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+def forms() -> dict[str, HfForm]:
+    """Family -> its form in transformers, of those that have one."""
+    return {name: family.hf for name, family in FAMILIES.items() if family.hf}
 
 
-__all__ = ["FAMILIES", "HfFamily", "hf_family"]
+def form_of(name: str) -> HfForm:
+    """The form of a checkpoint's family; raises UserError for one that has none."""
+    if name not in FAMILIES or not (form := families.of(name).hf):
+        raise UserError(f"there is no export of the family {name!r} yet: only of {', '.join(sorted(forms()))}")
+    return form

@@ -2,7 +2,7 @@
 
 from growth import Architecture
 from pretrain.checkpoint import Manifest
-from pretrain.families.common.hf.form import HfFamily
+from pretrain.families.common.hf.form import HfForm
 from pretrain.report import summary
 
 HEAD = """---
@@ -30,7 +30,7 @@ receive no gradient.
 """
 
 
-def card(manifest: Manifest, arch: Architecture, family: HfFamily, dtype: str) -> str:
+def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> str:
     """The text of the card."""
     progress, config = manifest.progress, manifest.config
     title = " ".join(filter(None, [arch.family, "of stage", manifest.stage]))

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from growth import Architecture, Box
 from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
-from pretrain.families.common.hf.form import MODULES
-from pretrain.hf import HfFamily, hf_family
+from pretrain.families.common.hf.form import MODULES, HfForm
+from pretrain.hf import form_of
 from pretrain.hf.card import card
 from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
 from pretrain.hf.rows import reordered
@@ -56,7 +56,7 @@ def export(
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
         arch = Architecture.from_json(manifest.architecture)
-        family = hf_family(arch.family)
+        family = form_of(arch.family)
         words = vocabulary(checkpoint, manifest, tokenizer)
         origin = imported(manifest)
         order = origin.get("shard_order", MODULES)
@@ -97,7 +97,7 @@ def export(
 
 
 def _config(
-    resolved: Any, arch: Architecture, family: HfFamily, words: Vocabulary, imported: dict[str, Any], dtype: str
+    resolved: Any, arch: Architecture, family: HfForm, words: Vocabulary, imported: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
     seq_len = resolved.get("train", {}).get("seq_len", 0)
     kept = {key: imported[key] for key in family.kept if key in imported}
@@ -154,7 +154,7 @@ def _weights(
     work: Path,
     reader: Reader,
     arch: Architecture,
-    family: HfFamily,
+    family: HfForm,
     words: Vocabulary,
     dtype: torch.dtype,
     shard_bytes: int,

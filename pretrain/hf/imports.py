@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from growth import Architecture, Box, Generations
+from pretrain import families
 from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
 from pretrain.data.corpus.corpus import TOKENIZER
-from pretrain.data.tokenizers.byte_level import CONFIG_FILE, ByteLevel, is_byte_level
-from pretrain.data.tokenizers.sentencepiece import MODEL_FILE, Tokenizer
-from pretrain.data.tokenizers.wordpiece import VOCAB_FILE, WordPiece
+from pretrain.data.tokenizers.byte_level import CONFIG_FILE, ByteLevel
+from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.errors import UserError
+from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.hf.values import Kept, TokenizerConfig
-from pretrain.hf import FAMILIES, HfFamily
+from pretrain.hf import forms
 from pretrain.hf.rows import reordered
-from pretrain.hf.tokenizers import FILES, lowercase
+from pretrain.hf.tokenizers import FILES
 from pretrain.hf.weights import HfWeights
 from pretrain.runtime import documents
 from pretrain.schedule.curve import Birth
@@ -108,23 +109,22 @@ def _check_tokenizer_files(source: Path) -> None:
             documents.read(source / name, TokenizerConfig if name == CONFIG_FILE else documents.Object)
 
 
-def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfFamily, Architecture]:
-    for family in FAMILIES.values():
+def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfForm, Architecture]:
+    for family in forms().values():
         if config.get("model_type") == family.model_type:
             return family, family.architecture(config, str(source / "config.json"))
-    known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
+    known = ", ".join(sorted(family.model_type for family in forms().values()))
     told = documents.show(config.get("model_type"))
     raise UserError(f"{source / 'config.json'}: model_type {told} is not known; known: {known}")
 
 
 def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
     """What is recorded of the vocabulary, and for each row of the checkpoint the row of the model (None: the same)."""
-    size, bert = arch.sizes["vocab"], arch.family == "bert"
-    file, kind = (VOCAB_FILE, "WordPiece vocabulary") if bert else (MODEL_FILE, "SentencePiece model")
+    size, kind = arch.sizes["vocab"], families.of(arch.family).text.tokenizers
     try:
-        if not (source / file).is_file():
-            raise UserError(f"its tokenizer is no {kind} (there is no {file})")
-        tokenizer = WordPiece.load(source, lowercase(source)) if bert else Tokenizer.load(source / file)
+        if not (source / kind.file).is_file():
+            raise UserError(f"its tokenizer is no {kind.name} (there is no {kind.file})")
+        tokenizer = kind.load(source)
         if tokenizer.size != size:
             raise UserError(f"its tokenizer has {tokenizer.size} pieces and the model {size} rows")
     except UserError as error:
@@ -137,7 +137,7 @@ def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArr
 
 def _as_it_is(source: Path, arch: Architecture, reason: str) -> dict[str, Any]:
     """Of a tokenizer whose ids stay as they are: its hash, if text can be prepared with it; else why not."""
-    if arch.family == "bert" or not is_byte_level(source):
+    if not families.of(arch.family).text.tokenizers.is_byte_level(source):
         return {"tokenizer": None, "reason": reason}
     try:
         tokenizer = ByteLevel.load(source)

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain import families
 from pretrain.checkpoint import Manifest
-from pretrain.data.corpus.corpus import TOKENIZER, Corpus
-from pretrain.data.stream.stream import Stream
-from pretrain.data.tokenizers.byte_level import ByteLevel, is_byte_level
+from pretrain.config.curriculum import stage_from
+from pretrain.data.corpus.corpus import TOKENIZER
+from pretrain.data.tokenizers.byte_level import ByteLevel
 from pretrain.data.tokenizers.hf_sentencepiece import export_tokenizer
 from pretrain.data.tokenizers.hf_wordpiece import export_wordpiece
-from pretrain.data.tokenizers.sentencepiece import Tokenizer
 from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.errors import UserError
-from pretrain.families.bert.stream import BertCorpus, BertStream
-from pretrain.families.common.hf.values import TokenizerConfig
-from pretrain.runtime import documents
+from pretrain.families.common.tokenizers import Tokenizer
 
 FILES = (
     "tokenizer.model",
@@ -43,7 +41,7 @@ class Vocabulary:
     tokenizer files of an imported model, whose rows are otherwise in the order of their ids."""
 
     size: int
-    tokenizer: Tokenizer | ByteLevel | WordPiece | None
+    tokenizer: Tokenizer | None
     imported: Path | None
 
     @property
@@ -139,43 +137,16 @@ def imported_files(checkpoint: Path, manifest: Manifest) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def load(family: str, path: Path) -> Tokenizer | ByteLevel | WordPiece:
-    """The tokenizer in a folder or file, of the kind that a family has. Raises UserError when there is none."""
-    if family != "bert":
-        return ByteLevel.load(path) if is_byte_level(path) else Tokenizer.load(path)
-    return WordPiece.load(path, lowercase(path))
-
-
-def lowercase(folder: Path) -> bool:
-    """Whether a WordPiece tokenizer's folder says that text loses its capitals; without a word about it, it does."""
-    told = folder / "tokenizer_config.json"
-    found = documents.read(told, TokenizerConfig).get("do_lower_case") if told.is_file() else None
-    return True if found is None else bool(found)
-
-
-def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | ByteLevel | WordPiece:
-    bert = manifest.architecture["family"] == "bert"
+def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
+    text = families.of(manifest.architecture["family"]).text
     if given:
-        return load(manifest.architecture["family"], given)
-    data = manifest.config.get("data", {})
-    if not data.get("corpus"):
+        return text.tokenizers.any(given)
+    if not manifest.config.get("data", {}).get("corpus"):
         raise UserError("the checkpoint does not say which tokenizer it was trained with: name it with --tokenizer")
-    corpus: BertCorpus | Corpus
     try:
-        corpus = BertCorpus.open(data["corpus"]) if bert else Corpus.open(data["corpus"])
+        feed = text.open(stage_from(manifest.config, f"the configuration of stage {manifest.stage!r}"))
     except UserError as error:
         raise UserError(f"{error}\nIf the corpus is elsewhere, name its tokenizer with --tokenizer") from error
-    if manifest.cursor:  # the cursor knows the corpus, its tokenizer included
-        where: dict[str, Any] = {
-            "vocab": manifest.architecture["sizes"]["vocab"],
-            "seq_len": manifest.config["train"]["seq_len"],
-            "seed": manifest.config["seed"],
-            "validation": data["validation_fraction"],
-            "cursor": dict(manifest.cursor),
-            "window": data["window"],
-        }
-        if isinstance(corpus, BertCorpus):
-            BertStream(corpus, pairs=data["pairs"], **where)
-        else:
-            Stream(corpus, **where)
-    return corpus.tokenizer
+    if manifest.cursor:
+        feed.seek(manifest.cursor)  # which raises UserError for another corpus, its tokenizer included
+    return feed.tokenizer

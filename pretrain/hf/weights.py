@@ -13,7 +13,7 @@ from tqdm import tqdm
 from growth import Architecture, Box
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
-from pretrain.families.common.hf.form import MODULES, SORTED, HfFamily
+from pretrain.families.common.hf.form import MODULES, SORTED, HfForm
 from pretrain.families.common.hf.values import Index
 from pretrain.hf.files import CODES, INDEX
 from pretrain.runtime import documents
@@ -28,12 +28,12 @@ class HfWeights:
     of a dtype that is no float or not in the file of the index, or when the model has an output layer of its own.
     """
 
-    def __init__(self, folder: Path, family: HfFamily, arch: Architecture) -> None:
+    def __init__(self, folder: Path, family: HfForm, arch: Architecture) -> None:
         self.folder = folder
         self.files, self.arch = _files(folder), arch
         if arch.layers > len(self.files):  # before a list of their tensors is made
             raise UserError(f"{folder}: the config has {arch.layers} layers, and there are {len(self.files)} tensors")
-        # A folder of the model without its output layer, as openai-community/gpt2, has the names without the base.
+        # A folder of the model without its output layer, as many have been published, has the names without the base.
         base = "" if any(name.startswith(family.base) for name in self.files) else family.base
         wanted = {name.removeprefix(base): family.stored(name) for name in family.names(arch)}
         self._rows = {part: (name, stored) for name, stored in wanted.items() for part in stored.parts}

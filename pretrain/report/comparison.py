@@ -6,6 +6,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
+from pretrain import families
 from pretrain.errors import UserError
 from pretrain.report import history, text
 from pretrain.report.history import StageHistory
@@ -161,11 +162,7 @@ def common_metric(compared: Sequence[Line]) -> str:
 def _kind(stage: StageHistory) -> str:
     """What a loss per token of this stage is about."""
     model, data = stage.config["model"], stage.config["data"]
-    kind = f"{model['vocab']} pieces"
-    if model["family"] != "bert":
-        return kind
-    masked = f"{data['mask_rate']:g}" + (f" to {data['mask_rate_end']:g}" if data["mask_rate_end"] else "")
-    return f"{kind}, {masked} of {'words' if data['whole_words'] else 'pieces'} masked, {data['pairs']}"
+    return ", ".join(filter(None, [f"{model['vocab']} pieces", families.of(model["family"]).text.objective(data)]))
 
 
 def target(compared: Sequence[Line], metric: str) -> float:

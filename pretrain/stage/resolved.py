@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pretrain.config import Curriculum, Grow, Stage
 from pretrain.config.layouts import layout_of
-from pretrain.families.text import Feed, Taken, Wanted, open_feed
+from pretrain.families.common.text import Feed, Taken, Wanted
+from pretrain.families.text import open_feed
 from pretrain.layout import Layout
 from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import sharing

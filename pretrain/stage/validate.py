@@ -6,7 +6,7 @@ import math
 
 from pretrain.data.samples import part
 from pretrain.engine.engine import Engine
-from pretrain.families.text import Feed
+from pretrain.families.common.text import Feed
 
 
 class Validation:
@@ -15,7 +15,7 @@ class Validation:
     def __init__(self, engine: Engine, feed: Feed) -> None:
         layout = engine.layout
         text = feed.held_out(layout.batch_unit(engine.micro_batch))
-        self.engine, self.bytes, self.counts = engine, text.bytes, engine.family.counts(text.samples)
+        self.engine, self.bytes, self.counts = engine, text.bytes, engine.counts(text.samples)
         self.samples = part(text.samples, engine.dp_rank, layout.dp)
 
     def __call__(self) -> dict[str, float]:

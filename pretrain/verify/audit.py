@@ -13,13 +13,15 @@ import torch
 from growth import Architecture, Box, Plan
 from growth.certificate import Certificate, relative_error
 from growth.evaluate.box_values import Read
+from pretrain import families
 from pretrain.config import Stage
 from pretrain.data.corpus.corpus import DESCRIPTION
-from pretrain.data.samples import Samples, causal
-from pretrain.families import reference
-from pretrain.families.text import Feed, open_feed
+from pretrain.data.samples import Samples
+from pretrain.families import Family
+from pretrain.families.common.text import Feed
+from pretrain.families.reference import logits, objective, words
+from pretrain.families.text import open_feed
 from pretrain.verify.probe import certify
-from pretrain.verify.reference_loss import objective, words
 
 SAMPLES = 4
 LENGTH = 256  # tokens of a sample at most
@@ -53,23 +55,17 @@ def text(plan: Plan, stage: Stage, feed: Feed | None) -> Text:
     shorter = min(length, plan.old.sizes.get("positions", length))
     if feed is None:
         told = "token ids drawn at random (there is no corpus: name one with --corpus)"
-        drawn = [_drawn(plan.old.family, size, n) for size, n in ((vocab, shorter), (plan.new.sizes["vocab"], length))]
+        drawn = [
+            _drawn(families.of(plan.old.family), size, n)
+            for size, n in ((vocab, shorter), (plan.new.sizes["vocab"], length))
+        ]
         return Text(drawn[0], drawn[1], told)
     return Text(feed.probe(SAMPLES, vocab, shorter), feed.batch(SAMPLES), f"held-out text of {feed.corpus.path}")
 
 
-def _drawn(family: str, vocab: int, length: int) -> Samples:
+def _drawn(family: Family, vocab: int, length: int) -> Samples:
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab, (SAMPLES, length + 1), generator=draw)
-    if family != "bert":
-        return causal(ids)
-    labels = ids[:, 1:]
-    mask = torch.rand(labels.shape, generator=draw) < 0.15
-    mask[:, 0] = True  # of every sample a word at least
-    types, order = torch.zeros_like(labels), torch.arange(SAMPLES) % 2
-    inputs = torch.where(mask, torch.randint(vocab, labels.shape, generator=draw), labels)
-    valid = torch.ones(labels.shape)
-    return {"inputs": inputs, "labels": labels, "mask": mask.float(), "types": types, "valid": valid, "order": order}
+    return family.samples(torch.randint(vocab, (SAMPLES, length + family.ahead), generator=draw))
 
 
 def function(
@@ -79,9 +75,9 @@ def function(
     reference model, a layer at a time."""
     vocab = min(old.sizes["vocab"], new.sizes["vocab"])
     with torch.no_grad():
-        before = reference.logits(read_old, old, probe["inputs"], torch.float64)[..., :vocab]
-        after = reference.logits(read_new, new, probe["inputs"], torch.float64)[..., :vocab]
-        return relative_error(after, before), float(words(before, probe)), float(words(after, probe))
+        before = logits(read_old, old, probe["inputs"], torch.float64)[..., :vocab]
+        after = logits(read_new, new, probe["inputs"], torch.float64)[..., :vocab]
+        return relative_error(after, before), float(words(before, probe, old)), float(words(after, probe, new))
 
 
 def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
@@ -110,7 +106,7 @@ def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
 
 
 def _of_words(model: Read, arch: Architecture, probe: Samples, vocab: int | None) -> torch.Tensor:
-    return words(reference.logits(model, arch, probe["inputs"], torch.float64)[..., :vocab], probe)
+    return words(logits(model, arch, probe["inputs"], torch.float64)[..., :vocab], probe, arch)
 
 
 def fits(plan: Plan) -> bool:

@@ -26,6 +26,7 @@ from growth.certificate import Certificate
 from growth.evaluate.box_values import Read
 from growth.operators import OPERATORS, default
 from growth.plan import initial
+from pretrain.families import FAMILIES
 from pretrain.families.reference import loss
 from pretrain.verify.probe import certify
 
@@ -33,27 +34,29 @@ BEGIN, END = (
     "<!-- table of operators: python -m pretrain.verify.operator_table growth/README.md -->",
     "<!-- end of the table -->",
 )
-FAMILIES = ("llama2", "bert", "gpt2")
 _STD, _EXACT = 0.1, 1e-10
-_SIZES = {"vocab": 24, "hidden": 12, "layers": 2, "heads": 2, "head_dim": 6, "ffn": 16}
-_MORE = {
-    "llama2": {"heads": 4, "kv_heads": 2},
-    "bert": {"positions": 32, "types": 2, "labels": 2},
-    "gpt2": {"positions": 32},
-}
+_SIZES = {"vocab": 24, "positions": 32, "hidden": 12, "layers": 2, "kv_heads": 2, "head_dim": 6, "ffn": 16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: an operator with options, and what it grows to (by default twice the size). calls: the layers that the
-    blocks of the model before call, where they share some."""
+    """One row: an operator with options, and what it grows to (by default twice the size), in the families that have
+    the axes and scalars that it needs, and none that it lacks. calls: the layers that the blocks of the model before
+    call, where they share some."""
 
     key: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    families: tuple[str, ...] = FAMILIES
+    needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
     calls: tuple[int, ...] = ()
+
+    @property
+    def families(self) -> list[str]:
+        """On which it is measured."""
+        has = {name: {*family.table.axes, *family.table.scalars} for name, family in FAMILIES.items()}
+        return [f for f, names in has.items() if names >= set(self.needs) and names.isdisjoint(self.lacks)]
 
     @property
     def label(self) -> str:
@@ -82,7 +85,7 @@ CASES = (
     Case("layers", "insert", {"at": [0, 3]}),
     Case("layers", "insert", {"at": [0, 3], "init": "copy"}),
     Case("layers", "insert", {"at": [0, 3], "init": "random"}),
-    Case("layers", "untie", {}, {"layers": 4}, ("llama2",), calls=(0, 0, 1, 1)),
+    Case("layers", "untie", {}, {"layers": 4}, ("rope_theta",), calls=(0, 0, 1, 1)),
     Case("layers", "dense", {"weights": np.kron(np.ones((2, 1)), np.eye(2)) * 0.9 + 0.05}),
     Case("layers", "drop", {}, {"layers": 1}),
     Case("hidden", "zero"),
@@ -95,14 +98,14 @@ CASES = (
     Case("hidden", "aki"),
     Case("hidden", "dense", _DENSE),
     Case("heads", "zero"),
-    Case("heads", "zero", {}, {"heads": 4, "kv_heads": 4}, ("llama2",)),
+    Case("heads", "zero", {}, {"heads": 4, "kv_heads": 4}, ("kv_heads",)),
     Case("heads", "replicate"),
     Case("heads", "replicate", _COPY),
     Case("heads", "net2net", {"mapping": "random"}),
-    Case("heads", "dense", {"write": _matrix(4, 2), "read": _matrix(4, 2)}, {}, ("bert", "gpt2")),
-    Case("head_dim", "rotary", {}, {}, ("llama2",)),
-    Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("llama2",)),
-    Case("head_dim", "zero", {}, {"head_dim": 8}, ("bert", "gpt2")),
+    Case("heads", "dense", {"write": _matrix(4, 2), "read": _matrix(4, 2)}, {}, (), ("kv_heads",)),
+    Case("head_dim", "rotary", {}, {}, ("rope_theta",)),
+    Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("rope_theta",)),
+    Case("head_dim", "zero", {}, {"head_dim": 8}, (), ("rope_theta",)),
     Case("ffn", "zero"),
     Case("ffn", "zero_gate_and_down"),
     Case("ffn", "replicate"),
@@ -114,7 +117,7 @@ CASES = (
     Case("vocab", "mean"),
     Case("vocab", "pieces"),
     Case("vocab", "drop", {}, {"vocab": 16}),
-    Case("positions", "random", {}, {}, ("bert", "gpt2")),
+    Case("positions", "random", {}, {}, ("positions",)),
 )
 
 
@@ -127,10 +130,17 @@ def _text(vocab: int, rows: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(ids)
 
 
+def _architecture(name: str, calls: tuple[int, ...] = ()) -> Architecture:
+    """A small one of a family."""
+    table = FAMILIES[name].table
+    sizes = {**_SIZES, "heads": 4 if "kv_heads" in table.axes else 2, **table.fixed}
+    return Architecture(name, {axis: sizes[axis] for axis in ("layers", *table.axes)}, calls=calls)
+
+
 @cache
 def model(family: str, calls: tuple[int, ...]) -> tuple[Architecture, Read]:
     """A small model of a family after 100 steps of training."""
-    arch = Architecture(family, {**_SIZES, **_MORE[family]}, calls=calls)
+    arch = _architecture(family, calls)
     plan = initial(arch, 0, _STD)
 
     def nothing(kind: str, name: str, box: Box) -> torch.Tensor:
@@ -173,7 +183,7 @@ def measure(case: Case, family: str) -> Certificate:
 
 def table() -> str:
     """The table in Markdown."""
-    errors = [f"error {f}" for f in FAMILIES]
+    errors = [f"error {f}" for f in CASES[0].families]
     head = ["axis", "operator", "options", "claims", *errors, "dead", "locked", "what it does"]
     lines = [head, ["---"] * len(head), *map(row, CASES)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -183,7 +193,7 @@ def row(case: Case) -> list[str]:
     """The cells of one row."""
     found = {f: measure(case, f) for f in case.families}
     claims = [f for f, c in found.items() if c.claims]
-    errors = [_error(found.get(f)) for f in FAMILIES]
+    errors = [_error(found.get(f)) for f in CASES[0].families]
     dead = max(c.dead_share for c in found.values())
     locked = [later for c in found.values() for _, later in c.locked.values()]
     named = f"{case.name}{' (default)' if not case.label and _is_default(case) else ''}"
@@ -198,8 +208,7 @@ def _error(certificate: Certificate | None) -> str:
 
 
 def _is_default(case: Case) -> bool:
-    archs = [Architecture(f, {**_SIZES, **_MORE[f]}) for f in case.families]
-    return any(default(arch, arch, case.key) == case.name for arch in archs)
+    return any(default(arch, arch, case.key) == case.name for arch in map(_architecture, case.families))
 
 
 def _what(case: Case) -> str:

@@ -15,6 +15,7 @@ from growth.family import GENERAL, LAYERS
 from growth.generations import Generations
 from growth.maps import AxisMap, LayerMap
 from growth.plan import Plan
+from pretrain import families
 from pretrain.families.reference import logits, loss
 
 _STEPS = 10  # after which copies that still are copies count as locked
@@ -44,7 +45,8 @@ def certify(
     """
     assert plan.old is not None
     train = ids_BS if train_ids_BS is None else train_ids_BS
-    inputs = train[:, :-1] if losses is None else train  # the last token has no target by itself
+    # Of a causal model the last token has no target by itself.
+    inputs = families.of(plan.new.family).samples(train)["inputs"] if losses is None else train
     of_probe, of_train = losses or (_reference_loss(ids_BS, dtype), _reference_loss(train, dtype))
     tensors = plan.new.tensors()
     weights = {

@@ -60,7 +60,7 @@ def batches(arch: Architecture, count: int) -> list[Samples]:
                 "types": ((at > length // 2) & (at < length)).long(),
                 "valid": valid,
                 "mask": (torch.rand(each.shape, generator=draw) < 0.3).float() * valid,
-                "order": torch.randint(0, 2, (GLOBAL_BATCH,), generator=draw),
+                "next_sentence": torch.randint(0, 2, (GLOBAL_BATCH,), generator=draw),
             }
         )
     return found

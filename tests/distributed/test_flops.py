@@ -39,7 +39,7 @@ def samples_of(family: str) -> Samples:
     if family == "bert":
         ones = torch.ones(SAMPLES, SEQ_LEN)
         types = torch.zeros(SAMPLES, SEQ_LEN, dtype=torch.long)
-        found |= {"mask": ones, "valid": ones, "types": types, "order": torch.zeros(SAMPLES, dtype=torch.long)}
+        found |= {"mask": ones, "valid": ones, "types": types, "next_sentence": torch.zeros(SAMPLES, dtype=torch.long)}
     return found
 
 

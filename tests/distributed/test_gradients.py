@@ -14,7 +14,7 @@ from torch import Tensor
 import growth
 from growth import Architecture, Box
 from pretrain.data.samples import part
-from pretrain.verify.reference_loss import objective
+from pretrain.families.reference import objective
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import BERT, GPT2

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensor
 
 from growth import Architecture
+from pretrain import families
 from pretrain.config import Train
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine import megatron
@@ -46,7 +47,7 @@ def _samples(family: str, n: int, seq_len: int) -> Samples:
     found = dict(causal(tokens))
     if family == "bert":
         ones, zeros = torch.ones(n, seq_len), torch.zeros(n, seq_len, dtype=torch.long)
-        found |= {"mask": ones, "valid": ones, "types": zeros, "order": torch.zeros(n, dtype=torch.long)}
+        found |= {"mask": ones, "valid": ones, "types": zeros, "next_sentence": torch.zeros(n, dtype=torch.long)}
     return found
 
 
@@ -135,7 +136,7 @@ def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
 
     samples = _samples(arch.family, train.micro_batch, train.seq_len)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        megatron.FAMILIES[arch.family].forward(model, samples)
+        families.of(arch.family).model.forward(model, samples)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -23,6 +23,7 @@ from benchmarks.report import Report, spread
 from growth import Architecture, Box, GrowthError, Plan
 from growth.operators import AXES, OPERATORS, Operator
 from growth.random import philox
+from pretrain.config.keys import Model
 from pretrain.engine.shards import FILLED_AT_ONCE
 from pretrain.errors import UserError
 from pretrain.runtime.malloc import given_back
@@ -48,9 +49,9 @@ def run(options: argparse.Namespace) -> Report:
     llama = {**sizes, "kv_heads": options.heads, "head_dim": options.hidden // options.heads}
     gpt2 = {**sizes, "head_dim": options.hidden // options.heads, "positions": 1024}
     archs = [
-        Architecture("llama2", llama),
+        Architecture(Model.family, llama),
         Architecture("gpt2", gpt2),
-        Architecture("llama2", llama, calls=tuple(i // 2 for i in range(2 * options.layers))),
+        Architecture(Model.family, llama, calls=tuple(i // 2 for i in range(2 * options.layers))),
     ]
     cases = [case for case in _cases(archs) if not options.only or options.only in case[0]]
     if not cases:
@@ -97,7 +98,7 @@ def _cases(archs: list[Architecture]) -> list[tuple[str, Architecture, Plan]]:
 def _compile() -> None:
     """The compiled loops, whose compiler takes memory of its own, on a small model."""
     sizes = {"vocab": 64, "hidden": 16, "layers": 2, "heads": 2, "kv_heads": 2, "head_dim": 8, "ffn": 32}
-    for _, arch, plan in _cases([Architecture("llama2", sizes)]):
+    for _, arch, plan in _cases([Architecture(Model.family, sizes)]):
         _evaluate(plan, _random(arch), {name: torch.zeros(t.shape) for name, t in plan.new.tensors().items()}, "weight")
 
 

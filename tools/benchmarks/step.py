@@ -26,6 +26,7 @@ import growth
 from benchmarks import blocks
 from benchmarks.report import Report, spread
 from growth import Architecture
+from pretrain.config.keys import Model
 from pretrain.data.samples import causal
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
@@ -123,7 +124,7 @@ def _architecture(options: argparse.Namespace) -> Architecture:
         "head_dim": head_dim,
         "ffn": options.ffn,
     }
-    return Architecture("llama2", sizes)
+    return Architecture(Model.family, sizes)
 
 
 def _run(options: argparse.Namespace, arch: Architecture) -> Report:

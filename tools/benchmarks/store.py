@@ -26,6 +26,7 @@ from benchmarks.scratch import scratch
 from growth import Architecture, Box, Plan
 from pretrain.checkpoint import KINDS, Checkpointer, Reader, step_folder, write_checkpoint
 from pretrain.checkpoint.blocks import BLOCK
+from pretrain.config.keys import Model
 from pretrain.errors import UserError
 
 MIB = 1 << 20
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> Report:
         raise UserError(f"--folder {options.folder} is no folder")
     sizes = {name: getattr(options, name) for name in ("vocab", "hidden", "layers", "heads", "ffn")}
     heads = options.heads
-    arch = Architecture("llama2", {**sizes, "kv_heads": heads, "head_dim": options.hidden // heads})
+    arch = Architecture(Model.family, {**sizes, "kv_heads": heads, "head_dim": options.hidden // heads})
     with scratch(options.folder, "bench-store-") as folder:
         bench = _Bench(folder, arch, options.rounds)
         with tqdm(desc="measurements", disable=None, leave=False) as bar:

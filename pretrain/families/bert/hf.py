@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth import Architecture
-from growth.family import family
-from pretrain.families.common.hf.form import HfFamily
+from pretrain.families.bert.table import TABLE
+from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.hf.values import positive
 from pretrain.families.common.layernorm_bias.hf import architecture_of, sizes_of
 
@@ -20,8 +20,8 @@ SIZES = {
 }
 # The output bias is the first parameter of its module.
 BIAS = "cls.predictions.bias"
-TABLE = tuple(spec.name for spec in family("bert").tensors if spec.name != BIAS)
-FIRST = TABLE.index("cls.predictions.transform.dense.weight")
+ROWS = tuple(spec.name for spec in TABLE.tensors if spec.name != BIAS)
+FIRST = ROWS.index("cls.predictions.transform.dense.weight")
 
 
 def config(arch: Architecture) -> dict[str, Any]:
@@ -51,10 +51,10 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     return architecture_of("bert", found, where, SIZES, eps, fixed, {"labels": 2})
 
 
-BERT = HfFamily(
+FORM = HfForm(
     model_type="megatron-bert",
     model_class="MegatronBertForPreTraining",
-    rows=(*TABLE[:FIRST], BIAS, *TABLE[FIRST:]),
+    rows=(*ROWS[:FIRST], BIAS, *ROWS[FIRST:]),
     config=config,
     architecture=architecture,
     kept=("pad_token_id", "initializer_range", "use_cache"),

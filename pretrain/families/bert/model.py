@@ -1,8 +1,8 @@
 """BERT on Megatron-core's BertModel: LayerNorm before each branch, gelu, learned positions, biases, tied embedding.
 
 Samples are tensors with one row a sample: inputs, types and labels, int64 [n, S]; mask, float [n, S], 1 where a label
-counts; valid, float [n, S], 1 where there is text and no padding; order, int64 [n], 1 where the second part does not
-follow the first, -100 where it does not count.
+counts; valid, float [n, S], 1 where there is text and no padding; next_sentence, int64 [n], 1 where the
+second part does not follow the first, -100 where it does not count.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from pretrain.families.common.layernorm_bias import model
 from pretrain.families.common.norm import FusedLayerNorm, LayerNorm
 from pretrain.families.common.vocabulary import Vocabulary, padded
 from pretrain.kernels.activation import bias_gelu
-
-TERMS = ("mlm_loss", "nsp_loss")
-"""The terms of the loss; each is a mean over what it counts in the global batch, and they are added."""
+from pretrain.losses import Outputs
 
 bert_lm_head.LNImpl = LayerNorm  # its own refuses sequence parallelism
 
@@ -91,7 +89,7 @@ def build_chunk(
 
 
 def forward(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Any:
-    """On the last pipeline rank the negative log-likelihood of every label, [B, S], and the order's logits, [B, 2]."""
+    """On the last pipeline rank the negative log-likelihood of each label, [B, S], and the next sentence's logits."""
     return model(samples["inputs"], samples["valid"], samples["types"], samples["labels"])
 
 
@@ -101,13 +99,7 @@ def logits(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def terms(output: Any, samples: Mapping[str, Tensor]) -> Tensor:
-    """The sum of each term over a micro-batch, [2], from what `forward` gave."""
-    loss_BS, order_B2 = output
-    words = (loss_BS.float() * samples["mask"]).sum()
-    return torch.stack((words, F.cross_entropy(order_B2.float(), samples["order"], reduction="sum")))
-
-
-def counts(samples: Mapping[str, Tensor]) -> list[float]:
-    """Over how many labels and samples the terms are means."""
-    return [float(samples["mask"].sum()), float((samples["order"] >= 0).sum())]
+def outputs(output: Any) -> Outputs:
+    """What the terms of the loss take, from what `forward` gave."""
+    loss_BS, next_sentence_B2 = output
+    return {"words": loss_BS, "next_sentence": next_sentence_B2}

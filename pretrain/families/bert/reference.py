@@ -7,24 +7,17 @@ import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
+from pretrain.data.samples import Samples
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.reference import Weights, attention
+from pretrain.losses import Outputs
 
 
-def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The masked-language logits [B, S, V] of token ids [B, S]."""
-    return heads(read, arch, ids_BS, torch.zeros_like(ids_BS), dtype)[0]
-
-
-def heads(
-    read: Read,
-    arch: Architecture,
-    ids_BS: torch.Tensor,
-    types_BS: torch.Tensor,
-    dtype: torch.dtype = torch.float32,
-    valid_BS: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The masked-language logits [B, S, V] and the sentence-order logits [B, 2]; `valid_BS` (bool): not padding."""
+def logits(read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype) -> Outputs:
+    """The logits of the words, [B, S, V], and of the next sentence, [B, 2]."""
+    ids_BS = samples["inputs"]
+    types_BS = samples["types"] if "types" in samples else torch.zeros_like(ids_BS)
+    valid_BS = samples["valid"].bool() if "valid" in samples else None
     weight = Weights(read, arch, dtype)
     embedding_VD = weight("bert.embeddings.word_embeddings.weight")
     x_BSD = embedding_VD[ids_BS]
@@ -45,4 +38,7 @@ def heads(
     pooled_BD = torch.tanh(weight.linear(h_BSD[:, 0], "bert.pooler.dense"))
     h = F.gelu(weight.linear(h_BSD, "cls.predictions.transform.dense"))
     words = weight.layer_norm(h, "cls.predictions.transform.LayerNorm") @ embedding_VD.T
-    return words + weight("cls.predictions.bias"), weight.linear(pooled_BD, "cls.seq_relationship")
+    return {
+        "words": words + weight("cls.predictions.bias"),
+        "next_sentence": weight.linear(pooled_BD, "cls.seq_relationship"),
+    }

@@ -12,7 +12,7 @@ from pretrain.families.common.rows import READS, WRITES, layer_norm, linear, of
 
 LAYER = "bert.encoder.layer.{layer}."
 
-BERT = Family(
+TABLE = Family(
     name="bert",
     tensors=(
         TensorSpec("bert.embeddings.word_embeddings.weight", (Dim(("vocab",), "write"), WRITES), "normal"),
@@ -49,4 +49,5 @@ BERT = Family(
     },
     norm="layer",
     pads=False,
+    fixed={"types": 2, "labels": 2},
 )

@@ -1,4 +1,4 @@
-"""What families of causal language models share: Megatron-core's GPTModel, and how it is fed and judged.
+"""What families of causal language models share: Megatron-core's GPTModel, and how it is called.
 
 Samples are tensors with one row a sample: inputs and labels, int64 [n, S], and optionally mask, float [n, S], 1 where a
 label counts.
@@ -20,9 +20,7 @@ from growth.architecture import Architecture
 from pretrain.families.common.attention import CoreAttention
 from pretrain.families.common.layer import Activation, layer_spec
 from pretrain.families.common.vocabulary import Vocabulary, padded
-
-TERMS = ("loss",)
-"""The terms of the loss; each is a mean over what it counts in the global batch, and they are added."""
+from pretrain.losses import Outputs
 
 
 class CausalLM(Vocabulary, GPTModel):
@@ -80,12 +78,6 @@ def _call(model: torch.nn.Module, samples: Mapping[str, Tensor], **how: Any) -> 
     return model(inputs_BS, position_S.expand_as(inputs_BS), None, **how)
 
 
-def terms(output: Tensor, samples: Mapping[str, Tensor]) -> Tensor:
-    """The sum of each term over a micro-batch, [1], from what `forward` gave."""
-    loss_BS = output.float()
-    return (loss_BS * samples["mask"] if "mask" in samples else loss_BS).sum()[None]
-
-
-def counts(samples: Mapping[str, Tensor]) -> list[float]:
-    """Over how many labels each term is a mean."""
-    return [float(samples["mask"].sum()) if "mask" in samples else float(samples["labels"].numel())]
+def outputs(output: Tensor) -> Outputs:
+    """What the terms of the loss take, from what `forward` gave."""
+    return {"words": output}

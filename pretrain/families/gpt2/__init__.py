@@ -1,0 +1,22 @@
+"""GPT-2 (Radford et al., 2019)."""
+
+from pretrain.data.samples import causal
+from pretrain.families.family import Costs, Family
+from pretrain.families.gpt2.hf import FORM
+from pretrain.families.gpt2.layout import parameters
+from pretrain.families.gpt2.reference import logits
+from pretrain.families.gpt2.table import TABLE
+from pretrain.losses import NEXT_TOKEN
+
+GPT2 = Family(
+    table=TABLE,
+    losses=(NEXT_TOKEN,),
+    samples=causal,
+    ahead=1,
+    reference=logits,
+    layout=parameters,
+    costs=Costs(mlp_matrices=2, gated=False, tied_head=True),
+    model_module="pretrain.families.gpt2.model",
+    text_module="pretrain.families.common.text",
+    hf=FORM,
+)

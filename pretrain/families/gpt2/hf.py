@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from growth import Architecture
-from pretrain.families.common.hf.form import HfFamily
+from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.hf.stored import Stored
 from pretrain.families.common.hf.values import positive, whole, wholes
 from pretrain.families.common.layernorm_bias.hf import architecture_of, sizes_of
@@ -58,7 +58,7 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
     return architecture_of("gpt2", found, where, SIZES, eps, fixed, {"ffn": ffn})
 
 
-GPT2 = HfFamily(
+FORM = HfForm(
     model_type="gpt2",
     model_class="GPT2LMHeadModel",
     rows=ROWS,

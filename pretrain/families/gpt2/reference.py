@@ -7,12 +7,15 @@ import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
+from pretrain.data.samples import Samples
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.reference import Weights, attention
+from pretrain.losses import Outputs
 
 
-def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The logits [B, S, V] of token ids [B, S]."""
+def logits(read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype) -> Outputs:
+    """The logits of the words, [B, S, V]."""
+    ids_BS = samples["inputs"]
     weight = Weights(read, arch, dtype)
     embedding_VD = weight("transformer.wte.weight")
     x_BSD = embedding_VD[ids_BS] + weight("transformer.wpe.weight")[: ids_BS.shape[1]]
@@ -26,4 +29,4 @@ def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dt
             h_BSD = weight.layer_norm(x_BSD, layer + "ln_2")
             h = F.gelu(weight.linear(h_BSD, layer + "mlp.c_fc"), approximate="tanh")
             x_BSD = x_BSD + weight.linear(h, layer + "mlp.c_proj")
-    return weight.layer_norm(x_BSD, "transformer.ln_f") @ embedding_VD.T
+    return {"words": weight.layer_norm(x_BSD, "transformer.ln_f") @ embedding_VD.T}

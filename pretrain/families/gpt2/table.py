@@ -9,7 +9,7 @@ from pretrain.families.common.rows import READS, WRITES, layer_norm, linear, of
 
 LAYER = "transformer.h.{layer}."
 
-GPT2 = Family(
+TABLE = Family(
     name="gpt2",
     tensors=(
         TensorSpec("transformer.wte.weight", (Dim(("vocab",), "write"), WRITES), "normal"),

@@ -1,0 +1,22 @@
+"""LLaMA-2 (Touvron et al., 2023)."""
+
+from pretrain.data.samples import causal
+from pretrain.families.family import Costs, Family
+from pretrain.families.llama2.hf import LLAMA
+from pretrain.families.llama2.layout import parameters
+from pretrain.families.llama2.reference import logits
+from pretrain.families.llama2.table import TABLE
+from pretrain.losses import NEXT_TOKEN
+
+LLAMA2 = Family(
+    table=TABLE,
+    losses=(NEXT_TOKEN,),
+    samples=causal,
+    ahead=1,
+    reference=logits,
+    layout=parameters,
+    costs=Costs(mlp_matrices=3, gated=True, tied_head=False),
+    model_module="pretrain.families.llama2.model",
+    text_module="pretrain.families.common.text",
+    hf=LLAMA,
+)

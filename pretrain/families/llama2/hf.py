@@ -6,7 +6,7 @@ from typing import Any
 
 from growth import Architecture, GrowthError
 from pretrain.errors import UserError
-from pretrain.families.common.hf.form import HfFamily
+from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.hf.values import mapping, positive, positives, whole, wholes
 from pretrain.runtime.documents import show
 
@@ -109,7 +109,7 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         raise UserError(f"{where}: {error}") from error
 
 
-LLAMA = HfFamily(
+LLAMA = HfForm(
     model_type="llama",
     model_class="LlamaForCausalLM",
     rows=ROWS,

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from growth.architecture import Architecture
-from pretrain.families.common.causal import TERMS, CausalLM, build_gpt, counts, forward, logits, terms
+from pretrain.families.common.causal import CausalLM, build_gpt, forward, logits, outputs
 from pretrain.families.common.norm import FusedRMSNorm, RMSNorm
 from pretrain.kernels.activation import swiglu
 
-__all__ = ["TERMS", "build_chunk", "config_fields", "counts", "forward", "logits", "terms"]
+__all__ = ["build_chunk", "config_fields", "forward", "logits", "outputs"]
 
 
 def config_fields(arch: Architecture) -> dict[str, object]:

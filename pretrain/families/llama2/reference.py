@@ -7,12 +7,15 @@ import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
+from pretrain.data.samples import Samples
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.reference import Weights, attention, rotary
+from pretrain.losses import Outputs
 
 
-def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The logits [B, S, V] of token ids [B, S]."""
+def logits(read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype) -> Outputs:
+    """The logits of the words, [B, S, V]."""
+    ids_BS = samples["inputs"]
     weight = Weights(read, arch, dtype)
     eps = arch.scalars["norm_eps"]
 
@@ -32,4 +35,4 @@ def logits(read: Read, arch: Architecture, ids_BS: torch.Tensor, dtype: torch.dt
             h_BSD = norm(x_BSD, layer + "post_attention_layernorm.weight")
             gate, up = (h_BSD @ weight(f"{layer}mlp.{p}_proj.weight").T for p in ("gate", "up"))
             x_BSD = x_BSD + (F.silu(gate) * up) @ weight(layer + "mlp.down_proj.weight").T
-    return norm(x_BSD, "model.norm.weight") @ weight("lm_head.weight").T
+    return {"words": norm(x_BSD, "model.norm.weight") @ weight("lm_head.weight").T}

@@ -20,7 +20,7 @@ def _check(sizes: Mapping[str, int]) -> None:
         raise GrowthError(f"llama2: head_dim = {sizes['head_dim']} is odd, but rotary embeddings turn pairs")
 
 
-LLAMA2 = Family(
+TABLE = Family(
     name="llama2",
     tensors=(
         TensorSpec("model.embed_tokens.weight", (Dim(("vocab",), "read"), WRITES), "normal"),

@@ -30,7 +30,7 @@ def outputs(read: Read, plan: Plan, old: bool) -> torch.Tensor:
     words = logits(read, arch, ids, torch.float64)[..., : plan.old.sizes["vocab"]].flatten()
     if arch.family != "bert":
         return words
-    order = reference.heads(read, arch, ids, torch.zeros_like(ids), torch.float64)[1]
+    order = reference.logits(read, arch, {"inputs": ids}, torch.float64)["next_sentence"]
     return torch.cat((words, order.flatten()))
 
 

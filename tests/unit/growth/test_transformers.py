@@ -82,7 +82,8 @@ def test_bert() -> None:
         valid = (torch.arange(17) < length).expand(2, 17)
         with torch.no_grad():
             theirs = model(ids, token_type_ids=types, attention_mask=valid.long())
-            words, order = reference.heads(read, arch, ids, types, valid_BS=valid)
+            samples = {"inputs": ids, "types": types, "valid": valid}
+            words, order = reference.logits(read, arch, samples, torch.float32).values()
         assert relative_error(words[valid], theirs.prediction_logits[valid]) < 1e-5
         assert relative_error(order, theirs.seq_relationship_logits) < 1e-5
 

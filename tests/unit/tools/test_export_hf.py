@@ -18,7 +18,7 @@ from pretrain.data.corpus.sources import Source
 from pretrain.errors import UserError
 from pretrain.families import reference
 from pretrain.families.llama2.hf import LLAMA
-from pretrain.hf import hf_family
+from pretrain.hf import form_of
 from pretrain.runtime.files import Lock
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run, rewrite
@@ -152,7 +152,7 @@ def test_what_cannot_be_exported(run: Run, tmp_path: Path, capsys: pytest.Captur
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no export of the family 'gpt5' yet"):
-        hf_family("gpt5")
+        form_of("gpt5")
 
 
 def test_sizes() -> None:

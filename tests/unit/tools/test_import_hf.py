@@ -19,7 +19,7 @@ from pretrain.config import load
 from pretrain.data.corpus.corpus import Corpus
 from pretrain.families import reference
 from pretrain.families.text import open_feed
-from pretrain.hf import hf_family
+from pretrain.hf import form_of
 from tools.export_hf import main as export
 from tools.grow import main as grow
 from tools.import_hf import main
@@ -302,5 +302,5 @@ def test_rotary_frequencies(told: dict[str, Any], tmp_path: Path) -> None:
     config = {"model_type": "llama", "intermediate_size": 8, "max_position_embeddings": 77, **sizes, **told}
     (tmp_path / "config.json").write_text(json.dumps(config))
     theirs = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(tmp_path)).inv_freq
-    ours = torch.from_numpy(hf_family("llama2").architecture(config, "config.json").frequencies())
+    ours = torch.from_numpy(form_of("llama2").architecture(config, "config.json").frequencies())
     torch.testing.assert_close(ours.float(), theirs)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import config
 from pretrain.checkpoint import Manifest
+from pretrain.families.reference import objective
 from pretrain.runtime.files import Lock
-from pretrain.verify.reference_loss import objective
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run
 from tools import learn_growth

@@ -25,6 +25,7 @@ from benchmarks.gpu import trace
 from benchmarks.gpu.cases import MOST_LAYERS, Case
 from growth import Architecture
 from pretrain.config import Train
+from pretrain.config.keys import Model
 from pretrain.data.samples import causal
 from pretrain.estimate import memory
 from pretrain.estimate.flops import mfu, peak_flops, training_flops
@@ -129,10 +130,10 @@ def architecture(case: Case) -> Architecture:
     """The model of a case; where the number of layers is open, as many as the plan says will fit."""
     sizes = case.sizes()
     if sizes["layers"]:
-        return Architecture("llama2", sizes)
-    fits = [Architecture("llama2", {**sizes, "layers": 1})]
+        return Architecture(Model.family, sizes)
+    fits = [Architecture(Model.family, {**sizes, "layers": 1})]
     for layers in range(2, (4 if case.tiny else MOST_LAYERS) + 1):
-        arch = Architecture("llama2", {**sizes, "layers": layers})
+        arch = Architecture(Model.family, {**sizes, "layers": layers})
         if planned(arch, case, 1) < 0.88 * available():
             fits.append(arch)
     return fits[-1]

@@ -12,7 +12,7 @@ SORTED = "sorted"
 
 
 @dataclass(frozen=True)
-class HfFamily:
+class HfForm:
     """model_type and model_class are transformers' names. rows: the logical tensors (names as in growth's table, which
     are Hugging Face's) in the order of the model's state_dict, which decides what goes into which shard.
 

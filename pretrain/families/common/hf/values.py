@@ -15,7 +15,7 @@ Ids = Count | list[Count] | None
 
 
 class Kept(TypedDict):
-    """The keys that say nothing of the shape, and go out again as they came in (see HfFamily.kept)."""
+    """The keys that say nothing of the shape, and go out again as they came in (see HfForm.kept)."""
 
     bos_token_id: NotRequired[Ids]
     eos_token_id: NotRequired[Ids]

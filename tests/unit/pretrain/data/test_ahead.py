@@ -16,7 +16,8 @@ from pretrain import config
 from pretrain.data.corpus.encoders import WordPieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
-from pretrain.families.text import Feed, Taken, Wanted, open_feed
+from pretrain.families.common.text import Feed, Taken, Wanted
+from pretrain.families.text import open_feed
 
 LLAMA = {"vocab": 800, "hidden": 32, "layers": 1, "heads": 2, "head_dim": 16, "ffn": 32}
 BERT = {"family": "bert", "vocab": 300, "hidden": 32, "layers": 1, "heads": 2, "head_dim": 16, "ffn": 32}

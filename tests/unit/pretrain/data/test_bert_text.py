@@ -19,7 +19,7 @@ from pretrain.data.tokenizers.wordpiece import SPECIALS
 from pretrain.errors import UserError
 from pretrain.families.bert.masking import Masking
 from pretrain.families.bert.stream import BertBatch, BertCorpus, BertStream, Place
-from pretrain.families.text import BertFeed
+from pretrain.families.bert.text import BertFeed
 
 DOCUMENTS, LONGEST = 40, 400  # of documents in words
 OPTIONS = {"vocab": 1000, "seq_len": 32, "seed": 3, "validation": 0.1}

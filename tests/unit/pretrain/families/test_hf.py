@@ -122,7 +122,7 @@ def test_export_in_shards(arch: Architecture, tmp_path: Path) -> None:
         with torch.no_grad():
             found = model(IDS, token_type_ids=types)
         for mine, their in zip(
-            bert.heads(read, arch, IDS, types),
+            bert.logits(read, arch, {"inputs": IDS, "types": types}, torch.float32).values(),
             (found.prediction_logits, found.seq_relationship_logits),
             strict=True,
         ):
@@ -130,15 +130,15 @@ def test_export_in_shards(arch: Architecture, tmp_path: Path) -> None:
 
 
 def test_what_transformers_cannot_express(tmp_path: Path) -> None:
-    from pretrain.hf import hf_family
+    from pretrain.hf import form_of
 
     with pytest.raises(UserError, match="always add up to the hidden size"):
-        hf_family("gpt2").config(GPT2.replace({"head_dim": 8}))
-    config = hf_family("bert").config(BERT)
+        form_of("gpt2").config(GPT2.replace({"head_dim": 8}))
+    config = form_of("bert").config(BERT)
     with pytest.raises(UserError, match="hidden_act = 'relu'"):
-        hf_family("bert").architecture({**config, "hidden_act": "relu"}, "config.json")
+        form_of("bert").architecture({**config, "hidden_act": "relu"}, "config.json")
     with pytest.raises(UserError, match="n_embd = None must be there"):
-        hf_family("gpt2").architecture({**hf_family("gpt2").config(GPT2), "n_embd": None}, "config.json")
+        form_of("gpt2").architecture({**form_of("gpt2").config(GPT2), "n_embd": None}, "config.json")
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:

@@ -16,7 +16,7 @@ from growth import Architecture
 from pretrain.checkpoint import Reader, verify_all
 from pretrain.data.tokenizers.byte_level import ByteLevel
 from pretrain.errors import UserError
-from pretrain.hf import hf_family
+from pretrain.hf import form_of
 from pretrain.hf.files import INDEX, index
 from pretrain.hf.imports import look
 from tests import mutations
@@ -34,7 +34,7 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 1.0, "attentio
 def folder_of(folder: Path, arch: Architecture) -> Path:
     """As people have them: config, weights in two files with an index, a byte-level tokenizer or a vocab.txt."""
     folder.mkdir()
-    family = hf_family(arch.family)
+    family = form_of(arch.family)
     shapes = {name: family.stored(name).shape(arch) for name in family.names(arch)}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     names = list(shapes)

@@ -1,0 +1,228 @@
+"""The text that a family's stage is trained and measured on, as samples for its engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+
+from pretrain.config import Stage, Train
+from pretrain.data.corpus.corpus import AnyCorpus, Corpus
+from pretrain.data.corpus.counts import training_tokens
+from pretrain.data.samples import Samples, causal
+from pretrain.data.stream.stream import Stream
+from pretrain.data.stream.validation import probe, validation_set
+from pretrain.data.stream.windows import WindowedStream
+from pretrain.families.common.tokenizers import SENTENCE_PIECE, Kind, Tokenizer
+
+BYTES_PER_TOKEN = 4  # of text in English, about
+
+
+class Wanted(NamedTuple):
+    """The next n samples, a data-parallel rank's part of them; progress is the share of the stage that is done."""
+
+    n: int
+    progress: float
+    rank: int
+    ranks: int
+
+    @staticmethod
+    def at(train: Train, done: int, *, rank: int, ranks: int) -> Wanted:
+        """The global batch of a stage (its budget in tokens) after so many tokens of it."""
+        return Wanted(train.batch_at(done), done / train.tokens, rank, ranks)
+
+    @property
+    def rows(self) -> slice:
+        """The rank's own of the n samples."""
+        share = self.n // self.ranks
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One data-parallel rank's samples of a global batch, and the bytes of text that all of its labels stand for.
+
+    bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
+    """
+
+    samples: Samples
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation samples, padded to whole micro-batches on every rank with some that do not count; bytes: see Taken."""
+
+    samples: Samples
+    bytes: int | None
+
+
+class Feed(ABC):
+    """A stage's corpus and where it is read. Raises UserError for a corpus of another kind and a vocabulary that
+    cannot be cut.
+
+    A batch may be made ahead, in a thread; its place is reached when it is taken.
+    """
+
+    tokenizers: ClassVar[Kind]
+    corpus_type: ClassVar[type[AnyCorpus[Any]]]
+    counts_bytes: ClassVar[bool]
+    """Whether its losses say something about bits per byte of the text: see Taken."""
+    _text: WindowedStream[Any, Any, Any]
+    _cursor: dict[str, Any]
+    _thread: ThreadPoolExecutor | None = None
+    _ahead: tuple[Wanted, Future[tuple[Taken, dict[str, Any]]]] | None = None
+
+    def __init__(self, stage: Stage, corpus: AnyCorpus[Any]) -> None:
+        corpus.tokenizer.legal(stage.model.vocab)
+        self.stage, self.corpus = stage, corpus
+        self.tokenizer: Tokenizer = corpus.tokenizer
+
+    @classmethod
+    def open(cls, stage: Stage) -> Self:
+        """The text of a stage, at no place yet: see `seek`."""
+        return cls(stage, cls.corpus_type.open(stage.data.corpus))
+
+    @staticmethod
+    def objective(data: Mapping[str, Any]) -> str:
+        """What is predicted, beyond the next token, under a configuration's `data`: losses compare only where it is
+        the same."""
+        return ""
+
+    @abstractmethod
+    def _opened(self, cursor: Mapping[str, Any] | None) -> WindowedStream[Any, Any, Any]:
+        """The training text from a cursor on; None: from the beginning."""
+
+    @abstractmethod
+    def _take(self, wanted: Wanted) -> Taken:
+        """The next samples of the text."""
+
+    def seek(self, cursor: Mapping[str, Any] | None) -> None:
+        """Go on at a parent's or an earlier run's cursor; None: at the beginning. What was made ahead is dropped."""
+        if self._ahead:
+            self._ahead[1].exception()  # until then it reads the text
+            self._ahead = None
+        self._text = self._opened(cursor)
+        self._cursor = self._text.cursor
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """Where the sample comes from that is taken next."""
+        return self._cursor
+
+    def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
+        """The next samples: see Wanted."""
+        wanted = Wanted(n, progress, rank, ranks)
+        if self._ahead and self._ahead[0] != wanted:
+            self.seek(self._cursor)
+        ahead, self._ahead = self._ahead, None
+        taken, self._cursor = ahead[1].result() if ahead else self._made(wanted)
+        return taken
+
+    def make_ahead(self, wanted: Wanted) -> None:
+        """Begin to make what the next `take` will be asked for, in memory from which a device copies by itself.
+
+        Until that `take`, or a `seek`, once.
+        """
+        cuda = torch.cuda.is_available()
+        if self._thread is None:
+            # A new thread is on the first device, and would pin memory for that one.
+            place = (torch.cuda.set_device, (torch.cuda.current_device(),)) if cuda else (None, ())
+            self._thread = ThreadPoolExecutor(1, "batches", *place)
+        self._ahead = wanted, self._thread.submit(self._made, wanted, pinned=cuda)
+
+    def _made(self, wanted: Wanted, pinned: bool = False) -> tuple[Taken, dict[str, Any]]:
+        """The next samples, and the cursor behind them."""
+        taken = self._take(wanted)
+        if pinned:
+            taken = replace(taken, samples={name: rows.pin_memory() for name, rows in taken.samples.items()})
+        return taken, self._text.cursor
+
+    @abstractmethod
+    def held_out(self, unit: int) -> HeldOut:
+        """The validation samples, about train.eval_bytes of text, padded to a multiple of `unit`."""
+
+    @abstractmethod
+    def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
+        """n samples of held-out text without padding, in the first `vocab` pieces, for a growth certificate."""
+
+    @abstractmethod
+    def batch(self, n: int) -> Samples:
+        """n samples of held-out text as training has them, in the stage's segmentation."""
+
+    def training_tokens(self) -> int:
+        """Tokens of all training documents, once, in the stage's segmentation."""
+        stage = self.stage
+        return training_tokens(self.corpus, stage.model.vocab, stage.data.validation_fraction, stage.seed)
+
+    def resolved(self) -> Stage:
+        """The stage with its budget in tokens, whatever it was given in: whole steps, at least one."""
+        train = self.stage.train
+        step = train.global_batch * train.seq_len
+        tokens = train.tokens or max(1, round(train.epochs * self.training_tokens() / step)) * step
+        warmup = train.warmup_tokens or round(train.warmup * tokens)
+        return replace(self.stage, train=replace(train, tokens=tokens, warmup_tokens=warmup))
+
+
+class CausalFeed(Feed):
+    """Text whose every token is a label."""
+
+    tokenizers = SENTENCE_PIECE
+    corpus_type = Corpus
+    counts_bytes = True
+    corpus: Corpus
+
+    _text: Stream
+
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream:
+        data = self.stage.data
+        return Stream(
+            self.corpus,
+            vocab=self.stage.model.vocab,
+            seq_len=self.stage.train.seq_len,
+            seed=self.stage.seed,
+            validation=data.validation_fraction,
+            cursor=dict(cursor) if cursor else None,
+            window=data.window,
+        )
+
+    def _take(self, wanted: Wanted) -> Taken:
+        batch = self._text.take(wanted.n)
+        mine = batch.tokens[wanted.rows]
+        return Taken(causal(torch.from_numpy(mine)), int(batch.bytes.sum()))
+
+    def held_out(self, unit: int) -> HeldOut:
+        t = self.stage.train
+        text = validation_set(
+            self.corpus,
+            vocab=self.stage.model.vocab,
+            seq_len=t.seq_len,
+            seed=self.stage.seed,
+            validation=self.stage.data.validation_fraction,
+            limit_bytes=t.eval_bytes,
+        )
+        samples = causal(torch.from_numpy(text.tokens), torch.from_numpy(text.mask).float())
+        return HeldOut(padded(samples, unit), text.bytes)
+
+    def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
+        seed, validation = self.stage.seed, self.stage.data.validation_fraction
+        return causal(
+            torch.from_numpy(probe(self.corpus, n, vocab=vocab, seq_len=seq_len, seed=seed, validation=validation))
+        )
+
+    def batch(self, n: int) -> Samples:
+        return self.probe(n, self.stage.model.vocab, self.stage.train.seq_len)
+
+
+def padded(samples: Samples, unit: int) -> Samples:
+    """With rows of zeros up to a multiple of `unit`; their masks are zero too."""
+    missing = -len(samples["inputs"]) % unit
+    return {name: F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing)) for name, rows in samples.items()}
+
+
+TEXT = CausalFeed

@@ -1,0 +1,103 @@
+"""All that there is to say of a family of models, in one record.
+
+What takes long to import is named by its module and loaded when it is first used: the model on Megatron-core, and the
+text.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from growth import Architecture
+from growth.evaluate.box_values import Read
+from growth.family import Family as Table
+from pretrain.data.samples import Samples
+from pretrain.families.common.hf.form import HfForm
+from pretrain.layout.cuts import Parameter, Place
+from pretrain.losses import Outputs, Term
+
+if TYPE_CHECKING:
+    from pretrain.families.common.text import Feed
+
+
+class Model(Protocol):
+    """The module `model` of a family: its form on Megatron-core."""
+
+    def config_fields(self, arch: Architecture) -> dict[str, object]:
+        """The part of Megatron's TransformerConfig that the architecture decides."""
+
+    def build_chunk(self, arch: Architecture, config: Any, **where: Any) -> torch.nn.Module:
+        """One pipeline chunk; where: seq_len, layers, first, last, chunk (its index on this rank, None without
+        interleaving) and fused (whether what lies between matrix products is kernels)."""
+
+    def forward(self, model: torch.nn.Module, samples: Samples) -> Any:
+        """On the last pipeline rank what `outputs` takes; elsewhere what goes on to the next one."""
+
+    def outputs(self, output: Any) -> Outputs:
+        """What the terms of the loss take, from what `forward` gave on the last pipeline rank."""
+
+    def logits(self, model: torch.nn.Module, samples: Samples) -> Tensor:
+        """On the last pipeline rank the local logits of the words, [B, S, vocab / TP]."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What counting FLOPs and bytes must know beside the sizes of an architecture.
+
+    mlp_matrices: of a layer's MLP (gate, up and down, or in and out). gated: the MLP has a gate, the norms no mean and
+    the positions are rotations; or there are biases and learned positions. tied_head: the head's matrix is the
+    embedding. head_flops: of one sample, of what lies before the product with the vocabulary, from sizes and length.
+    transform: whether that includes a transform of every token, and a bias of the logits.
+    """
+
+    mlp_matrices: int
+    gated: bool
+    tied_head: bool
+    head_flops: Callable[[Mapping[str, int], int], int] = lambda sizes, seq_len: 0
+    transform: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """table: its logical tensors, for growth. losses: the terms of its loss; the first is of the words.
+
+    samples: samples all of whose labels count, from token ids [n, S + ahead]; ahead: how many tokens behind a sample's
+    inputs its labels reach. reference: the model in plain torch: from a reader of logical tensors, its architecture,
+    samples (of which it needs but the inputs) and a dtype to logits by name, words [B, S, V] first of all. layout: the
+    parameters of one pipeline chunk, in the order in which Megatron-core registers them. costs: see Costs. hf: its form
+    in transformers; None: it has none. model, text: modules with `Model`'s functions, and with the class `TEXT`.
+    """
+
+    table: Table
+    losses: tuple[Term, ...]
+    samples: Callable[[Tensor], Samples]
+    ahead: int
+    reference: Callable[[Read, Architecture, Samples, torch.dtype], Outputs]
+    layout: Callable[[Architecture, Place], list[Parameter]]
+    costs: Costs
+    model_module: str
+    text_module: str
+    hf: HfForm | None = None
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @cached_property
+    def model(self) -> Model:
+        """Brings Megatron-core, which the command-line tools do without."""
+        module: Any = importlib.import_module(self.model_module)
+        return module
+
+    @property
+    def text(self) -> type[Feed]:
+        """The text that its stages are trained on."""
+        text: type[Feed] = importlib.import_module(self.text_module).TEXT
+        return text
