@@ -173,6 +173,13 @@ class Train(Section):
     """AdamW's epsilon."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    dropout: Fraction = 0.0
+    """Probability with which a channel of a token is dropped, after the embedding and after the attention and the MLP
+    of each layer; never in validation or a growth certificate. A function of the seed, the stage, the step and the
+    sample's place in the global batch, the same under every layout."""
+    attention_dropout: Fraction = 0.0
+    """The same of an attention weight. On CUDA, where attention is one kernel, only the probability is the same under
+    another layout."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
     deterministic: bool = False

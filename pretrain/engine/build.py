@@ -16,7 +16,14 @@ def engine_of(arch: Architecture, layout: Layout, train: Train) -> Engine:
     engine = Engine(
         arch,
         layout,
-        Numerics(train.precision, train.recompute, train.recompute_layers, train.compile),
+        Numerics(
+            train.precision,
+            train.recompute,
+            train.recompute_layers,
+            train.compile,
+            train.dropout,
+            train.attention_dropout,
+        ),
         Adam(train.betas, train.eps, train.weight_decay, train.clip),
         seq_len=train.seq_len,
         micro_batch=train.micro_batch,

@@ -19,12 +19,14 @@ from pretrain import families
 from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
+from pretrain.engine.dropout import sample_keys
 from pretrain.engine.exchange import StepResult, Veto, exchange
 from pretrain.engine.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.zero import Zero
+from pretrain.families.common import dropout
 from pretrain.families.parameters import parameters
 from pretrain.guard.recheck import unlike
 from pretrain.kernels import fused
@@ -166,10 +168,21 @@ class Engine:
         """On the device, without waiting for it."""
         return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
 
-    def _batches(self, samples: Samples) -> Iterator[Samples]:
-        """The micro-batches of this data-parallel rank's samples."""
+    def _batches(self, samples: Samples, keys: dropout.Keys | None) -> Iterator[Samples]:
+        """The micro-batches of this data-parallel rank's samples. Each is computed as soon as it is taken, with its
+        keys for dropout."""
         for start in range(0, size(samples), self.micro_batch):
-            yield {name: x[start : start + self.micro_batch] for name, x in samples.items()}
+            rows = slice(start, start + self.micro_batch)
+            dropout.begin(keys and keys[rows])
+            yield {name: x[rows] for name, x in samples.items()}
+
+    def _keys(self, samples: Samples, key: int | None) -> dropout.Keys | None:
+        """Of this data-parallel rank's samples, for dropout in a step with this key."""
+        if key is None or not (self.numerics.dropout or self.numerics.attention_dropout):
+            return None
+        count = size(samples)
+        host = sample_keys(key, self.dp_rank * count, count, dropout.places(self.arch.layers))
+        return dropout.Keys(self._moved(host), host)
 
     def _forward(self, counts: Tensor) -> Callable[..., Any]:
         """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
@@ -190,12 +203,14 @@ class Engine:
 
         return step
 
-    def _run(self, forward: Callable[..., Any], samples: Samples, **how: bool) -> list[Tensor]:
+    def _run(
+        self, forward: Callable[..., Any], samples: Samples, keys: dropout.Keys | None = None, **how: bool
+    ) -> list[Tensor]:
         """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
         samples = {name: self._moved(x) for name, x in samples.items()}
-        batches = [self._batches(samples) for _ in self.chunks]
+        batches = [self._batches(samples, keys) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=batches if len(batches) > 1 else batches[0],
@@ -219,24 +234,25 @@ class Engine:
             return torch.stack(terms).double().sum(0)
         return torch.zeros(len(self.family.losses), dtype=torch.float64, device=self.device)
 
-    def backward(self, samples: Samples) -> Tensor:
+    def backward(self, samples: Samples, key: int | None = None) -> Tensor:
         """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
-        waits for the device.
+        waits for the device. key: see `train_step`.
 
         Returns this rank's part of each term of the loss, float64 [terms]: their sums over all ranks are its means.
         """
-        terms = self._passes(samples)
+        terms = self._passes(samples, key)
         self._complete()
         return terms
 
-    def _passes(self, samples: Samples) -> Tensor:
+    def _passes(self, samples: Samples, key: int | None) -> Tensor:
         """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
         counts = self._moved(torch.tensor(self.counts(samples), dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._model.train()
-        return self._total(self._run(self._forward(counts), samples, forward_only=False)) / counts
+        keys = self._keys(samples, key)
+        return self._total(self._run(self._forward(counts), samples, keys, forward_only=False)) / counts
 
     def _complete(self) -> None:
         """Sum the gradients of what tensor-parallel or pipeline ranks share."""
@@ -312,15 +328,17 @@ class Engine:
         veto: Veto = lambda *_: "",
         wish: Callable[[], int] = lambda: 0,
         recheck: bool = False,
+        key: int | None = None,
     ) -> StepResult:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
 
-        recheck: the passes are made twice, and there is no update unless every rank found the same both times.
+        recheck: the passes are made twice, and there is no update unless every rank found the same both times. key: of
+        what dropout drops, see pretrain.engine.dropout; None: nothing.
         """
         if recheck:
-            first = self._fingerprint(self._passes(samples))
+            first = self._fingerprint(self._passes(samples, key))
             self.forget()
-        terms = self._passes(samples)
+        terms = self._passes(samples, key)
         if recheck and (ranks := unlike(first, self._fingerprint(terms))):
             self.forget()
             nothing = torch.zeros_like(terms)

@@ -28,13 +28,15 @@ class Numerics:
 
     recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (whole layers, in
     units of recompute_layers). compile: whether what lies between matrix products is compiled (pretrain.kernels.fused);
-    None: on a CUDA device.
+    None: on a CUDA device. dropout and attention_dropout: the probabilities, where a step is given a key.
     """
 
     precision: str = "fp32"
     recompute: str = "none"
     recompute_layers: int = 1
     compile: bool | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,6 +96,8 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
     return TransformerConfig(
         **families.of(arch.family).model.config_fields(arch),
         **choices[numerics.recompute],
+        hidden_dropout=numerics.dropout,
+        attention_dropout=numerics.attention_dropout,
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,

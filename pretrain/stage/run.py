@@ -17,6 +17,7 @@ import torch.distributed as dist
 from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import to_yaml
 from pretrain.config.checks import due
+from pretrain.engine.dropout import step_key
 from pretrain.engine.engine import Engine
 from pretrain.engine.shards import boxes
 from pretrain.errors import UserError
@@ -122,7 +123,8 @@ class Run:
         lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
         again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
         veto = partial(state.health.trouble, rules=rules)
-        result = self.engine.train_step(batch.samples, lrs, veto, wish, recheck=again)
+        key = step_key(self.stage.seed, self.stage.name, state.progress.step)
+        result = self.engine.train_step(batch.samples, lrs, veto, wish, recheck=again, key=key)
         flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(

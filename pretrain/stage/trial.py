@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint import find
 from pretrain.config import compare_for_resume
+from pretrain.engine.dropout import step_key
 from pretrain.engine.engine import Engine
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
@@ -98,7 +99,8 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
         watchdog.beat("trial", 0)
         batch = resolved.batch(tokens - before, engine.dp_rank, last=step + 1 == stage.grow.trial.steps)
         tokens += t.batch_at(tokens - before) * t.seq_len
-        result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish)
+        key = step_key(stage.seed, stage.name, state.progress.step + step)
+        result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish, key=key)
         if result.wish == Asked.STOP:
             return None
     loss = validation()["validation_loss"]

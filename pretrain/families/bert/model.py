@@ -84,7 +84,7 @@ def build_chunk(
         share_embeddings_and_output_weights=True,
         vp_stage=chunk,
     )
-    model.vocab, model.fused = arch.sizes["vocab"], fused
+    model.complete(arch.sizes["vocab"], fused)
     return model
 
 

@@ -1,4 +1,9 @@
-"""Megatron-core's `core_attention` on torch's scaled_dot_product_attention."""
+"""Megatron-core's `core_attention` on torch's scaled_dot_product_attention.
+
+With dropout, on CUDA torch's kernel drops as well, as Megatron-LM's does: what it drops is a function of the step, the
+micro-batch, the layer and the tensor-parallel rank, so another layout drops other weights, as many of them. Elsewhere
+the weights are computed, and dropped by address.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,19 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from pretrain.families.common import dropout
+from pretrain.kernels.dropout import Drop, Dropout, drop_weights
+
 
 class CoreAttention(torch.nn.Module):
     """Attention of the local heads, flash where torch has it, on any device.
 
+    fused: whether what lies between matrix products is kernels.
+
     Shapes: S sequence, B micro-batch, N local query heads, G local kv groups, H head_dim.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -28,6 +40,7 @@ class CoreAttention(torch.nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
+        self.layer = layer_number
         self.causal = attn_mask_type == AttnMaskType.causal
         self.scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -42,15 +55,33 @@ class CoreAttention(torch.nn.Module):
     ) -> Tensor:
         """Attend; returns [S, B, N*H]. attention_mask (True = hidden) is used only where the mask is not causal."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
-        out_BNSH = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if self.causal or attention_mask is None else ~attention_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal,
-            scale=self.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        mask = None if self.causal else attention_mask
+        p = self.dropout if self.training else 0.0
+        if p and not q.is_cuda and (drop := dropout.of_weights(p, self.layer, q.shape[1])):
+            out_BNSH = self._by_address(q, k, v, mask, drop)
+        else:
+            out_BNSH = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if mask is None else ~mask,
+                dropout_p=p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0,
+                is_causal=self.causal,
+                scale=self.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         out_SBNH = out_BNSH.permute(2, 0, 1, 3)
         return out_SBNH.reshape(*out_SBNH.shape[:2], -1)
+
+    def _by_address(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Drop) -> Tensor:
+        """The attention [B, N, S, H] of q [B, N, S, H], k and v [B, G, S, H], with its weights as a tensor."""
+        groups, length = k.shape[1:3]
+        q = q.unflatten(1, (groups, -1))
+        score = (q @ k.unsqueeze(2).transpose(-1, -2)) * (self.scale or q.shape[-1] ** -0.5)  # [B, G, N / G, S, S]
+        if self.causal:
+            score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+        elif mask is not None:
+            score = score.masked_fill(mask.unsqueeze(1), -torch.inf)
+        weights = score.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
+        weights = Dropout.apply(weights, drop, drop_weights if self.fused else drop_weights.eager)
+        return (weights.unflatten(1, (groups, -1)) @ v.unsqueeze(2)).flatten(1, 2)

@@ -58,7 +58,7 @@ def build_gpt(
         vp_stage=chunk,
         **how,
     )
-    model.vocab, model.fused = arch.sizes["vocab"], fused
+    model.complete(arch.sizes["vocab"], fused)
     return model
 
 

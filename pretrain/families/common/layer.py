@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from pretrain.families.common import linear
+from pretrain.families.common import dropout, linear
+from pretrain.kernels.dropout import BiasDropout, Drop, Dropout, drop_channels
 from pretrain.kernels.norm import AddBias
 from pretrain.kernels.rotary import rotated_parts, table
 
@@ -21,7 +23,7 @@ Activation = Callable[[Tensor, Tensor | None], Tensor]
 def layer_spec(submodules: TransformerLayerSubmodules, activation: Activation | None) -> ModuleSpec:
     """A layer of these parts: Megatron-core's own, or with an activation made of kernels a fused one."""
     if activation is None:
-        return ModuleSpec(module=TransformerLayer, submodules=submodules)
+        return ModuleSpec(module=Layer, submodules=submodules)
     if linear.available():
         attention, mlp = submodules.self_attention, submodules.mlp
         column, row = linear.LocalColumnParallelLinear, linear.LocalRowParallelLinear
@@ -35,17 +37,36 @@ def layer_spec(submodules: TransformerLayerSubmodules, activation: Activation | 
     return ModuleSpec(module=FusedLayer, params={"activation": activation}, submodules=submodules)
 
 
-class FusedLayer(TransformerLayer):
+class Layer(TransformerLayer):
+    """Megatron-core's layer, with dropout by address."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.hidden_dropout:
+            self.self_attn_bda = lambda *_: partial(self._add, dropout.ATTENTION)
+            self.mlp_bda = lambda *_: partial(self._add, dropout.MLP)
+
+    def _drop(self, place: int, stream: Tensor) -> Drop | None:
+        return dropout.of_stream(self.config, place, stream, self.layer_number) if self.training else None
+
+    def _add(self, place: int, branch_and_bias: tuple[Tensor, Tensor | None], stream: Tensor, _: float) -> Tensor:
+        """In place of Megatron-core's `bias_dropout_add`."""
+        branch, bias = branch_and_bias
+        branch = branch if bias is None else branch + bias
+        drop = self._drop(place, stream)
+        return stream + (branch if drop is None else Dropout.apply(branch, drop, drop_channels.eager))
+
+
+class FusedLayer(Layer):
     """Megatron-core's layer, with its parameters, linear layers and core attention, and a forward pass of its own.
 
-    Without dropout. Its norms are those of pretrain.families.common.norm with `add`.
+    Its norms are those of pretrain.families.common.norm with `add`.
     """
 
     def __init__(self, *args: Any, activation: Activation, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.hidden_dropout:
-            raise ValueError(f"a fused layer has no dropout, and hidden_dropout is {self.hidden_dropout}")
         self.activation = activation
+        self.self_attention.core_attention.fused = True
 
     def forward(
         self,
@@ -56,11 +77,19 @@ class FusedLayer(TransformerLayer):
     ) -> tuple[Tensor, None]:
         """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
         hidden, normed = self.input_layernorm.add(hidden_states)
-        branch, bias = self._attention(normed, attention_mask, rotary_pos_emb)
+        branch, bias = self._dropped(dropout.ATTENTION, *self._attention(normed, attention_mask, rotary_pos_emb))
         hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
         inner, bias = self.mlp.linear_fc1(normed)
-        branch, bias = self.mlp.linear_fc2(self.activation(inner, bias))
+        branch, bias = self._dropped(dropout.MLP, *self.mlp.linear_fc2(self.activation(inner, bias)))
         return hidden + branch if bias is None else AddBias.apply(hidden, branch, bias), None
+
+    def _dropped(self, place: int, branch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A branch and the bias that is still to be added to it, which is none where something is dropped."""
+        if (drop := self._drop(place, branch)) is None:
+            return branch, bias
+        if bias is None:
+            return Dropout.apply(branch, drop, drop_channels), None
+        return BiasDropout.apply(branch, bias, drop), None
 
     def _attention(self, normed: Tensor, mask: Tensor | None, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The attention's output and the bias that is still to be added to it."""

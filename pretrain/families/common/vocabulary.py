@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
+from pretrain.families.common.dropout import EmbeddingDropout
 from pretrain.kernels.cross_entropy import CrossEntropy, in_chunks, whole
 
 
@@ -27,6 +28,12 @@ class Vocabulary(LanguageModule):
     vocab: int
     fused: bool
     """Whether the loss is computed by kernels."""
+
+    def complete(self, vocab: int, fused: bool) -> None:
+        """Say the vocabulary without padding, and whether kernels are used; the last step of building a chunk."""
+        self.vocab, self.fused = vocab, fused
+        if self.pre_process and self.config.hidden_dropout:
+            self.embedding.embedding_dropout = EmbeddingDropout(self.config, fused)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy per token, [B, S], from labels [B, S] and local logits [S, B, vocab / TP]."""

@@ -33,8 +33,6 @@ def config_fields(arch: Architecture) -> dict[str, object]:
         "activation_func": F.silu,
         "bias_activation_fusion": False,
         "add_bias_linear": False,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
     }
 
 

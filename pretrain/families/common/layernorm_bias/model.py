@@ -19,6 +19,4 @@ def config_fields(arch: Architecture) -> dict[str, object]:
         "normalization": "LayerNorm",
         "bias_activation_fusion": False,
         "add_bias_linear": True,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
     }
