@@ -1,5 +1,7 @@
 """The curricula of GPT-2 and BERT that come with Cambium are what their authors wrote."""
 
+from pathlib import Path
+
 import pytest
 
 from pretrain import config
@@ -13,6 +15,8 @@ from pretrain import config
         ("bert_base", [109_811_516, 110_106_428]),
         ("bert_large", [335_832_892, 336_226_108]),
         ("bert_stack", [46_020_668, 67_284_284, 109_811_516]),
+        ("megatron_gpt2", [1_212_031_488]),
+        ("megatron_bert", [336_226_108]),
     ],
 )
 def test_parameters(name: str, sizes: list[int]) -> None:
@@ -24,6 +28,20 @@ def test_nine_tenths_of_the_steps_are_short() -> None:
     short, long = (stage.train for stage in config.load("configs/bert_base.yaml").stages)
     steps = [t.tokens / (t.global_batch * t.seq_len) for t in (short, long)]
     assert steps == [900_000, 100_000]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("megatron_gpt2", 300_000), ("megatron_bert", 2_000_000)])
+def test_megatrons_steps_and_warm_up(name: str, steps: int) -> None:
+    (stage,) = config.load(f"configs/{name}.yaml").stages
+    assert stage.train.steps() == steps
+    assert stage.train.warmup * steps == {"megatron_gpt2": 3_000, "megatron_bert": 10_000}[name]
+
+
+def test_all_of_them_drop_a_tenth() -> None:
+    for path in sorted(Path("configs").glob("*.yaml")):
+        for train in (stage.train for stage in config.load(str(path)).stages):
+            tenth = 0.1 if path.stem.startswith(("bert_", "gpt2_", "megatron_")) else 0.0
+            assert (train.dropout, train.attention_dropout) == (tenth, tenth)
 
 
 def test_progressive_layer_increase() -> None:
