@@ -181,7 +181,7 @@ class Engine:
         if key is None or not (self.numerics.dropout or self.numerics.attention_dropout):
             return None
         count = size(samples)
-        host = sample_keys(key, self.dp_rank * count, count, dropout.places(self.arch.layers))
+        host = sample_keys(key, self.dp_rank * count, count, dropout.places(self.arch.depth))
         return dropout.Keys(self._moved(host), host)
 
     def _forward(self, counts: Tensor) -> Callable[..., Any]:
