@@ -78,8 +78,7 @@ def _verdicts(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Ver
                 server.run(config=options.config, stage=name, rank=number, overrides=asdict(overrides))
                 for number in tqdm(numbers, desc=name, unit="rank", disable=None)
             ]
-            grown = curriculum.parent(stage) is not None
-            yield verdict.of(stage, layout, grown, answers, GPUS[options.gpu].memory)
+            yield verdict.of(stage, layout, curriculum.parent(stage), answers, GPUS[options.gpu].memory)
 
 
 def main(given: Sequence[str] | None = None) -> int:

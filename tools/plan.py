@@ -77,7 +77,7 @@ def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Names
             c.stage.train,
             gpu,
             world=world or c.layout.world,
-            grown=bool(c.event or c.stage.patches),
+            before=c.before,
             gpus_per_node=options.gpus_per_node,
         )[:SHOWN]
         for c in costs

@@ -75,9 +75,9 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def of(stage: Stage, layout: Layout, grown: bool, answers: Sequence[Mapping[str, Any]], room: int) -> Verdict:
+def of(stage: Stage, layout: Layout, parent: Stage | None, answers: Sequence[Mapping[str, Any]], room: int) -> Verdict:
     """answers: of the ranks that were run, see `serve.answer`; room: bytes that a process can have on the GPU."""
-    ranks = tuple(_rank(stage, layout, grown, answer) for answer in answers)
+    ranks = tuple(_rank(stage, layout, parent, answer) for answer in answers)
     calls = {answer["rank"]: answer["calls"] for answer in answers}
     problems = [*_found(ranks), *(words for rank in ranks for words in _sizes(rank, room))]
     if not any(f.kind == "error" for rank in ranks for f in rank.findings):  # a rank that stopped meets nobody
@@ -85,19 +85,15 @@ def of(stage: Stage, layout: Layout, grown: bool, answers: Sequence[Mapping[str,
     return Verdict(stage.name, layout, ranks, tuple(problems))
 
 
-def _rank(stage: Stage, layout: Layout, grown: bool, answer: Mapping[str, Any]) -> Rank:
+def _rank(stage: Stage, layout: Layout, parent: Stage | None, answer: Mapping[str, Any]) -> Rank:
     arch = stage.at_end().architecture()
     pp_rank, _, _ = layout.coordinates(answer["rank"])
-    end = layout
-    if stage.patches:
-        end = Layout.make(
-            arch.layers, tp=layout.tp, pp=layout.pp, dp=layout.dp, sequence_parallel=layout.sequence_parallel
-        )
+    end = layout.resized(arch.layers) if stage.patches else layout
     return Rank(
         number=answer["rank"],
         name=named(layout, answer["rank"]),
         phases=tuple(Phase(**phase) for phase in answer["phases"]),
-        plan=memory.of_rank(arch, end, stage.train, pp_rank, grown=grown or bool(stage.patches)),
+        plan=memory.of_rank(arch, end, stage.train, pp_rank, before=memory.growing(stage, parent)),
         findings=tuple(Finding(**{**finding, "where": tuple(finding["where"])}) for finding in answer["findings"]),
         micro_batches=answer["micro_batches"],
         kernels=answer["kernels"],

@@ -1,6 +1,7 @@
 """Time, storage and money of a stage, worked out before its first GPU hour."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from growth import Architecture
@@ -27,6 +28,8 @@ class Cost:
     stage: Stage
     arch: Architecture
     """At the end of the stage."""
+    before: Sequence[Architecture]
+    """What grows into it in the stage, see memory.growing."""
     layout: Layout
     nodes: int
     memory: Memory
@@ -106,12 +109,14 @@ def of_stage(
         steps = event_flops / flops.training_flops(arch, train.seq_len) / train.seq_len / train.global_batch
         event = read + steps * found.seconds
     share = _share(stage, arch)
+    before = memory.growing(stage, parent)
     return Cost(
         stage=stage,
         arch=arch,
+        before=before,
         layout=layout,
         nodes=on_nodes,
-        memory=memory.worst(arch, layout, train, grown=parent is not None or bool(stage.patches)),
+        memory=memory.worst(arch, layout, train, before=before),
         speed=found,
         share=share,
         flops=flops.training_flops(arch, train.seq_len) * train.tokens * share + event_flops,
@@ -165,5 +170,7 @@ def remedies(cost: Cost, gpu: Gpu) -> list[str]:
                 sizes["layers"], tp=tp, pp=layout.pp, dp=layout.dp * layout.tp // tp, sequence_parallel=True
             )
             tried.append((f"parallel.tp {tp} with sequence_parallel and dp {wide.dp}", wide, train))
-    needs = [(words, memory.worst(cost.arch, other, changed).total) for words, other, changed in tried]
+    needs = [
+        (words, memory.worst(cost.arch, other, changed, before=cost.before).total) for words, other, changed in tried
+    ]
     return [f"{words} ({need / 2**30:.0f} GiB)" for words, need in needs if need <= gpu.memory]

@@ -1,12 +1,12 @@
 """Bytes that a rank will need, worked out from shapes: no GPU, no model is built."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from math import ceil, inf, prod
 
 from growth import Architecture
 from pretrain import families
-from pretrain.config import Train
+from pretrain.config import Stage, Train
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 
@@ -37,7 +37,8 @@ class Memory:
     """Of communication: gathered sequences, and what a pipeline rank sends."""
     event: int
     """What a growth event needs beyond a step: which parameters have been reached by a gradient, a byte for each,
-    beside a backward pass that fills a pipeline less."""
+    beside a backward pass that fills a pipeline less; or the model before, where that needs more, since it may be too
+    small to be cut as the grown one is."""
     allowance: int = 0
     """Context and fragmentation, on a GPU."""
 
@@ -58,34 +59,67 @@ def count(arch: Architecture, layout: Layout, pp_rank: int) -> int:
 
 
 def of_rank(
-    arch: Architecture, layout: Layout, train: Train, pp_rank: int, *, grown: bool = False, gpu: bool = True
+    arch: Architecture,
+    layout: Layout,
+    train: Train,
+    pp_rank: int,
+    *,
+    before: Sequence[Architecture] = (),
+    gpu: bool = True,
 ) -> Memory:
     """The memory of a rank of pipeline rank `pp_rank` (tensor-parallel and data-parallel ranks are alike).
 
-    grown: whether the stage begins with a growth event. gpu: False is of a process without one, as in the tests: there
-    kernels are not compiled unless train.compile says so.
+    before: the models that grow into this one in the stage, see `growing`. gpu: False is of a process without one, as
+    in the tests: there kernels are not compiled unless train.compile says so.
     """
     mine = count(arch, layout, pp_rank)
     share = ceil(mine / (2 * layout.dp)) * 2
     bf16 = train.precision == "bf16"
     weights = mine * (2 if bf16 else 4)
-    optimizer = share * ((12 if bf16 else 8) + (grown and gpu))
+    optimizer = share * ((12 if bf16 else 8) + (bool(before) and gpu))
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
     buffers = _buffers(shapes, layout)
+    held = weights + 4 * mine + optimizer + activations + workspace + buffers
     event = 0
-    if grown:  # its backward passes are of as many micro-batches as there are pipeline ranks
+    if before:  # its backward passes are of as many micro-batches as there are pipeline ranks
         fewer, _ = _activations(shapes, train, pp_rank, layout.pp)
-        event = max(0, mine + fewer - activations)
-    held = weights + 4 * mine + optimizer + activations + workspace + buffers + event
+        others = [_measured(old, layout, train, pp_rank, gpu) - held for old in before]
+        event = max(0, mine + fewer - activations, *others)
+    held += event
     allowance = CONTEXT + int(FRAGMENTATION * held) if gpu else 0
     return Memory(weights, 4 * mine, optimizer, activations, workspace, buffers, event, allowance)
 
 
-def worst(arch: Architecture, layout: Layout, train: Train, **how: bool) -> Memory:
+def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
+    """The models that grow in a stage: that of its parent, and its own before its last patch."""
+    olds = [parent.at_end().architecture()] if parent else []
+    if stage.patches:
+        arch = stage.at_end().architecture()
+        olds.append(arch.replace({"layers": arch.layers - 1}))
+    return olds
+
+
+def _measured(old: Architecture, layout: Layout, train: Train, pp_rank: int, gpu: bool) -> int:
+    """Bytes of tensors while a growth event measures the model before, of the same pipeline rank."""
+    spread = layout.of_parent(old)
+    train = replace(
+        train,
+        seq_len=min(train.seq_len, old.sizes.get("positions", train.seq_len)),
+        global_batch=train.micro_batch * spread.pp * spread.dp,
+        recompute_layers=1,
+    )
+    need = of_rank(old, spread, train, pp_rank, gpu=gpu)
+    return need.total - need.allowance
+
+
+def worst(
+    arch: Architecture, layout: Layout, train: Train, *, before: Sequence[Architecture] = (), gpu: bool = True
+) -> Memory:
     """That of the pipeline rank that needs most."""
-    return max((of_rank(arch, layout, train, rank, **how) for rank in range(layout.pp)), key=lambda m: m.total)
+    ranks = (of_rank(arch, layout, train, rank, before=before, gpu=gpu) for rank in range(layout.pp))
+    return max(ranks, key=lambda m: m.total)
 
 
 @dataclass(frozen=True)

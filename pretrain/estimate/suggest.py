@@ -1,6 +1,6 @@
 """Which layouts of a stage fit its GPUs, fastest first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,12 +32,18 @@ class Suggestion:
 
 
 def suggest(
-    arch: Architecture, train: Train, gpu: Gpu, *, world: int, grown: bool, gpus_per_node: int = 8
+    arch: Architecture,
+    train: Train,
+    gpu: Gpu,
+    *,
+    world: int,
+    before: Sequence[Architecture] = (),
+    gpus_per_node: int = 8,
 ) -> list[Suggestion]:
     """The layouts of `world` GPUs that fit, each with its best micro-batch; fastest first, simpler within 0.01 of MFU.
 
-    grown: whether the stage begins with a growth event. Tensor parallelism stays within a node and has sequence
-    parallelism; pipelines are balanced, plain or interleaved.
+    before: what grows into the model in the stage, see memory.growing. Tensor parallelism stays within a node and has
+    sequence parallelism; pipelines are balanced, plain or interleaved.
     """
     best = []
     for layout in _layouts(arch, train, world, gpus_per_node):
@@ -47,7 +53,7 @@ def suggest(
                 continue
             for recompute in RECOMPUTE:
                 how = replace(train, micro_batch=micro_batch, recompute=recompute, recompute_layers=1)
-                need = memory.worst(arch, layout, how, grown=grown)
+                need = memory.worst(arch, layout, how, before=before)
                 if need.total <= ROOM * gpu.memory:
                     how_fast = speed.of_step(arch, layout, how, gpu, gpus_per_node=gpus_per_node)
                     found.append(Suggestion(layout, how, need, how_fast))

@@ -40,7 +40,7 @@ def run(server: Ranks, stage: str, numbers: Sequence[int] = (), overrides: Overr
         server.run(config=SMALL, stage=stage, rank=number, overrides=asdict(overrides), **job)
         for number in numbers or ranks.kinds(layout)
     ]
-    return verdict.of(found, layout, curriculum.parent(found) is not None, answers, ROOM)
+    return verdict.of(found, layout, curriculum.parent(found), answers, ROOM)
 
 
 def names(found: Verdict) -> set[str]:
