@@ -128,18 +128,19 @@ class Checkpointer:
         self._pending = _Pending(step, path, partial, frozen, write, time.monotonic() - begun, spare)
         return None if self._snapshot else self._finish(self._pending)
 
-    def poll(self) -> SaveReport | None:
-        """Commits the save in the background if all ranks have written (collective, to be called after each step).
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing the save in the background; not collective."""
+        return self._pending is not None and not self._pending.write.done
+
+    def poll(self, written: bool) -> SaveReport | None:
+        """Commits the save in the background, if there is one and all ranks have `written` it: have said since it was
+        begun that they are not `writing`. To be called after each step, with the same value on every rank (collective).
 
         The report of a save that is committed, once. Raises as `save` does when the save failed on any rank.
         """
-        begun = time.monotonic()
-        pending = self._pending
-        if pending and self._comm.all_true(pending.write.done):
-            pending.stalled += time.monotonic() - begun
-            self._reports.append(self._finish(pending))
-        elif pending:
-            pending.stalled += time.monotonic() - begun
+        if self._pending and written:
+            self._reports.append(self._finish(self._pending))
         return self._reports.pop(0) if self._reports else None
 
     def wait(self) -> SaveReport | None:

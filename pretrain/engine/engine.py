@@ -281,19 +281,20 @@ class Engine:
         terms: Tensor | None = None,
         veto: Veto = lambda *_: "",
         wish: Callable[[], int] = lambda: 0,
+        writing: Callable[[], bool] = lambda: False,
     ) -> StepResult:
         """Reduce the gradients, clip and update.
 
         lr: the learning rate of all generations, or of each. terms: what `backward` returned. veto: asked before the
-        update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish: asked
-        as late as can be; see `exchange`.
+        update, with the same values on every rank; a gradient that is not finite makes no update anyway. wish, writing:
+        asked as late as can be; see `exchange`.
         """
         self.adam.set_lr(lr)
         gradient = self._gradients.reduce()
         if terms is None:
             terms = torch.zeros(len(self.family.losses), dtype=torch.float64, device=self.device)
         counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
-        means, square, largest = exchange(terms, sum_of_squares(counted, self.device), wish())
+        means, square, largest, unwritten = exchange(terms, sum_of_squares(counted, self.device), wish(), writing())
         loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
         finite = bool(norm.isfinite())
         grad_norm = float(norm) if finite else math.inf
@@ -301,7 +302,7 @@ class Engine:
         if not trouble:
             self._update(gradient, norm)
         self._gradients.clear()
-        return StepResult(loss, grad_norm, self._named(means), trouble, largest)
+        return StepResult(loss, grad_norm, self._named(means), trouble, largest, unwritten)
 
     def _update(self, gradient: Tensor, norm: Tensor) -> None:
         """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
@@ -327,6 +328,7 @@ class Engine:
         lr: float | Sequence[float],
         veto: Veto = lambda *_: "",
         wish: Callable[[], int] = lambda: 0,
+        writing: Callable[[], bool] = lambda: False,
         recheck: bool = False,
         key: int | None = None,
     ) -> StepResult:
@@ -342,11 +344,11 @@ class Engine:
         if recheck and (ranks := unlike(first, self._fingerprint(terms))):
             self.forget()
             nothing = torch.zeros_like(terms)
-            *_, largest = exchange(nothing, nothing[0], wish())
+            *_, largest, unwritten = exchange(nothing, nothing[0], wish(), writing())
             trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
-            return StepResult(math.nan, math.nan, {}, trouble, largest, ranks)
+            return StepResult(math.nan, math.nan, {}, trouble, largest, unwritten, ranks)
         self._complete()
-        return self.step(lr, terms, veto, wish)
+        return self.step(lr, terms, veto, wish, writing)
 
     def _fingerprint(self, terms: Tensor) -> Tensor:
         """int64, of this rank's gradients and terms of the loss: whatever differs in a bit has another one."""

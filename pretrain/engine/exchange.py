@@ -21,31 +21,38 @@ Veto = Callable[[float, float], str]
 @dataclass(frozen=True)
 class StepResult:
     """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping (inf where
-    it is not finite). trouble: why no update was made, empty when one was. wish: the largest of all ranks'. unlike:
-    ranks whose gradient came out differently when it was computed again; then there is no loss and no norm (nan)."""
+    it is not finite). trouble: why no update was made, empty when one was. wish: the largest of all ranks'. writing:
+    how many ranks were still writing a checkpoint. unlike: ranks whose gradient came out differently when it was
+    computed again; then there is no loss and no norm (nan)."""
 
     loss: float
     grad_norm: float
     terms: Mapping[str, float]
     trouble: str = ""
     wish: int = 0
+    writing: int = 0
     unlike: tuple[Unlike, ...] = ()
 
 
-def exchange(terms: Tensor, square: Tensor, wish: int) -> tuple[list[float], float, int]:
-    """The sums over all ranks of the terms and of the square, and the largest wish, on the host (collective).
+def exchange(terms: Tensor, square: Tensor, wish: int, writing: bool) -> tuple[list[float], float, int, int]:
+    """The sums over all ranks of the terms and of the square, the largest wish and how many ranks are writing a
+    checkpoint, on the host (collective).
 
     terms [n] and square [], float64 on the device, are this rank's parts; wish, from 0 to WISHES, is its own. An
     all-reduce makes each sum in one place, so that every rank gets the same bits, and all decide alike. This is the one
     place in a step where the host waits for the device.
     """
-    base = dist.get_world_size() + 1  # a wish is a digit: as many smaller ones as there are ranks do not reach it
+    # Of each wish, and of those that write, a digit: as many as there are ranks do not reach the next one. A whole
+    # number, exact for 200,000 ranks.
+    base = dist.get_world_size() + 1
+    digits = (base ** (wish - 1) if wish else 0) + writing * base**WISHES
     told = torch.zeros(len(terms) + 2, dtype=torch.float64, device=terms.device)
     told[: len(terms)] = terms
     told[len(terms)] = square
-    if wish:
-        told[-1].fill_(base ** (wish - 1))  # not a copy, which would wait
+    if digits:
+        told[-1].fill_(digits)  # not a copy, which would wait
     if dist.get_world_size() > 1:
         dist.all_reduce(told)
-    *sums, total, wishes = told.cpu().tolist()
-    return sums, total, next((w for w in range(WISHES, 0, -1) if wishes >= base ** (w - 1)), 0)
+    *sums, total, last = told.cpu().tolist()
+    still_writing, wishes = divmod(int(last), base**WISHES)
+    return sums, total, next((w for w in range(WISHES, 0, -1) if wishes >= base ** (w - 1)), 0), still_writing

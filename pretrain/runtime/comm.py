@@ -51,10 +51,6 @@ class Comm:
             raise UserError(failure) from cause
         return result
 
-    def all_true(self, flag: bool) -> bool:
-        """Whether the flag is set on every rank; with `largest` the cheapest of these."""
-        return not self.largest(int(not flag))
-
     def largest(self, value: int) -> int:
         """The largest of all ranks' values."""
         if self.world == 1:

@@ -61,6 +61,7 @@ class Run:
         self.unfit: list[str] = []  # hosts that have computed wrong gradients, and must not go on
         if given.guard.recheck and torch.cuda.is_available() and not given.train.deterministic:
             raise UserError("guard.recheck compares bit for bit: set train.deterministic too, or guard.recheck: 0")
+        self._written = False  # whether the last step found that all ranks have written what was being saved
         self.record: dict[str, float] = {}  # of the newest validation since the start
         keep = given.checkpoint
         folder = self.folder / "checkpoints"
@@ -123,8 +124,10 @@ class Run:
         lrs = rates(state.births, self.stage, state.progress.tokens + tokens)
         again = bool(rules.recheck) and (state.progress.step + 1) % rules.recheck == 0
         veto = partial(state.health.trouble, rules=rules)
+        writing = partial(getattr, self.checkpointer, "writing")
         key = step_key(self.stage.seed, self.stage.name, state.progress.step)
-        result = self.engine.train_step(batch.samples, lrs, veto, wish, recheck=again, key=key)
+        result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
+        self._written = not result.writing
         flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(
@@ -195,7 +198,8 @@ class Run:
             with self._apart():
                 self.checkpointer.save(step, boxes(self.engine), self._fields(), spare=self.state.health.good)
                 saved = self.checkpointer.wait() if now or patching else None
-        saved = saved or self.checkpointer.poll()
+            self._written = False  # the last step knew nothing of this one
+        saved = saved or self.checkpointer.poll(self._written)
         if saved:
             seconds = {"checkpoint_stall_seconds": saved.stall_seconds, "checkpoint_seconds": saved.write_seconds}
             self.metrics.log(self.state.progress, **seconds)

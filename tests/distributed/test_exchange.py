@@ -14,10 +14,13 @@ from torch import Tensor
 
 import pretrain.stage.run
 from pretrain.checkpoint import Checkpointer
+from pretrain.checkpoint.background import Write
 from pretrain.data.samples import part
 from pretrain.engine.engine import Engine
 from pretrain.engine.exchange import StepResult
+from pretrain.families.text import Feed
 from pretrain.stage.metrics import Metrics, read
+from pretrain.stage.run import Run
 from pretrain.stage.validate import Validation
 from tests.distributed import ranks
 from tests.distributed.harness import run
@@ -90,6 +93,75 @@ def test_a_step_is_told_in_one_collective_and_its_gradient_is_not_all_reduced(pr
         assert rest == [("reduce_scatter_tensor", "data", gradient), ("all_reduce", "world", 3)]
 
 
+def _writing(rounds: list[set[int]]) -> list[StepResult]:
+    """A step for each round, in which some ranks write a checkpoint; all of them wish to stop in every other one."""
+    engine = ranks.engine_for(ranks.GQA, {"dp": 3})
+    ranks.begin(engine)
+    (batch,) = ranks.batches(ranks.GQA, 1)
+    mine = part(batch, engine.dp_rank, engine.layout.dp)
+    own = [dist.get_rank() in writers for writers in rounds]
+    return [
+        engine.train_step(mine, 1e-2, wish=partial(int, 2 * (n % 2)), writing=partial(bool, writes))
+        for n, writes in enumerate(own)
+    ]
+
+
+def test_every_rank_knows_how_many_still_write() -> None:
+    rounds = [set(), {0}, {0, 1, 2}, {0, 1, 2}, {2}]
+    first, *others = run(3, _writing, rounds)
+    assert all(other == first for other in others)
+    assert [(result.writing, result.wish) for result in first] == [(0, 0), (1, 2), (3, 0), (3, 2), (1, 0)]
+
+
+def _pending(path: str) -> list[tuple[str, bool, int]]:
+    """(part of a turn, whether a save was pending before it, collectives in it), of every turn of a stage whose
+    checkpoints take some steps to write on the last rank; without turns that save."""
+    seen: list[tuple[str, bool, int]] = []
+    made = 0
+    done = Write.done.fget
+    assert done is not None
+    asked = 0
+
+    def slowly(write: Write) -> bool:
+        nonlocal asked
+        asked += 1
+        return bool(asked % 3 == 0 and done(write)) if dist.get_rank() else bool(done(write))
+
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def collective(*given: Any, **named: Any) -> Any:
+            nonlocal made
+            made += 1
+            return original(*given, **named)
+
+        return collective
+
+    def noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def work(run: Run, *given: Any, **named: Any) -> Any:
+            pending, before = run.checkpointer._pending, made
+            found = original(run, *given, **named)
+            if run.checkpointer._pending is pending:
+                seen.append((name, pending is not None, made - before))
+            return found
+
+        return work
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in COLLECTIVES:
+            patch.setattr(dist, name, counting(getattr(dist, name)))
+        patch.setattr(Write, "done", property(slowly))
+        for name in ("step", "save_if_due"):
+            patch.setattr(Run, name, noting(name, getattr(Run, name)))
+        assert stage(path, "small", []) == ""
+    return seen
+
+
+def test_a_save_in_the_background_adds_nothing_to_a_step(corpus: Path, tmp_path: Path) -> None:
+    for seen in run(2, _pending, str(curriculum(corpus, tmp_path))):
+        assert {pending for _, pending, _ in seen} == {False, True}
+        assert {made for name, _, made in seen if name == "save_if_due"} == {0}
+        assert len({made for name, _, made in seen if name == "step"}) == 1
+
+
 class _Clock:
     """A monotonic clock that goes on only when something is done."""
 
@@ -112,7 +184,7 @@ def _timed(path: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.stage.run, "time", clock)
         for owner, name, seconds in (
-            (pretrain.stage.run.Feed, "take", 1.0),
+            (Feed, "take", 1.0),
             (Engine, "train_step", 10.0),
             (Metrics, "step", 0.5),
             (Validation, "__call__", 1000.0),

@@ -36,7 +36,8 @@ def save_steps(root: Path, keep_last: int, asynchronous: bool) -> Callable[[Say]
         with Checkpointer(root, keep_last=keep_last, asynchronous=asynchronous) as checkpointer:
             for step in range(1, LAST + 1):
                 saved = checkpointer.save(step, entries(state(SHAPES, step)), fields_of(SHAPES, step))
-                for report in (saved, checkpointer.wait() if step == LAST else checkpointer.poll()):
+                polled = checkpointer.wait() if step == LAST else checkpointer.poll(not checkpointer.writing)
+                for report in (saved, polled):
                     if report:
                         say(str(report.step))
 

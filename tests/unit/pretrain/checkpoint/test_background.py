@@ -6,6 +6,7 @@ import torch
 from growth.box import Box
 from pretrain.checkpoint import Checkpointer, Reader, find, step_folder, verify_all
 from pretrain.errors import UserError
+from pretrain.runtime.comm import Comm
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, state
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 
@@ -33,7 +34,7 @@ def test_training_may_change_everything_after_save(tmp_path: Path) -> None:
         assert report.write_seconds > 0
         assert report.stall_seconds > 0
         assert checkpointer.wait() is None
-        assert checkpointer.poll() is None
+        assert checkpointer.poll(True) is None
     manifest = find(tmp_path).manifest
     assert manifest is not None
     assert manifest.cursor["byte"] == 10
@@ -45,9 +46,9 @@ def test_poll_commits_once_written(tmp_path: Path) -> None:
         checkpointer.save(1, entries(state(SHAPES, 1)), fields_of(SHAPES))
         report = None
         while report is None:
-            report = checkpointer.poll()
+            report = checkpointer.poll(not checkpointer.writing)
         assert find(tmp_path).path == report.path
-        assert checkpointer.poll() is None
+        assert checkpointer.poll(True) is None
 
 
 def test_a_second_save_waits_for_the_first(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_second_save_waits_for_the_first(tmp_path: Path) -> None:
         for step in (1, 2, 3):
             checkpointer.save(step, entries(state(SHAPES, step)), fields_of(SHAPES, step))
             assert find(tmp_path).path == (step_folder(tmp_path, step - 1) if step > 1 else None)
-        reports = [checkpointer.poll(), checkpointer.wait(), checkpointer.wait()]
+        reports = [checkpointer.poll(False), checkpointer.wait(), checkpointer.wait()]
         steps = [report.step for report in reports if report]
         assert steps == [1, 2, 3]
     assert_holds(step_folder(tmp_path, 2), 2)
@@ -95,7 +96,7 @@ def test_a_snapshot_that_fails_is_reported_as_a_write_that_fails(tmp_path: Path)
         wrong = {"weight": [("b", Box.whole((5,)), torch.zeros(5, dtype=torch.float64))]}
         assert checkpointer.save(1, wrong, fields_of(SHAPES)) is None
         with pytest.raises(UserError, match=r"rank 0: ValueError: b .* not torch.float64"):
-            checkpointer.poll()
+            checkpointer.poll(not checkpointer.writing)
 
 
 def test_close_drops_what_nobody_waited_for(tmp_path: Path) -> None:
@@ -113,9 +114,9 @@ def _two_ranks(rank: int, root: Path) -> tuple[list[int], str]:
     with Checkpointer(root, asynchronous=True) as checkpointer:
         for step in (1, 2):
             checkpointer.save(step, entries(state(SHAPES, step), owned), fields_of(SHAPES, step))
-            report = None
+            report, comm = None, Comm()
             while report is None:  # the same number of polls on every rank
-                report = checkpointer.poll()
+                report = checkpointer.poll(not comm.largest(checkpointer.writing))
             committed.append(report.step)
         broken = entries(state(SHAPES, 3), owned)
         if rank == 1:
