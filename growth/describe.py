@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from growth.architecture import in_words
 from growth.family import LAYERS, TensorSpec
 from growth.maps import AxisMap, LayerMap
+from growth.plan import Plan
 from growth.step import Step
-
-if TYPE_CHECKING:
-    from growth.plan import Plan
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -22,7 +19,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def describe(plan: Plan) -> str:
+def in_words(plan: Plan) -> str:
     """A table: per row of the family's table its old and new shape and how it is made."""
     if plan.old is None:
         head = f"a fresh {plan.new.family} of {plan.new.parameters():,} parameters (seed {plan.seed})"

@@ -169,12 +169,6 @@ class Plan:
             raise GrowthError(f"a plan for {_sizes(later.old)} cannot follow one that ends at {_sizes(self.new)}")
         return Plan(self.old, later.new, merge((*self.steps, *later.steps)), self.seed, self.init_std)
 
-    def describe(self) -> str:
-        """A table: per tensor its old and new shape and how it is made."""
-        from growth.describe import describe
-
-        return describe(self)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import xxhash
 
-from pretrain.checkpoint.manifest import CorruptCheckpoint, StoredFile
-from pretrain.checkpoint.places import BLOCK
+from pretrain.checkpoint.manifest import CorruptCheckpoint
+from pretrain.checkpoint.places import BLOCK, StoredFile
 
 __all__ = ["BLOCK", "BlockReader", "BlockWriter"]
 

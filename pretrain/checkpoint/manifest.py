@@ -14,7 +14,7 @@ import xxhash
 
 from growth.box import Box
 from pretrain.checkpoint import schema
-from pretrain.checkpoint.places import check_places
+from pretrain.checkpoint.places import StoredBox, StoredFile, TensorEntry, check_places
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 
@@ -25,31 +25,6 @@ MANIFEST = "manifest.json"
 
 class CorruptCheckpoint(UserError):
     """A checkpoint whose files are not what was written: names the file and, where known, the tensor and the block."""
-
-
-@dataclass(frozen=True)
-class StoredBox:
-    """A box of a tensor: its fp32 elements are contiguous, row-major, from byte `offset` of `file` on."""
-
-    file: str
-    offset: int
-    box: Box
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A logical tensor: its full shape and, per kind, the boxes that tile it."""
-
-    shape: tuple[int, ...]
-    boxes: Mapping[str, tuple[StoredBox, ...]]
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A tensor file: bytes, and the xxh3_128 of each of its 1 MiB blocks (the last may be shorter) in hex."""
-
-    size: int
-    blocks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

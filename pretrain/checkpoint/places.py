@@ -1,21 +1,43 @@
 """Where the boxes of a checkpoint lie: they tile every tensor, and fill every file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from growth.box import Box
 
-if TYPE_CHECKING:
-    from pretrain.checkpoint.manifest import StoredFile, TensorEntry
-
 BLOCK = 1 << 20  # bytes of a file that have one hash
 HEADER = 16  # bytes of the shortest header of a safetensors file with a tensor, and more
 
 
-def check_places(tensors: Mapping[str, "TensorEntry"], files: Mapping[str, "StoredFile"]) -> None:
+@dataclass(frozen=True)
+class StoredBox:
+    """A box of a tensor: its fp32 elements are contiguous, row-major, from byte `offset` of `file` on."""
+
+    file: str
+    offset: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A logical tensor: its full shape and, per kind, the boxes that tile it."""
+
+    shape: tuple[int, ...]
+    boxes: Mapping[str, tuple[StoredBox, ...]]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A tensor file: bytes, and the xxh3_128 of each of its 1 MiB blocks (the last may be shorter) in hex."""
+
+    size: int
+    blocks: tuple[str, ...]
+
+
+def check_places(tensors: Mapping[str, TensorEntry], files: Mapping[str, StoredFile]) -> None:
     """Raises ValueError unless every file has the blocks of its size, every tensor has boxes of the same kinds that
     tile it, and every file holds boxes of its kind, one after the other, from its header to its end."""
     for name, file in files.items():

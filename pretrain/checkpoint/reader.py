@@ -8,7 +8,8 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockReader
-from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest, StoredBox
+from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
+from pretrain.checkpoint.places import StoredBox
 
 AHEAD = 8  # blocks; twice as many are on their way from the disk while one is verified
 

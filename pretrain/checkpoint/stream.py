@@ -16,7 +16,8 @@ from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockReader
 from pretrain.checkpoint.commit import LOCK, commit, partial_of, progress_of
 from pretrain.checkpoint.find import check, step_of
-from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, StoredFile, canonical
+from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields, canonical
+from pretrain.checkpoint.places import StoredFile
 from pretrain.checkpoint.writer import PIECE, Writer, file_name, header_of
 from pretrain.errors import UserError
 from pretrain.runtime.comm import in_words

@@ -8,7 +8,8 @@ import xxhash
 from growth.box import Box
 from pretrain.checkpoint import KINDS, FileRecord, Manifest, ManifestFields
 from pretrain.checkpoint.blocks import BLOCK
-from pretrain.checkpoint.manifest import MANIFEST, StoredFile
+from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.places import StoredFile
 from pretrain.checkpoint.writer import file_name, header_of
 
 

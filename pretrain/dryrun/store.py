@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain.checkpoint import Manifest, mark_done
 from pretrain.checkpoint.find import step_folder
-from pretrain.checkpoint.manifest import TensorEntry
+from pretrain.checkpoint.places import TensorEntry
 from pretrain.config import Curriculum, Stage
 from pretrain.dryrun.feed import Nothing
 from pretrain.dryrun.sparse import sparse_checkpoint

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from growth import Plan, identity
 from growth.certificate import Certificate
+from growth.describe import in_words
 from pretrain.checkpoint import Reader
 from pretrain.config import Stage
 from pretrain.data.samples import Samples
@@ -52,7 +53,7 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     assert state is not None
     if dist.get_rank() == 0:
         restored.warn()
-        log.info("grown from %s\n%s", restored.path, plan.describe())
+        log.info("grown from %s\n%s", restored.path, in_words(plan))
     publish(engine, state)
     certificate = certify(engine, plan, before=before, probe=probe, batch=batch, lr=stage.train.lr)
     certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte)

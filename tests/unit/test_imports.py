@@ -49,11 +49,6 @@ def test_pretrain_does_not_know_the_tools_or_the_tests(path: Path) -> None:
     assert not roots(path) & (({"tools", "tests"} | tools) - sys.stdlib_module_names)
 
 
-def test_exactly_one_module_imports_deepspeed() -> None:
-    found = [path for path in sources("growth", "pretrain", "tools") if "deepspeed" in roots(path)]
-    assert len(found) == 1, found
-
-
 def test_what_must_start_at_once_never_imports_megatron() -> None:
     """Not directly, and not through another module of ours that it imports when it is imported."""
     ours = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources("growth", "pretrain")}

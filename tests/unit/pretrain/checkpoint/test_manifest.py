@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from growth.box import Box
 from pretrain.checkpoint import CorruptCheckpoint, FileRecord, Manifest
-from pretrain.checkpoint.manifest import FORMAT_VERSION, StoredFile, canonical, digest
-from pretrain.checkpoint.places import check_tiling
+from pretrain.checkpoint.manifest import FORMAT_VERSION, canonical, digest
+from pretrain.checkpoint.places import StoredFile, check_tiling
 from pretrain.errors import UserError
 from tests.unit.pretrain.checkpoint.boxes import fields_of, partition, shapes
 

@@ -1,0 +1,131 @@
+"""The rooms of the code: who may import whom. Imports inside functions and for type checking count as well."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_imports import ROOT, imports, sources
+
+COLUMN = """
+    tools
+    pretrain.__main__
+    pretrain.cli pretrain.hf pretrain.dryrun
+    pretrain.report
+    pretrain.stage
+    pretrain.event
+    pretrain.engine
+    pretrain.losses pretrain.generate pretrain.study
+    pretrain.state
+    pretrain.schedule
+    pretrain.estimate pretrain.verify
+    pretrain.families
+    pretrain.kernels
+    pretrain.guard
+    pretrain.config pretrain.checkpoint pretrain.data
+    pretrain.layout
+    pretrain.runtime
+    pretrain.errors
+    growth
+"""
+"""From the top down: a module imports its own room and those of the lines below. The room of the dry run is at the top,
+since it drives whole stages; that of pretrain.kernels has the fused kernels."""
+
+LEVELS = {room: level for level, line in enumerate(reversed(COLUMN.split("\n"))) for room in line.split()}
+
+SHARED = ("causal", "attention", "norm", "vocabulary", "layer", "linear")
+
+MEGATRON = (
+    *("pretrain/families/*/model.py", "pretrain/families/common/*/model.py", "pretrain/engine/*.py"),
+    *(f"pretrain/families/common/{name}.py" for name in SHARED),
+    *("pretrain/dryrun/*.py", "tools/benchmarks/*.py", "tools/benchmarks/gpu/*.py"),
+)
+"""Where Megatron-core is imported: where it builds and runs a model."""
+
+DEEPSPEED = ("pretrain/engine/*.py",)
+
+DISTRIBUTED = (
+    *("pretrain/runtime/comm.py", "pretrain/runtime/ranks.py", "pretrain/runtime/startup.py"),
+    *("pretrain/checkpoint/checkpointer.py", "pretrain/checkpoint/find.py"),  # the group that saves and restores
+    *("pretrain/guard/health.py", "pretrain/guard/recheck.py", "pretrain/guard/switches.py"),
+    "pretrain/kernels/cross_entropy.py",  # over tensor-parallel shards of the vocabulary
+    *("pretrain/engine/engine.py", "pretrain/engine/exchange.py", "pretrain/engine/gradients.py"),
+    *("pretrain/engine/megatron.py", "pretrain/engine/zero.py"),
+    *("pretrain/event/certify.py", "pretrain/event/grow.py"),
+    *("pretrain/stage/metrics.py", "pretrain/stage/run.py", "pretrain/stage/start.py", "pretrain/stage/train.py"),
+    "pretrain/stage/trial.py",
+    *("pretrain/cli/command.py", "pretrain/cli/launch.py", "pretrain/cli/preflight.py", "pretrain/__main__.py"),
+    "pretrain/dryrun/collectives.py",  # the ones that stand in for torch's
+    *("tools/benchmarks/data.py", "tools/benchmarks/ranks.py", "tools/benchmarks/step.py"),
+    "tools/benchmarks/store_ranks.py",
+)
+"""All that talks to other ranks, or asks which one it is."""
+
+KNOWN = (
+    ("growth.family", "pretrain.families"),
+    ("pretrain.report.continuation", "pretrain.hf"),
+)
+"""Imports that are still against these rules; to be empty."""
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+PATHS = {_name(path): path for path in sources("growth", "pretrain", "tools")}
+
+
+@cache
+def _imported(module: str) -> frozenset[str]:
+    """The absolute names that a module imports: of ours, the modules; the names in a module of others as they are."""
+    found = set()
+    for name in imports(PATHS[module]):
+        while name.split(".")[0] in ("growth", "pretrain", "tools") and name not in PATHS:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return frozenset(name for name in found if name != module and (module, name) not in KNOWN)
+
+
+def _room(module: str) -> str:
+    first, _, rest = module.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "pretrain" and rest else first
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=" ".join)
+def test_what_is_known_to_be_wrong_still_is(known: tuple[str, str]) -> None:
+    module, imported = known
+    assert any(name == imported or name.startswith(f"{imported}.") for name in imports(PATHS[module]))
+
+
+def test_arrows_point_down() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module in PATHS
+        for name in _imported(module)
+        if name in PATHS and _room(name) not in (_room(module), "pretrain")
+        if LEVELS[_room(name)] >= LEVELS[_room(module)]
+    ]
+    assert not wrong
+
+
+def test_there_are_no_circles() -> None:
+    """Modules of which none is left when those that import nothing that is left are taken away, again and again."""
+    left = {module: {name for name in _imported(module) if name in PATHS} for module in PATHS}
+    while free := {module for module, names in left.items() if not names & left.keys()}:
+        left = {module: names for module, names in left.items() if module not in free}
+    assert not {module: names & left.keys() for module, names in left.items()}
+
+
+@pytest.mark.parametrize(
+    ("library", "where"), [("megatron", MEGATRON), ("deepspeed", DEEPSPEED), ("torch.distributed", DISTRIBUTED)]
+)
+def test_who_imports_what_is_slow_or_collective(library: str, where: tuple[str, ...]) -> None:
+    allowed = {path for pattern in where for path in ROOT.glob(pattern)}
+    found = {path for module, path in PATHS.items() if any(_of(library, name) for name in _imported(module))}
+    assert not found - allowed
+    if library == "torch.distributed":
+        assert not allowed - found, "they need not be listed"
+
+
+def _of(library: str, name: str) -> bool:
+    return name == library or name.startswith(f"{library}.")
