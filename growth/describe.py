@@ -19,7 +19,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def in_words(plan: Plan) -> str:
+def describe_plan(plan: Plan) -> str:
     """A table: per row of the family's table its old and new shape and how it is made."""
     if plan.old is None:
         head = f"a fresh {plan.new.family} of {plan.new.parameters():,} parameters (seed {plan.seed})"

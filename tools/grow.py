@@ -23,7 +23,7 @@ import torch
 
 from growth import Box, Kept, Plan
 from growth.certificate import Certificate
-from growth.describe import in_words
+from growth.describe import describe_plan
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
 from pretrain.checkpoint.find import step_of
 from pretrain.checkpoint.locate import locate
@@ -81,7 +81,7 @@ def work(options: argparse.Namespace) -> command.Answer:
                 certificate = replace(certificate, bits_per_byte_before=_bits_per_byte(source))
                 certificate.require()
             manifest = grow(reader, target, plan, stage, certificate, began, options.processes)
-        text = f"{source} -> {target}{' (is there already)' if existed else ''}\n{in_words(plan)}"
+        text = f"{source} -> {target}{' (is there already)' if existed else ''}\n{describe_plan(plan)}"
     event = manifest.events[-1]
     if event["certificate"]:
         text += f"\n{Certificate.from_json(event['certificate'])}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from growth import Plan
 from growth.certificate import Certificate
-from growth.describe import in_words, table
+from growth.describe import describe_plan, table
 from pretrain.checkpoint import Manifest, model_of
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
@@ -144,7 +144,7 @@ def _lineage(data: dict[str, Any]) -> str:
 
 
 def _event(event: Mapping[str, Any]) -> str:
-    text = f"event of stage {event['stage']}\n{in_words(Plan.from_json(event['plan']))}"
+    text = f"event of stage {event['stage']}\n{describe_plan(Plan.from_json(event['plan']))}"
     return f"{text}\n{Certificate.from_json(event['certificate'])}" if event.get("certificate") else text
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from growth import Plan, identity
 from growth.certificate import Certificate
-from growth.describe import in_words
+from growth.describe import describe_plan
 from pretrain.checkpoint import Reader
 from pretrain.config import Stage
 from pretrain.data.samples import Samples
@@ -53,7 +53,7 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     assert state is not None
     if dist.get_rank() == 0:
         restored.warn()
-        log.info("grown from %s\n%s", restored.path, in_words(plan))
+        log.info("grown from %s\n%s", restored.path, describe_plan(plan))
     publish(engine, state)
     certificate = certify(engine, plan, before=before, probe=probe, batch=batch, lr=stage.train.lr)
     certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from growth import Architecture, Box, GrowthError, Plan, between, identity
 from growth.certificate import Certificate, relative_error
-from growth.describe import in_words
+from growth.describe import describe_plan
 from pretrain.families.reference import logits
 from pretrain.verify.probe import certify
 from tests.unit.growth.models import SMALL, STD, boxes, fresh, grown_llama2, llama2, reader, tokens, trained, whole
@@ -133,7 +133,7 @@ def test_plans_are_saved_and_replayed(plan: Plan) -> None:
     replayed = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert replayed.new == plan.new
     assert replayed.preserves == plan.preserves
-    assert in_words(replayed) == in_words(plan)
+    assert describe_plan(replayed) == describe_plan(plan)
     read = trained(plan.old, dtype=torch.float32)
     for name in plan.new.tensors():
         for kind in KINDS:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from growth import Box, GrowthError, Plan, between
 from growth.certificate import relative_error
-from growth.describe import in_words
+from growth.describe import describe_plan
 from growth.evaluate import box_values, index_runs, recipe
 from growth.evaluate.box_values import Read
 from growth.evaluate.sources import Kept
@@ -102,7 +102,7 @@ def test_slices_gathers_and_chunks_are_the_same(plan: Plan) -> None:
 @settings(max_examples=15)
 def test_plans_are_saved_and_replayed(plan: Plan) -> None:
     replayed = Plan.from_json(json.loads(json.dumps(plan.to_json())))
-    assert in_words(replayed) == in_words(plan)
+    assert describe_plan(replayed) == describe_plan(plan)
     assert replayed.approximate == plan.approximate
     read = trained(plan.old, dtype=torch.float32)
     for name in plan.new.tensors():
