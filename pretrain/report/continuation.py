@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import UserError
-from pretrain.hf import forms
+from pretrain.families import FAMILIES
 from pretrain.runtime import documents
 
 CONFIG = "config.json"
@@ -30,7 +30,8 @@ def writes(export: Path) -> bool:
     if not (export / CONFIG).is_file():
         return False
     kind = documents.read(export / CONFIG, documents.Object).get("model_type")
-    return all(family.generates for family in forms().values() if family.model_type == kind)
+    forms = [family.hf for family in FAMILIES.values() if family.hf]
+    return all(form.generates for form in forms if form.model_type == kind)
 
 
 def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
