@@ -11,9 +11,11 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -28,6 +30,10 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LOSSES = HERE / "losses.json"
+EARLIER = HERE / "earlier"
+FAMILIES = ("llama2", "bert")
+EXPECTED = "expected.json"  # in a folder of an earlier run
+HALF = 5  # the step after which it was stopped
 
 STEPS, BATCH = 20, 2  # of each stage of the demo: optimizer steps, and samples in one
 CHAPTERS = 60  # of the Bible, 237 kB
@@ -46,7 +52,7 @@ TOLERANCES = {"demo/seed": (1e-5, 1e-3), "demo/wide": (1e-3, 5e-2), "demo/deep":
 what they were apart between AVX-512 and AVX2. Sums are rounded in another order there, and where a second moment is
 tiny, as that of a parameter which is new, Adam makes a step of full length out of the rounding of its gradient."""
 OTHERWISE = (1e-6, 1e-6)
-"""Of BERT, which comes no further apart than fp32 rounds."""
+"""Of the small models, which come no further apart than fp32 rounds."""
 
 
 def every_stage() -> list[tuple[str, str]]:
@@ -93,6 +99,48 @@ def train_all(folder: Path) -> None:
     start(folder, commands)
 
 
+def go_on(family: str, folder: Path) -> dict[str, Any]:
+    """Copies the earlier run of a family there, resumes its first stage and grows the second from its end.
+
+    Gives what both wrote; of the first, what it wrote since the resume. AssertionError if it began from nothing.
+    """
+    shutil.copytree(EARLIER / family, folder)
+    run = folder / "runs/earlier"
+    before = (run / "small/metrics.jsonl").read_text()
+    for stage in ("small", "large"):
+        python(folder, "-m", "pretrain", "curriculum.yaml", "--stage", stage)
+    assert (run / "small/metrics.jsonl").read_text().startswith(before), "the first stage did not go on, but began anew"
+    return {"small": written(run / "small", after=HALF), "large": written(run / "large")}
+
+
+def make_earlier(family: str) -> None:
+    """Makes the earlier run of a family anew: its first stage, as it was half-way, by the code of today."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(EARLIER / family / "curriculum.yaml", folder)
+        python(folder, str(ROOT / "tools/demo_corpus.py"), "kjv.jsonl")
+        chapters = [json.loads(line)["text"] for line in (folder / "kjv.jsonl").read_text().splitlines()[:4]]
+        paragraphs = [paragraph for chapter in chapters for paragraph in chapter.split("\n")]
+        (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs))
+        options = {"llama2": ["--vocab-size", 360], "bert": ["--vocab-size", 200, "--wordpiece"]}[family]
+        prepare = _command(ROOT / "tools/prepare_data.py", "text.jsonl", "--output", "corpus", *options)
+        # By two ranks where that is possible, so that tensors lie in boxes of which one process then makes whole ones.
+        ranks = {"llama2": 2, "bert": 1}[family]
+        changes = ("--parallel.dp", ranks, "--checkpoint.keep", 9)
+        train = _command("-m", "pretrain", "curriculum.yaml", "--stage", "small", *changes, ranks=ranks)
+        start(folder, [prepare, train])
+        stage, kept = folder / "runs/earlier/small", EARLIER / family
+        for part in ("corpus", "runs"):
+            shutil.rmtree(kept / part, ignore_errors=True)
+        shutil.copytree(folder / "corpus", kept / "corpus")
+        checkpoint = f"checkpoints/step-{HALF:08}"
+        own = kept / stage.relative_to(folder)
+        shutil.copytree(stage / checkpoint, own / checkpoint)
+        shutil.copy(stage / "config.yaml", own)
+        records = (stage / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (own / "metrics.jsonl").write_text("".join(line for line in records if json.loads(line)["step"] <= HALF))
+
+
 def _command(*words: object, ranks: int = 1) -> dict[str, Any]:
     return {"words": [str(word) for word in words], "ranks": ranks}
 
@@ -123,13 +171,15 @@ def _run(words: Sequence[str], folder: Path, given: str = "") -> None:
     assert process.returncode == 0, f"python {' '.join(words)} ended with {process.returncode}:\n{said}"
 
 
-def written(stage: Path) -> dict[str, Any]:
-    """What the folder of a stage says of its steps, and of its last checkpoint.
+def written(stage: Path, after: int = -1) -> dict[str, Any]:
+    """What the folder of a stage says of its steps after one of them, and of its last checkpoint.
 
     Figures are in hexadecimal, so that no bit is lost; the bytes of the tensors of each kind are one SHA-256.
     """
     records = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    found: dict[str, Any] = {figure: [float(r[figure]).hex() for r in records if figure in r] for figure in FIGURES}
+    found: dict[str, Any] = {
+        figure: [float(r[figure]).hex() for r in records if figure in r and r["step"] > after] for figure in FIGURES
+    }
     newest = max((stage / "checkpoints").glob("step-*"))
     return {**found, "tensors": {kind: _digest(sorted(newest.glob(f"{kind}-*.safetensors"))) for kind in KINDS}}
 
