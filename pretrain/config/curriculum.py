@@ -161,10 +161,13 @@ def stage_from(resolved: Mapping[str, Any], where: str) -> Stage:
 def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Checks that a stage may go on from a checkpoint whose resolved configuration was `old`.
 
+    A key that there was not when it was written has its default, which is what the stage has been trained with.
+
     Raises:
         UserError: something outside RESUMABLE differs; names each key and both values.
     """
-    before, now = reading.flatten(old), reading.flatten(new)
+    before = reading.flatten(stage_from(old, "the configuration of the checkpoint").to_dict())
+    now = reading.flatten(new)
     lines = []
     for key in dict.fromkeys([*before, *now]):
         resumable = any(key == name or key.startswith(f"{name}.") for name in RESUMABLE)
