@@ -129,7 +129,8 @@ class _Shapes:
     hidden and whole: of the residual stream where sequence parallelism cuts it, and where it is gathered. gated and
     transform: see families.Costs. fused: whether what lies between matrix products is
     kernels; fused_norm: whether an RMSNorm is at least one operation, which keeps its input alone (torch on CUDA; on a
-    CPU it keeps two fp32 copies).
+    CPU it keeps two fp32 copies). weights: of an attention, where they are a tensor: with dropout on a CPU. dropout:
+    whether branches have one, so that their gradient is not that of the stream.
     """
 
     layout: Layout
@@ -141,11 +142,13 @@ class _Shapes:
     keys: float
     ffn: float
     heads: float
+    weights: float
     vocabulary: float
     gated: bool
     transform: bool
     fused: bool
     fused_norm: bool
+    dropout: bool
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
@@ -160,11 +163,13 @@ class _Shapes:
             keys=size.get("kv_heads", size["heads"]) * size["head_dim"] / tp,
             ffn=size["ffn"] / tp,
             heads=size["heads"] / tp,
+            weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
             vocabulary=ceil(size["vocab"] / tp),
             gated=costs.gated,
             transform=costs.transform,
             fused=gpu if train.compile is None else train.compile,
             fused_norm=gpu,
+            dropout=train.dropout > 0,
         )
 
     def norm(self) -> float:
@@ -176,11 +181,12 @@ class _Shapes:
 
     def layer(self, recompute: str) -> float:
         """Bytes of a token that a layer keeps for its backward pass (after Korthikanti et al. 2022, section 4, with
-        flash attention and without dropout)."""
+        flash attention and without masks of dropout, which are drawn again)."""
         # Both norms and the matrices behind them; queries, keys, values and what the attention makes of them.
         kept = 2 * (self.norm() + self.element * self.hidden) + self.element * (2 * self.queries + 2 * self.keys)
         if recompute != "selective":
-            kept += 4 * self.heads  # the log-sum-exp of each, in fp32
+            # The log-sum-exp of each, in fp32; or the weights, in fp32 and what is left of them.
+            kept += (4 + self.element) * self.weights or 4 * self.heads
         if self.gated and not self.fused:
             kept += self.element * (self.queries + self.keys)  # before rotation too
         # Gate and up in one and their product; single operations also keep silu(gate) and its operand. Or: before and
@@ -210,7 +216,8 @@ class _Shapes:
         of the stream; or, gated, at the gate's."""
         linear = self.ffn * (self.tokens + self.whole)
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.gated else 0
-        return self.element * (self.whole * self.tokens + max(linear, gate))
+        branch = self.hidden * self.tokens if self.dropout else 0
+        return self.element * (self.whole * self.tokens + branch + max(linear, gate))
 
 
 def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> tuple[int, int]:

@@ -16,9 +16,11 @@ from pretrain import families
 from pretrain.config import Train
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine import megatron
+from pretrain.engine.dropout import sample_keys
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
 from pretrain.estimate import memory
+from pretrain.families.common import dropout
 from pretrain.layout import Layout
 from tests.distributed.harness import run
 
@@ -121,7 +123,15 @@ def _kept(arch: Architecture, how: dict[str, Any], train: Train) -> int:
     """Bytes that a forward pass of one micro-batch keeps for its backward pass."""
     layout = Layout.make(arch.layers, **how)
     megatron.make_groups(layout)
-    numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
+    numerics = Numerics(
+        train.precision,
+        train.recompute,
+        train.recompute_layers,
+        dropout=train.dropout,
+        attention_dropout=train.attention_dropout,
+    )
+    keys = sample_keys(0, 0, train.micro_batch, dropout.places(arch.depth))
+    dropout.begin(dropout.Keys(keys, keys))
     _, _, tp_rank = layout.coordinates(torch.distributed.get_rank())
     (model,) = megatron.build(arch, layout, numerics, seq_len=train.seq_len, pp_rank=0, tp_rank=tp_rank)
     for parameter in model.parameters():
@@ -149,6 +159,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
     ({}, {}, {"precision": "fp32"}),
     ({"hidden": 64, "head_dim": 16, "ffn": 512, "vocab": 2000}, {}, {"micro_batch": 1, "seq_len": 128}),
     ({"kv_heads": 4, "heads": 4}, {}, {"recompute": "selective"}),
+    ({"kv_heads": 4, "heads": 4}, {}, {"dropout": 0.1, "attention_dropout": 0.1}),
     ({}, {}, {"recompute": "full"}),
     ({}, {}, {"recompute": "full", "recompute_layers": 2}),
     ({}, {"tp": 2}, {}),
