@@ -24,7 +24,7 @@ def keyed(key: int | NDArray[np.uint64], *parts: str | int | NDArray[np.integer]
     state = np.asarray(key % 2**64 if isinstance(key, int) else key, dtype=np.uint64)  # a seed is any whole number
     for part in parts:
         number = zlib.crc32(part.encode()) if isinstance(part, str) else part
-        with np.errstate(over="ignore"):  # of scalars: arrays wrap silently
+        with np.errstate(over="ignore"):  # numpy warns of scalars that wrap, not of arrays
             state = mix(state + (np.asarray(number).astype(np.uint64) + np.uint64(1)) * GOLDEN)
     return state
 

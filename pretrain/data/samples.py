@@ -14,9 +14,9 @@ Samples = Mapping[str, Tensor]
 
 
 def causal(tokens: Tensor, mask: Tensor | None = None) -> Samples:
-    """Of a causal language model: tokens [n, S + 1], whose every token but the first is a label; mask [n, S]."""
-    found = {"inputs": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
-    return found if mask is None else {**found, "mask": mask}
+    """Samples of a causal language model: of tokens [n, S + 1] every one but the first is a label; mask [n, S]."""
+    samples = {"inputs": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
+    return samples if mask is None else {**samples, "mask": mask}
 
 
 def part(samples: Samples, rank: int, ranks: int) -> Samples:

@@ -31,14 +31,14 @@ class AnyTokenizer(Protocol):
 
     @property
     def size(self) -> int:
-        """Pieces of the full vocabulary."""
+        """How many pieces the full vocabulary has."""
 
     @property
     def hash(self) -> str:
-        """Of the pieces and their order."""
+        """A hash of the pieces and their order, as hex digits."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
+        """Writes the tokenizer's files to a folder."""
 
 
 T = TypeVar("T", bound=AnyTokenizer)
@@ -56,11 +56,14 @@ class AnyCorpus(ABC, Generic[T]):
     @classmethod
     @abstractmethod
     def load_tokenizer(cls, folder: Path) -> T:
-        """The tokenizer of the corpus's kind."""
+        """Loads a tokenizer of the kind that this kind of corpus has."""
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Raises UserError if the folder is missing, unfinished, corrupt, or its tokenizer is another one's."""
+        """Opens a folder that was prepared.
+
+        Raises UserError if it is missing, unfinished or corrupt, or its tokenizer is that of another corpus.
+        """
         path = Path(path)
         if not (path / DESCRIPTION).is_file():
             raise UserError(
@@ -90,13 +93,13 @@ class AnyCorpus(ABC, Generic[T]):
 
     @cached_property
     def hash(self) -> str:
-        """Tells corpora apart: of their tokens and tokenizers, not of the names of files."""
+        """A hash of the tokens and the tokenizer, which tells corpora apart whatever their files are called."""
         parts = [self.description[key] for key in ("xxh3_128", "tokenizer", "documents", "tokens")]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
 
 class _Description(TypedDict):
-    """What a corpus must say of itself."""
+    """The fields that the description of a corpus must have."""
 
     documents: Count
     tokens: Count
@@ -107,14 +110,14 @@ class _Description(TypedDict):
 
 def _description(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = documents.read(path, documents.Object)
-        if found.get("format_version") != FORMAT_VERSION:
-            told = documents.show(found.get("format_version"))
-            raise UserError(f"{path} has format {told}, not {FORMAT_VERSION}")
-        documents.checked(_Description, found, path)
+        description: dict[str, Any] = documents.read(path, documents.Object)
+        if description.get("format_version") != FORMAT_VERSION:
+            version = documents.show(description.get("format_version"))
+            raise UserError(f"{path} has format {version}, not {FORMAT_VERSION}")
+        documents.checked(_Description, description, path)
     except UserError as error:
         raise UserError(f"{error}: {AGAIN}") from error
-    return found
+    return description
 
 
 class Corpus(AnyCorpus[Tokenizer | ByteLevel]):
@@ -122,7 +125,7 @@ class Corpus(AnyCorpus[Tokenizer | ByteLevel]):
 
     @classmethod
     def load_tokenizer(cls, folder: Path) -> Tokenizer | ByteLevel:
-        """Raises UserError if the corpus is one of sentences for BERT."""
+        """Loads a SentencePiece or byte-level tokenizer; UserError if the corpus is one of sentences for BERT."""
         if (folder / "vocab.txt").exists():
             raise UserError(f"{folder.parent} is a corpus of sentences for BERT: prepare one without --wordpiece")
         return ByteLevel.load(folder) if is_byte_level(folder) else Tokenizer.load(folder)

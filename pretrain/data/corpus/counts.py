@@ -1,6 +1,6 @@
 """How many tokens the training text of a stage has: counted once, and kept beside the corpus.
 
-The whole corpus is read for it, which takes minutes where it is large. What was found is kept in the memory of this
+The whole corpus is read for it, which takes minutes where it is large. The number is kept in the memory of this
 process, and in the corpus's folder where that may be written, by what it depends on: tokens, tokenizer, vocabulary and
 split.
 """
@@ -18,14 +18,17 @@ from pretrain.data.corpus.corpus import AnyCorpus, Split
 
 log = logging.getLogger(__name__)
 
-CHUNK = 4096  # documents counted at a time
-FOLDER = "counts"  # in that of the corpus
+CHUNK = 4096  # documents that are counted at a time
+FOLDER = "counts"  # a folder in the corpus's
 
 _known: dict[str, int] = {}
 
 
 def training_tokens(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -> int:
-    """Tokens of all training documents, once, in the segmentation of the first `vocab` pieces; fraction: held out."""
+    """The tokens of all training documents in the segmentation of the first `vocab` pieces.
+
+    fraction: the share of documents that is held out for validation, chosen by `seed`.
+    """
     key = xxhash.xxh3_128_hexdigest(json.dumps([corpus.hash, vocab, fraction, seed]).encode())
     if key not in _known:
         path = corpus.path / FOLDER / key
@@ -33,7 +36,7 @@ def training_tokens(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -
             _known[key] = int(path.read_text())
         except (OSError, ValueError):
             _known[key] = _count(corpus, vocab, fraction, seed)
-            with suppress(OSError):  # a corpus that nobody may write to
+            with suppress(OSError):  # the corpus may be read-only
                 path.parent.mkdir(exist_ok=True)
                 partial = path.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}")
                 partial.write_text(str(_known[key]))

@@ -34,7 +34,7 @@ class Encoded:
 class Encoder(ABC, Generic[T]):
     """A kind of tokenizer, given or to be trained."""
 
-    file: str  # the tokenizer's, written last
+    file: str  # of the files of a tokenizer, the one that is written last
     given: T | None
     vocab_size: int
 
@@ -49,18 +49,18 @@ class Encoder(ABC, Generic[T]):
 
     @abstractmethod
     def load(self, folder: Path) -> T:
-        """A tokenizer saved in a folder."""
+        """Loads a tokenizer that was saved in a folder."""
 
     @abstractmethod
     def train(self, texts: Callable[[], Iterable[str]], threads: int) -> T:
-        """A tokenizer of ``vocab_size`` pieces, from texts that can be read several times."""
+        """Trains a tokenizer of ``vocab_size`` pieces on texts that can be read several times."""
 
     def check(self, tokenizer: T, texts: Sequence[str]) -> None:
         """Raise UserError if the tokenizer does not do for this text."""
 
     @abstractmethod
     def encode(self, tokenizer: T, texts: Sequence[str], threads: int) -> Encoded:
-        """The documents of the texts that are not empty."""
+        """Encodes texts as documents; a text without tokens gives none."""
 
 
 class SentencePieceEncoder(Encoder[Tokenizer]):
@@ -113,7 +113,7 @@ class ByteLevelEncoder(Encoder[ByteLevel]):
         return ByteLevel.load(folder)
 
     def train(self, texts: Callable[[], Iterable[str]], threads: int) -> ByteLevel:
-        """The one that is given."""
+        """The tokenizer that was given: this kind is not trained."""
         return self.tokenizer
 
     def encode(self, tokenizer: ByteLevel, texts: Sequence[str], threads: int) -> Encoded:
@@ -142,15 +142,15 @@ class WordPieceEncoder(Encoder[WordPiece]):
         return WordPiece.train(texts, self.vocab_size, self.lowercase, VOCAB_FILE)
 
     def encode(self, tokenizer: WordPiece, texts: Sequence[str], threads: int) -> Encoded:
-        cut = [sentences(text) for text in texts]
-        flat = [sentence for document in cut for sentence in document]
-        ids = tokenizer.encode(flat)
+        documents = [sentences(text) for text in texts]
+        every_sentence = [sentence for document in documents for sentence in document]
+        ids = tokenizer.encode(every_sentence)
         lengths, counts, size, at = [], [], 0, 0
-        for document in cut:
-            kept = [i for i in range(at, at + len(document)) if ids[i]]
+        for document in documents:
+            filled = [i for i in range(at, at + len(document)) if ids[i]]
             at += len(document)
-            if kept:
-                lengths += [len(ids[i]) for i in kept]
-                counts.append(len(kept))
-                size += sum(len(flat[i].encode()) for i in kept)
+            if filled:
+                lengths += [len(ids[i]) for i in filled]
+                counts.append(len(filled))
+                size += sum(len(every_sentence[i].encode()) for i in filled)
         return Encoded(np.array([t for row in ids for t in row], dtype=np.int64), lengths, counts, size)

@@ -27,16 +27,17 @@ from pretrain.runtime.documents import CLOSED, Count
 from pretrain.runtime.files import Lock
 
 JOURNAL, LOCK = "journal.json", "lock"
-LENGTHS, COUNTS = "lengths.bin", "counts.bin"  # of sequences and documents (int32), until the index is written
+LENGTHS = "lengths.bin"  # the length of each sequence in tokens (int32), until the index is written
+COUNTS = "counts.bin"  # the length of each document in sequences (int32), until the index is written
 EVERY = 16 << 20  # bytes of text between two entries of the journal
-THREADS = 1024  # at most
+THREADS = 1024  # the most that may be asked for
 CHECKED = 1 << 20  # characters of text on which a tokenizer is checked
 
 OnProgress = Callable[[str, int, int], None]  # stage ("tokenizer" or "tokens"), documents and bytes since the last call
 
 
 class Prepared(TypedDict):
-    """Of a corpus's description, what is told of it."""
+    """The part of a corpus's description that the command line tells."""
 
     request: dict[str, Any]
     documents: Count
@@ -47,7 +48,7 @@ class Prepared(TypedDict):
 
 @with_config(CLOSED)
 class Rows(TypedDict):
-    """Of a journal."""
+    """A journal as it is in its file, with the fields of `Journal`."""
 
     rows: Count
     documents: Count
@@ -92,7 +93,7 @@ def prepare(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with Lock(partial / LOCK):
-            if output.exists():  # by now
+            if output.exists():  # another process was first
                 shutil.rmtree(partial, ignore_errors=True)
                 return _existing(output, request), True
             _drop_other_request(partial, request)
@@ -115,9 +116,9 @@ def _existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
         description = documents.read(output / DESCRIPTION, Prepared)
     except UserError as error:
         raise UserError(f"{output} exists and is no corpus: choose another --output ({error})") from None
-    found = description["request"]
-    if found != request:
-        changed = [key for key in {**found, **request} if found.get(key) != request.get(key)]
+    earlier = description["request"]
+    if earlier != request:
+        changed = [key for key in {**earlier, **request} if earlier.get(key) != request.get(key)]
         raise UserError(
             f"{output} was prepared from another {' and '.join(changed)}: remove it or choose another --output"
         )
@@ -125,21 +126,21 @@ def _existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_other_request(partial: Path, request: dict[str, Any]) -> None:
-    """What an interrupted run left is of use only to the same request."""
+    """Removes what an interrupted run with another request has left: it is of use only to the same request."""
     file = partial / "request.json"
-    if _left(file, documents.Object) != request:
+    if _written_before(file, documents.Object) != request:
         (partial / JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(partial / TOKENIZER, ignore_errors=True)
         _write_json(file, request)
 
 
-def _left(file: Path, kind: Any) -> dict[str, Any] | None:
-    """What an interrupted run has written down; None where it is not there or damaged, so that all is done again."""
+def _written_before(file: Path, kind: Any) -> dict[str, Any] | None:
+    """What an interrupted run has written to a file; None if it is absent or damaged, so that all is done again."""
     try:
-        found: dict[str, Any] = documents.read(file, kind)
+        content: dict[str, Any] = documents.read(file, kind)
     except UserError:
         return None
-    return found
+    return content
 
 
 def _tokenizer(folder: Path, source: Source, encoder: Encoder[Any], threads: int, progress: OnProgress) -> AnyTokenizer:
@@ -176,7 +177,7 @@ def _encode(
     partial: Path, source: Source, encoder: Encoder[Any], tokenizer: AnyTokenizer, threads: int, progress: OnProgress
 ) -> Journal:
     journal_file = partial / JOURNAL
-    done = Journal(**(_left(journal_file, Rows) or {}))
+    done = Journal(**(_written_before(journal_file, Rows) or {}))
     dtype = token_dtype(tokenizer.size)
     with (
         open(partial / f"{TOKENS}.bin", "ab") as tokens,
@@ -221,7 +222,7 @@ def _finish(partial: Path, tokenizer: AnyTokenizer, request: dict[str, Any], don
         "xxh3_128": _hash_file(partial / f"{TOKENS}.bin"),
         "request": request,
     }
-    for name in (JOURNAL, LENGTHS, COUNTS, "request.json"):  # without a journal nothing else counts
+    for name in (JOURNAL, LENGTHS, COUNTS, "request.json"):  # the journal goes first: without it the others are ignored
         (partial / name).unlink(missing_ok=True)
     _write_json(partial / DESCRIPTION, description)
     return description

@@ -62,21 +62,21 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """What ``datasets`` calls it."""
+        """The name that ``datasets`` has for this kind of files."""
         return _kind(self.files[0]) if self.files else "dataset"
 
     def describe(self) -> dict[str, Any]:
         """What the documents depend on, for JSON: kind, options, and name, size and hash of each file."""
-        found: dict[str, Any] = {"kind": self.kind}
-        found |= {"document": self.document} if self.kind == "text" else {"key": self.key}
-        found |= {"split": self.split} if self.split != ALL else {}
-        found |= {"join": self.join} if self.join > 1 else {}
-        return found | (
+        description: dict[str, Any] = {"kind": self.kind}
+        description |= {"document": self.document} if self.kind == "text" else {"key": self.key}
+        description |= {"split": self.split} if self.split != ALL else {}
+        description |= {"join": self.join} if self.join > 1 else {}
+        return description | (
             {"dataset": self.dataset} if self.dataset else {"files": [_fingerprint(file) for file in self.files]}
         )
 
     def batches(self, skip: int = 0) -> Iterator[list[str]]:
-        """The documents but the first ``skip``, some at a time; "" for one without text."""
+        """Yields all documents but the first ``skip``, some at a time; a document without text is ""."""
         column = "text" if self.kind == "text" else self.key
         for batch in self._batches(skip * self.join):
             if column not in batch:
@@ -90,15 +90,16 @@ class Source:
             yield rows
 
     def _batches(self, skip: int) -> Iterator[dict[str, list[Any]]]:
-        """The rows as columns; UserError for what cannot be read."""
-        import datasets  # half a second, and not needed to show --help
+        """Yields some rows at a time as columns. Raises UserError for a source that cannot be read."""
+        import datasets  # takes half a second, and --help does not need it
 
         datasets.disable_progress_bars()
         try:
             yield from self._rows().skip(skip).iter(batch_size=BATCH * self.join)
         except (*DAMAGED, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
-            empty = StopIteration in (type(error), type(error.__cause__))  # what it makes of a file without a row
-            raise UserError(f"cannot read {self}: {'no row is in it' if empty else _told(error)}") from error
+            # ``datasets`` raises StopIteration for a file without a row.
+            empty = StopIteration in (type(error), type(error.__cause__))
+            raise UserError(f"cannot read {self}: {'no row is in it' if empty else _in_words(error)}") from error
 
     def _rows(self) -> Any:
         import datasets
@@ -123,7 +124,7 @@ def _kind(file: Path) -> str:
         ) from None
 
 
-def _told(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     return one_line(str(error)) or type(error).__name__
 
 

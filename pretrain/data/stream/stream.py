@@ -6,8 +6,8 @@ that (see ``windows``); its place is
     epoch, document   the position of the document in the epoch's permutation
     token, byte       the token in the document (of the full vocabulary), and the byte in that token's text
 
-This is a byte of the text and so the same in every segmentation. If a piece of the next stage's larger vocabulary lies
-across it, the part that is beyond is no target in either stage; nothing is a target twice.
+A place is a byte of the text and so the same in every segmentation. If a piece of the next stage's larger vocabulary
+lies across it, the part beyond is no target in either stage; nothing is a target twice.
 
 Sequences overlap by one token: the last target is the next sequence's first input.
 """
@@ -26,7 +26,7 @@ WINDOW = 256  # sequences
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the training text; see above."""
+    """A place in the training text, as the module's docstring says."""
 
     epoch: int = 0
     document: int = 0
@@ -36,7 +36,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping; ``bytes``: int64 [n], of the targets."""
+    """n sequences. ``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping; ``bytes``: int64 [n], the bytes
+    of text that the targets of each stand for."""
 
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]
@@ -44,7 +45,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """``tokens``: int32 [window * seq_len + 1]; ``bytes_before``: int64 [one more], of text before each, and all."""
+    """``tokens``: int32 [sequences * seq_len + 1]; ``bytes_before``: int64, one longer, the bytes of text before each
+    token and before the end."""
 
     sequences: int
     end: Position
@@ -56,7 +58,7 @@ class Window:
 
 
 class Stream(WindowedStream[Position, Window, Batch]):
-    """``Stream(corpus, vocab=4096, seq_len=1024, seed=0, validation=0.01)``; see ``WindowedStream``."""
+    """The training text of a stage: ``Stream(corpus, vocab=4096, seq_len=1024, seed=0, validation=0.01)``."""
 
     def __init__(
         self,
@@ -80,11 +82,11 @@ class Stream(WindowedStream[Position, Window, Batch]):
         super().__init__(corpus, Position, cut, seed=seed, validation=validation, cursor=cursor)
 
     def read(self, start: Position) -> Window:
-        """The ``window`` sequences from a place."""
+        """Reads the ``window`` sequences from a place on."""
         return read_window(self.corpus, self.split, self.vocab, start, self.window, self.seq_len)
 
     def samples(self, window: Window, which: NDArray[np.int64]) -> Batch:
-        """Sequences of a window."""
+        """Cuts the sequences with these numbers out of a window."""
         first = which * self.seq_len
         tokens = window.tokens[first[:, None] + np.arange(self.seq_len + 1)].astype(np.int64)
         return Batch(tokens, window.bytes_before[first + self.seq_len + 1] - window.bytes_before[first + 1])

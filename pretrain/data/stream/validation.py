@@ -56,7 +56,7 @@ def probe(corpus: Corpus, n: int, *, vocab: int, seq_len: int, seed: int, valida
 def _validation_ids(
     corpus: Corpus, seed: int, validation: float, limit_bytes: int | None
 ) -> tuple[NDArray[np.int32], int]:
-    """Full-vocabulary ids of the validation text, and its bytes. Raises UserError where that is nothing."""
+    """The validation text in full-vocabulary ids, and its length in bytes. Raises UserError if there is none."""
     starts, counts = corpus.tokens.document_ranges(
         Split(corpus.tokens.documents, validation, seed).validation_documents()
     )
@@ -67,12 +67,12 @@ def _validation_ids(
     size = corpus.tokenizer.piece_bytes[ids].astype(np.int64)
     size[np.cumsum(counts) - counts] -= corpus.tokenizer.prefix_bytes
     ends = np.cumsum(size)
-    kept = len(ids) if limit_bytes is None else int(np.searchsorted(ends, limit_bytes, side="right"))
-    if not kept or not ends[kept - 1]:
+    length = len(ids) if limit_bytes is None else int(np.searchsorted(ends, limit_bytes, side="right"))
+    if not length or not ends[length - 1]:
         if not len(ends) or not ends[-1]:
             raise UserError(f"{corpus.path}: the documents that are held out have no text; raise validation_fraction")
         raise UserError(
             f"train.eval_bytes: {limit_bytes} bytes hold no piece of the held-out text, which begins with one of "
             f"{ends[ends > 0][0]}; give at least that, or better 100,000 and more"
         )
-    return ids[:kept], int(ends[kept - 1])
+    return ids[:length], int(ends[length - 1])

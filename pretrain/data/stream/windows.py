@@ -11,7 +11,7 @@ The cursor says so as a dict for JSON:
     corpus                         hash of the corpus and of the split into training and validation
     tokenizer                      hash of the corpus's tokenizer, for an export that does not have the corpus
 
-A stage that makes its windows otherwise goes on where its parent's window ends: the undrawn rest of that one is lost.
+A stage that makes its windows otherwise goes on where its parent's window ends; what was not drawn of it is lost.
 """
 
 import logging
@@ -44,7 +44,7 @@ B = TypeVar("B")  # a batch: a dataclass of arrays whose first axis is the sampl
 
 
 class AnyWindow(Protocol[C]):
-    """What a window must say of itself."""
+    """What a stream needs to know of a window."""
 
     @property
     def end(self) -> C:
@@ -58,10 +58,10 @@ W = TypeVar("W", bound=AnyWindow[Any])
 
 
 class WindowedStream(ABC, Generic[P, W, B]):
-    """``take`` gives the next samples, ``cursor`` says where it is."""
+    """A stream of samples: ``take`` gives the next ones, ``cursor`` says where it is."""
 
-    held_out = False  # text that is read over and over by design
-    _tiny = False  # and the user knows it
+    held_out = False  # whether its text is read over and over by design, so that no warning says so
+    _tiny = False  # whether the user was warned that one window exhausts the corpus
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class WindowedStream(ABC, Generic[P, W, B]):
 
     @abstractmethod
     def read(self, start: P) -> W:
-        """The window that starts at a place."""
+        """Reads the window that starts at a place."""
 
     @abstractmethod
     def samples(self, window: W, which: NDArray[np.int64]) -> B:
-        """Samples of a window by their numbers in it."""
+        """Makes the samples of a window that have these numbers in it."""
 
     @property
     def cursor(self) -> dict[str, Any]:
@@ -106,17 +106,17 @@ class WindowedStream(ABC, Generic[P, W, B]):
 
         The cursor moves by n whatever the rows, and the samples do not depend on how calls split them.
         """
-        wanted = np.zeros(n, dtype=np.bool_)
-        wanted[rows] = True
+        is_made = np.zeros(n, dtype=np.bool_)
+        is_made[rows] = True
         batches: list[B] = []
         done = 0
         while not batches or done < n:
             window, order = self._current()
-            now = min(n - done, len(window) - self._drawn)
-            batches.append(self.samples(window, order[self._drawn : self._drawn + now][wanted[done : done + now]]))
-            done += now
-            self._drawn += now
-            if now:
+            count = min(n - done, len(window) - self._drawn)
+            batches.append(self.samples(window, order[self._drawn : self._drawn + count][is_made[done : done + count]]))
+            done += count
+            self._drawn += count
+            if count:
                 self._next = window.end
             if self._drawn == len(window):
                 self._go(window.end)
@@ -139,8 +139,8 @@ class WindowedStream(ABC, Generic[P, W, B]):
         return self._window
 
     def _say(self, epoch: int) -> None:
-        """That text comes again in a window that ends in this epoch: of every epoch up to the tenth, then of the 20th,
-        30th and so on, the 200th and so on; of a corpus that one window exhausts, once."""
+        """Warns that text comes again in a window that ends in this epoch: in every epoch up to the tenth, then in the
+        20th, 30th and so on, the 200th and so on; once only if one window exhausts the corpus."""
         passes, documents = epoch - self._start.epoch, self.split.training
         if self.held_out or self._tiny or not passes:
             return

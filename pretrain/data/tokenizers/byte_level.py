@@ -22,7 +22,7 @@ from pretrain.runtime import documents
 
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-LARGEST = 1 << 24  # ids; there is a table of them
+LARGEST = 1 << 24  # no id may reach this: there is a table with a row for each
 
 
 def is_byte_level(path: Path) -> bool:
@@ -31,7 +31,7 @@ def is_byte_level(path: Path) -> bool:
 
 
 class ByteLevel:
-    """``ByteLevel.load(folder_or_json)``."""
+    """A byte-level BPE tokenizer of one size; ``ByteLevel.load(folder_or_json)``."""
 
     prefix_bytes = 0
 
@@ -39,14 +39,14 @@ class ByteLevel:
         """data: the content of a tokenizer.json; eos: the piece that ends a document, or its id; name: what errors call
         it."""
         self.data, self.name = data, name
-        found = documents.checked(documents.Object, documents.parse(data, name), name)
+        content = documents.checked(documents.Object, documents.parse(data, name), name)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        except BaseException as error:  # the library raises Exception itself; where its code panics, not even that
+        except BaseException as error:  # the library raises Exception itself, and PanicException, which is none
             if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
                 raise
             raise UserError(f"{name} is no tokenizer.json ({documents.one_line(str(error))})") from error
-        _check_supported(found, name)
+        _check_supported(content, name)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -66,7 +66,7 @@ class ByteLevel:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """From a tokenizer.json or its folder; the end-of-text piece is what the files beside it say.
+        """Loads a tokenizer.json or its folder; the end-of-text piece is what the files beside it say.
 
         Raises UserError if it is missing, is no byte-level BPE, or nothing says which piece ends a text.
         """
@@ -103,31 +103,31 @@ class ByteLevel:
             )
 
     def segmentation(self, vocab: int) -> Segmentation:
-        """Every piece as itself."""
+        """The table that leaves every piece as it is."""
         self.legal(vocab)
         ids = np.arange(self.size, dtype=np.int32)
         return Segmentation(self.size, np.ones_like(ids), ids.astype(np.int64), ids)
 
     def new_pieces(self, old: int, new: int) -> list[list[int]]:
-        """Raises UserError: the vocabulary does not grow."""
+        """Raises UserError, since this vocabulary does not grow."""
         raise UserError(
             f"the vocabulary of {self.name} cannot grow from {old} to {new}: its ids are in no order of age"
         )
 
     def stock_order(self, vocab: int) -> NDArray[np.int64]:
-        """Row -> row of the exported model: the same (int64 [vocab])."""
+        """For each row the row of the exported model, which is the same (int64 [vocab])."""
         self.legal(vocab)
         return np.arange(vocab)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without eos."""
-        return [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def _check_supported(found: dict[str, Any], name: str) -> None:
-    before, after = (list(_parts(_object(found.get(key)))) for key in ("pre_tokenizer", "decoder"))
+def _check_supported(content: dict[str, Any], name: str) -> None:
+    before, after = (list(_parts(_object(content.get(key)))) for key in ("pre_tokenizer", "decoder"))
     problems = {
-        "it is no BPE": _object(found.get("model")).get("type") != "BPE",
+        "it is no BPE": _object(content.get("model")).get("type") != "BPE",
         "its pieces are not of bytes": not any(part.get("type") == "ByteLevel" for part in after),
         "it puts a space before the text": any(part.get("add_prefix_space") for part in before),
     }
@@ -137,7 +137,7 @@ def _check_supported(found: dict[str, Any], name: str) -> None:
 
 
 def _parts(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The steps of a sequence of steps, or the one step."""
+    """Yields the steps of a sequence of steps, or the one step."""
     if step:
         yield step
         for key in ("pretokenizers", "decoders"):
@@ -154,8 +154,8 @@ def _eos(folder: Path) -> str | int:
     for name in (CONFIG_FILE, "special_tokens_map.json", "generation_config.json", "config.json"):
         if not (folder / name).is_file():
             continue
-        found = documents.read(folder / name, documents.Object)
-        piece, number = found.get("eos_token"), found.get("eos_token_id")
+        content = documents.read(folder / name, documents.Object)
+        piece, number = content.get("eos_token"), content.get("eos_token_id")
         if isinstance(piece, dict):
             piece = piece.get("content")
         if isinstance(number, list) and number:

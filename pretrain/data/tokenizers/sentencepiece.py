@@ -47,7 +47,7 @@ class Segmentation:
     flat: NDArray[np.int32]
 
     def apply(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
-        """int [n] of full-vocabulary ids -> int32 [m], m >= n."""
+        """Re-segments full-vocabulary ids (integers [n]) to the stage's (int32 [m], m >= n)."""
         if self.vocab == len(self.lengths):
             return ids.astype(np.int32, copy=False)
         chunks = [np.empty(0, dtype=np.int32)]
@@ -57,18 +57,21 @@ class Segmentation:
         return np.concatenate(chunks)
 
     def piece(self, t: int) -> list[int]:
-        """The pieces of piece t."""
+        """The ids that spell piece t."""
         return self.flat[self.offsets[t] : self.offsets[t] + self.lengths[t]].tolist()
 
 
 class Order(TypedDict):
-    """What is kept of the order of the pieces."""
+    """The file beside a saved model that says in which order its pieces grow."""
 
     hash: str
 
 
 class Tokenizer:
-    """``Tokenizer.load(folder_or_model_file)``. Encodes with the full vocabulary unless told a smaller one."""
+    """A SentencePiece tokenizer with ids in merge-age order; ``Tokenizer.load(folder_or_model_file)``.
+
+    It encodes with the full vocabulary unless a smaller one is asked for.
+    """
 
     def __init__(self, model: bytes, name: str) -> None:
         """``model`` is the content of a SentencePiece model file; ``name`` is what errors call it."""
@@ -95,14 +98,14 @@ class Tokenizer:
         self.eos: int = eos
         self.unk: int = ids[next(p.piece for p in self.stock.pieces if p.type == Piece.UNKNOWN)]
         self.prefix_bytes = int(self.stock.normalizer_spec.add_dummy_prefix)
-        # Uint8 would do for most vocabularies; int32 sums without care.
+        # uint8 would do for most vocabularies, but sums of int32 do not overflow.
         self.piece_bytes: NDArray[np.int32] = np.array(
             [_text_bytes(self.stock.pieces[i]) for i in self.age.permutation], dtype=np.int32
         )
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """From a SentencePiece model file, or from a folder with ``tokenizer.model`` (as ``save`` writes it).
+        """Loads a SentencePiece model file, or a folder with ``tokenizer.model`` (as ``save`` writes it).
 
         Raises UserError if the model is missing, is not a byte-fallback BPE, or if the folder was saved with another
         order of the pieces than this version makes of the same model.
@@ -173,7 +176,7 @@ class Tokenizer:
         return np.array(self.processor(vocab).encode(text), dtype=np.int32)
 
     def decode(self, ids: NDArray[np.integer] | list[int]) -> str:
-        """The text of ids of any stage."""
+        """The text that ids of any stage stand for."""
         return self.processor().decode([int(i) for i in ids])
 
     def segmentation(self, vocab: int) -> Segmentation:
@@ -239,8 +242,8 @@ def _check_supported(model: spm.ModelProto, name: str) -> None:
         or normalizer.remove_extra_whitespaces,
         "it has user-defined or unused pieces": not {Piece.USER_DEFINED, Piece.UNUSED}.isdisjoint(kinds),
     }
-    for problem, found in problems.items():
-        if found:
+    for problem, is_so in problems.items():
+        if is_so:
             raise UserError(
                 f"{name} cannot be grown by merge age: {problem};"
                 " train one with byte fallback instead (leave out --tokenizer)"

@@ -2,7 +2,7 @@
 
 WordPiece is greedy, longest match first, so a truncated vocabulary cuts words otherwise than the full one's pieces are
 cut. A stage's tokenizer is therefore *defined* as: encode with the full vocabulary, then replace each piece that the
-stage does not have by the stage's pieces that spell it (greedily too). In training and in use.
+stage does not have by the stage's pieces that spell it (greedily too). This holds in training and in use.
 
 Ids are in the order of growth: [PAD] [UNK] [CLS] [SEP] [MASK]; ASCII characters and other signs; longer pieces in the
 order of the vocabulary file (by frequency), each preceded by the characters that it first needs; other characters;
@@ -40,13 +40,13 @@ OPTIONS_FILE = "wordpiece.json"
 
 
 class Options(TypedDict):
-    """What is kept beside the vocabulary."""
+    """The options file that is saved beside the vocabulary."""
 
     lowercase: bool
 
 
 class WordPiece:
-    """``WordPiece.load(folder_or_vocab_file)``."""
+    """A WordPiece tokenizer with its pieces in the order of growth; ``WordPiece.load(folder_or_vocab_file)``."""
 
     def __init__(self, vocabulary: Sequence[str], lowercase: bool, name: str) -> None:
         """``vocabulary`` are the lines of a vocab.txt; ``name`` is what errors call it.
@@ -69,7 +69,7 @@ class WordPiece:
 
     @classmethod
     def load(cls, path: Path | str, lowercase: bool = True) -> Self:
-        """From a vocab.txt, or from a folder as ``save`` writes it (which knows about ``lowercase`` itself)."""
+        """Loads a vocab.txt, or a folder as ``save`` writes it (which knows about ``lowercase`` itself)."""
         path = Path(path)
         file = path / VOCAB_FILE if path.is_dir() else path
         if path.is_dir() and (path / OPTIONS_FILE).exists():
@@ -151,8 +151,8 @@ class WordPiece:
         """The table that spells full-vocabulary ids with the first ``vocab`` pieces."""
         self.legal(vocab)
         if vocab not in self._segmentations:
-            kept = {piece: i for i, piece in enumerate(self.pieces[:vocab])}
-            table = [[t] for t in range(vocab)] + [_spell(piece, kept, self.unk) for piece in self.pieces[vocab:]]
+            ids = {piece: i for i, piece in enumerate(self.pieces[:vocab])}
+            table = [[t] for t in range(vocab)] + [_spell(piece, ids, self.unk) for piece in self.pieces[vocab:]]
             lengths = np.array([len(row) for row in table], dtype=np.int32)
             self._segmentations[vocab] = Segmentation(
                 vocab=vocab,
@@ -186,12 +186,12 @@ def _alphabet(texts: Iterable[str], normalizer: BertNormalizer) -> list[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
-    found = sorted((-n, c) for c, n in counts.items() if not c.isspace())
-    return sorted(c for _, c in found[:ALPHABET])
+    by_frequency = sorted((-n, c) for c, n in counts.items() if not c.isspace())
+    return sorted(c for _, c in by_frequency[:ALPHABET])
 
 
 def _is_punctuation(character: str) -> bool:
-    """What BERT makes a word of its own."""
+    """Whether BERT makes the character a word of its own."""
     return (character.isascii() and not character.isalnum()) or unicodedata.category(character).startswith("P")
 
 
@@ -232,14 +232,14 @@ def _growth_order(stock: Sequence[str]) -> tuple[NDArray[np.int32], int]:
     return np.array([*order, *characters.values(), *unused], dtype=np.int32), least
 
 
-def _spell(piece: str, kept: dict[str, int], unknown: int) -> list[int]:
-    """A piece by the kept ones, longest match first; [UNK] if they cannot."""
+def _spell(piece: str, ids: dict[str, int], unknown: int) -> list[int]:
+    """The ids that spell a piece with the pieces in ``ids``, longest match first; [UNK] if they cannot."""
     prefix, text = ("##", piece[2:]) if _is_continuation(piece) else ("", piece)
-    found: list[int] = []
+    spelling: list[int] = []
     while text:
-        length = next((n for n in range(len(text), 0, -1) if prefix + text[:n] in kept), 0)
+        length = next((n for n in range(len(text), 0, -1) if prefix + text[:n] in ids), 0)
         if not length:
             return [unknown]
-        found.append(kept[prefix + text[:length]])
+        spelling.append(ids[prefix + text[:length]])
         prefix, text = "##", text[length:]
-    return found
+    return spelling
