@@ -16,13 +16,13 @@ Tensors = Mapping[str, Sequence[tuple[str, Box, torch.Tensor]]]
 
 
 class Snapshot:
-    """Host memory for a copy of a rank's boxes, one flat buffer a kind, kept from save to save. Pinned for CUDA."""
+    """Host memory for a copy of a rank's boxes: one flat buffer a kind, reused from save to save, pinned for CUDA."""
 
     def __init__(self) -> None:
         self._memory: dict[str, torch.Tensor] = {}
 
     def take(self, tensors: Tensors) -> Tensors:
-        """A copy of the boxes, whole when this returns; it is valid until the next one."""
+        """Copies the boxes; the copy is complete when this returns, and valid until the next call."""
         copy: dict[str, list[tuple[str, Box, torch.Tensor]]] = {}
         cuda = any(tensor.is_cuda for boxes in tensors.values() for _, _, tensor in boxes)
         for kind, boxes in tensors.items():
@@ -59,7 +59,7 @@ class Write:
         self._thread: threading.Thread | None = None
 
     def run(self, tensors: Tensors) -> None:
-        """Writes now."""
+        """Writes the files in the calling thread."""
         begun = time.monotonic()
         try:
             self.records = [self._writer.write(kind, boxes, self._shapes) for kind, boxes in tensors.items() if boxes]
@@ -79,14 +79,14 @@ class Write:
 
     @property
     def done(self) -> bool:
-        """Whether it is over, well or not."""
+        """Whether writing is over, successfully or not."""
         return self._thread is None or not self._thread.is_alive()
 
     def join(self) -> None:
-        """Waits until it is over."""
+        """Waits until writing is over."""
         if self._thread:
             self._thread.join()
 
     def _fail(self, error: Exception) -> None:
-        """Kept for later: it is raised on every rank, when all are done."""
+        """Records an error: it is raised on every rank, when all are done."""
         self.failure, self.cause = in_words(error, self._writer.folder), error

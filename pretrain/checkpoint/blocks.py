@@ -15,7 +15,7 @@ from pretrain.checkpoint.places import BLOCK, StoredFile
 
 __all__ = ["BLOCK", "BlockReader", "BlockWriter"]
 
-AHEAD = 8 << 20  # bytes that the disk is given to do at a time, ahead of when they are waited for
+AHEAD = 8 << 20  # bytes that the disk begins to write at a time, long before fsync waits for them
 
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 
@@ -110,10 +110,10 @@ class BlockReader:
 
         Raises CorruptCheckpoint naming file and block: missing, truncated, unreadable, or another content.
         """
-        kept = self._blocks.get((name, index))
-        if kept is not None:
+        cached = self._blocks.get((name, index))
+        if cached is not None:
             self._blocks.move_to_end((name, index))
-            return kept[: self._length(file, index)]
+            return cached[: self._length(file, index)]
         full = len(self._blocks) >= self.KEPT_BLOCKS
         buffer = self._blocks.popitem(last=False)[1] if full else np.empty(BLOCK, dtype=np.uint8)
         block = buffer[: self._length(file, index)]
@@ -126,12 +126,12 @@ class BlockReader:
         where = f"{self.folder / name}, block {index}"
         try:
             fd = self._open(name, file)
-            got = 0
-            while got < len(into):
-                n = os.preadv(fd, [into[got:].data], index * BLOCK + got)
+            done = 0
+            while done < len(into):
+                n = os.preadv(fd, [into[done:].data], index * BLOCK + done)
                 if not n:
                     raise CorruptCheckpoint(f"{where}: the file ends here, and should have {file.size} bytes")
-                got += n
+                done += n
         except OSError as error:
             raise CorruptCheckpoint(f"{where}: cannot be read ({error.strerror})") from error
         self.bytes_read += len(into)
@@ -141,7 +141,7 @@ class BlockReader:
 
     def expect(self, name: str, file: StoredFile, begin: int, end: int) -> None:
         """A hint that these bytes will be asked for soon."""
-        with contextlib.suppress(OSError, CorruptCheckpoint):  # `read` will say so
+        with contextlib.suppress(OSError, CorruptCheckpoint):  # `read` will raise it
             os.posix_fadvise(self._open(name, file), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def is_open(self, name: str) -> bool:

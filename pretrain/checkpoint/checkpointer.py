@@ -20,11 +20,11 @@ from pretrain.runtime.files import Lock, make_folder
 
 @dataclass(frozen=True)
 class SaveReport:
-    """A save that is committed, equal on all ranks but for the times.
+    """A save that is committed; equal on all ranks except for the times.
 
-    kept: the step was there already, with the same state and intact, so nothing was written. bytes: of all tensor
-    files. write_seconds: until this rank's files were on the disk. stall_seconds: for how long training stood still.
-    removed: checkpoints that retention removed.
+    kept: the step was there already, with the same state and intact, so nothing was written. bytes: the size of
+    all tensor files. write_seconds: until this rank's files were on the disk. stall_seconds: for how long training
+    stood still. removed: checkpoints that retention removed.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class SaveReport:
 
 @dataclass
 class _Pending:
-    """A save that is begun and not committed. stalled: seconds of training lost to it so far."""
+    """A save that is not committed yet. stalled: seconds of training lost to it so far."""
 
     step: int
     path: Path
@@ -98,8 +98,8 @@ class Checkpointer:
         """Saves this rank's boxes (collective); None when the save goes on in the background.
 
         tensors: per kind (tensor, box, fp32 view of the box's shape); over all ranks the boxes of a kind tile every
-        tensor. fields: of rank 0, but for the shapes. spare: a step whose checkpoint retention leaves. A save still in
-        the background is waited for; `poll` reports it.
+        tensor. fields: of rank 0; of other ranks only the shapes count. spare: a step whose checkpoint retention does
+        not remove. A save still in the background is waited for; `poll` reports it.
 
         A step that is there already is kept when it is intact and of the same state; moved aside, to a hidden folder,
         when it is corrupt; and an error otherwise. Raises UserError on every rank when any of them fails, naming the
@@ -160,9 +160,9 @@ class Checkpointer:
         begun = time.monotonic()
         self._pending = None
         write = pending.write
-        told = self._comm.to_first((write.records, write.failure))
+        writes = self._comm.to_first((write.records, write.failure))
         try:
-            manifest_hash, size, removed = self._comm.on_first(lambda: self._commit(pending, told))
+            manifest_hash, size, removed = self._comm.on_first(lambda: self._commit(pending, writes))
         except UserError as error:
             raise error from error.__cause__ or write.cause
         stalled = pending.stalled + time.monotonic() - begun
@@ -191,8 +191,8 @@ class Checkpointer:
                 problems = verify_all(path, names)
             except UserError as error:
                 problems = [str(error)]
-            told = self._comm.to_first(problems)
-            problem = self._comm.on_first(lambda: "; ".join(itertools.chain(*told)))
+            problems_by_rank = self._comm.to_first(problems)
+            problem = self._comm.on_first(lambda: "; ".join(itertools.chain(*problems_by_rank)))
         if problem:
             self._comm.on_first(lambda: move_aside(path, problem))
             return None
@@ -203,17 +203,19 @@ class Checkpointer:
             )
         return manifest
 
-    def _commit(self, pending: _Pending, told: list[tuple[list[FileRecord], str]]) -> tuple[str, int, tuple[Path, ...]]:
+    def _commit(
+        self, pending: _Pending, writes: list[tuple[list[FileRecord], str]]
+    ) -> tuple[str, int, tuple[Path, ...]]:
         """Rank 0's part: the manifest's hash, the checkpoint's bytes, what retention removed."""
-        failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(told) if failure]
+        failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(writes) if failure]
         try:
             if failures:
                 raise UserError("; ".join(failures))
-            records = [record for records, _ in told for record in records]
+            records = [record for records, _ in writes for record in records]
             manifest = Manifest.build(pending.step, pending.fields, records)
             commit(manifest, pending.partial, pending.path)
         except Exception as error:
-            shutil.rmtree(pending.partial, ignore_errors=True)  # room for the next try
+            shutil.rmtree(pending.partial, ignore_errors=True)  # the disk may be full: the next try needs room
             last = next(iter(steps(self.root)), None)
             where = f"the last checkpoint is {last}" if last else "there is no earlier checkpoint"
             message = f"step {pending.step} was not saved ({where}). {in_words(error, pending.partial)}"

@@ -12,7 +12,7 @@ from pretrain.runtime.files import fsync_folder
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"  # of a folder of checkpoints: who holds it, in training or offline, is the only one to write there
+LOCK = ".lock"  # in a folder of checkpoints; only its holder, a run or an offline tool, writes there
 
 
 def partial_of(path: Path) -> Path:
@@ -29,8 +29,8 @@ def progress_of(path: Path) -> Path:
 def begin(path: Path) -> Path:
     """Removes what killed saves, removals and offline writes left beside `path`, and makes the folder to write into."""
     for kind in ("partial", "removed", "progress"):
-        for left in path.parent.glob(f".step-*.{kind}"):
-            shutil.rmtree(left)
+        for remnant in path.parent.glob(f".step-*.{kind}"):
+            shutil.rmtree(remnant)
     partial = partial_of(path)
     partial.mkdir()
     return partial

@@ -26,7 +26,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """The folder of the checkpoint of a step."""
     return root / f"step-{step:08}"
 
 
@@ -38,13 +38,16 @@ def step_of(path: Path) -> int | None:
 
 def steps(root: Path) -> list[Path]:
     """The folders of checkpoints in `root`, good or not, newest first."""
-    found = [p for p in root.iterdir() if step_of(p) is not None] if root.is_dir() else []
-    return sorted(found, key=lambda p: step_of(p) or 0, reverse=True)
+    folders = [p for p in root.iterdir() if step_of(p) is not None] if root.is_dir() else []
+    return sorted(folders, key=lambda p: step_of(p) or 0, reverse=True)
 
 
 @dataclass(frozen=True)
 class Found:
-    """The newest checkpoint that verifies (None twice without one), and (path, reason) of newer ones."""
+    """The newest checkpoint that verifies, and its manifest (both None if there is none).
+
+    skipped: newer checkpoints that do not verify, as (path, reason).
+    """
 
     path: Path | None
     manifest: Manifest | None
@@ -53,12 +56,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Restored(Found, Generic[T]):
-    """That which was loaded, and what came of it."""
+    """The checkpoint that was loaded, and in `loaded` what the loading function returned."""
 
     loaded: T | None = None
 
     def warn(self) -> None:
-        """Say what was passed over, and what is missing."""
+        """Logs which checkpoints were skipped, and whether the loaded one has no moments."""
         for path, reason in self.skipped:
             log.warning("skipped %s: %s", path, reason)
         if self.manifest and not self.manifest.has("exp_avg"):
@@ -123,7 +126,7 @@ def verify_all(path: Path, names: Iterable[str] | None = None, progress: bool = 
                     reader.read(name, file, index, memory[:size])
                 except CorruptCheckpoint as error:
                     problems.append(f"{error}; it holds {_content(contents[name], index)}")
-                    if not reader.is_open(name):  # missing or of another size: no need to say so of every block
+                    if not reader.is_open(name):  # the file is missing or truncated: one message is enough
                         break
                 bar.update(size)
     reader.close()
@@ -131,17 +134,17 @@ def verify_all(path: Path, names: Iterable[str] | None = None, progress: bool = 
 
 
 def _contents(manifest: Manifest) -> dict[str, list[tuple[int, int, str]]]:
-    """What the files hold: for each (first byte, byte after the last, kind and tensor) in order."""
-    found: dict[str, list[tuple[int, int, str]]] = {name: [] for name in manifest.files}
+    """For each file its boxes in order, as (first byte, byte after the last, kind and tensor)."""
+    contents: dict[str, list[tuple[int, int, str]]] = {name: [] for name in manifest.files}
     for name, entry in manifest.tensors.items():
         for kind, boxes in entry.boxes.items():
             for b in boxes:
-                found[b.file].append((b.offset, b.offset + 4 * b.box.numel, f"{kind} of {name}"))
-    return {file: sorted(parts) for file, parts in found.items()}
+                contents[b.file].append((b.offset, b.offset + 4 * b.box.numel, f"{kind} of {name}"))
+    return {file: sorted(parts) for file, parts in contents.items()}
 
 
 def _content(parts: list[tuple[int, int, str]], block: int) -> str:
-    """The tensors of a block of a file, in words."""
+    """In words, which tensors a block of a file holds."""
     first = bisect(parts, block * BLOCK, key=lambda part: part[1])
     last = bisect_left(parts, (block + 1) * BLOCK, key=lambda part: part[0])
     inside = [what for _, _, what in parts[first:last]]
@@ -160,30 +163,30 @@ def restore(root: Path, load: Callable[[Reader], T], group: ProcessGroup | None 
     comm = Comm(group)
     bad: dict[Path, str] = {}
     while True:
-        found = comm.on_first(lambda: find(root, bad))
-        if found.path is None:
-            if found.skipped:
-                lines = "\n".join(f"  {path.name}: {reason}" for path, reason in found.skipped)
+        newest = comm.on_first(lambda: find(root, bad))
+        if newest.path is None:
+            if newest.skipped:
+                lines = "\n".join(f"  {path.name}: {reason}" for path, reason in newest.skipped)
                 raise UserError(
                     f"{root}: none of its checkpoints can be loaded:\n{lines}\n"
                     "Put one right, or move them away to start this stage from its beginning."
                 )
-            return Restored(None, None, found.skipped)
+            return Restored(None, None, newest.skipped)
         corrupt, failed, loaded = "", None, None
         try:
-            with Reader(found.path) as reader:
+            with Reader(newest.path) as reader:
                 loaded = load(reader)
         except CorruptCheckpoint as problem:
             corrupt = str(problem)
-        except Exception as problem:  # told to the other ranks, then raised
+        except Exception as problem:  # raised below, when the other ranks know
             failed = problem
-        told = comm.from_first(comm.to_first((corrupt, str(failed) if failed else "")))
+        outcomes = comm.from_first(comm.to_first((corrupt, str(failed) if failed else "")))
         if failed:
             raise failed
-        others = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(told) if message]
-        if others:
-            raise UserError("; ".join(others))
-        reasons = [reason for reason, _ in told if reason]
+        failures = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(outcomes) if message]
+        if failures:
+            raise UserError("; ".join(failures))
+        reasons = [reason for reason, _ in outcomes if reason]
         if not reasons:
-            return Restored(found.path, found.manifest, found.skipped, loaded)
-        bad[found.path] = reasons[0]
+            return Restored(newest.path, newest.manifest, newest.skipped, loaded)
+        bad[newest.path] = reasons[0]

@@ -24,9 +24,9 @@ def locate(path: Path, finished: bool = False) -> Path:
     stages = {p: find(p / "checkpoints") for p in _folders(path) if (p / "checkpoints").is_dir()}
     good = {stage: found.manifest for stage, found in stages.items() if found.manifest}
     done = {stage: manifest for stage, manifest in good.items() if is_done(stage)}
-    among = done if finished and done else good
-    if among:
-        last = max(among, key=lambda stage: _age(among[stage]))
+    candidates = done if finished and done else good
+    if candidates:
+        last = max(candidates, key=lambda stage: _age(candidates[stage]))
         return _newest(stages[last], last)
     for stage, found in stages.items():
         if found.skipped:

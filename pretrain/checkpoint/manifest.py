@@ -136,16 +136,16 @@ class Manifest(Description):
             raise CorruptCheckpoint(f"{where}: no manifest of a checkpoint ({error})") from error
         if not isinstance(body, dict) or type(body.get("format_version")) is not int or "hash" not in body:
             raise CorruptCheckpoint(f"{where}: no manifest of a checkpoint")
-        version, found = body["format_version"], body.pop("hash")
+        version, stated_hash = body["format_version"], body.pop("hash")
         if version > FORMAT_VERSION:
             raise UserError(
                 f"{where}: format version {version}, and this Cambium reads up to {FORMAT_VERSION}: "
                 "update Cambium to read this checkpoint"
             )
-        if digest(body) != found:
+        if digest(body) != stated_hash:
             raise CorruptCheckpoint(f"{where}: the manifest's hash does not match its content")
         try:
-            manifest = _from_body(documents.checked(schema.Manifest, body, where), found)
+            manifest = _from_body(documents.checked(schema.Manifest, body, where), stated_hash)
             check_places(manifest.tensors, manifest.files)
         except (UserError, ValueError) as error:
             problem = documents.one_line(str(error).removeprefix(f"{where}: "))
@@ -178,8 +178,8 @@ class Manifest(Description):
         return body
 
 
-def _from_body(body: Mapping[str, Any], found: str) -> Manifest:
-    """Of a body that schema.Manifest has found right; raises ValueError for a box that is none."""
+def _from_body(body: Mapping[str, Any], stated_hash: str) -> Manifest:
+    """The manifest with a body that schema.Manifest has checked. Raises ValueError for a malformed box."""
     tensors = {
         name: TensorEntry(tuple(t["shape"]), {k: tuple(_box(*b) for b in v) for k, v in t["boxes"].items()})
         for name, t in body["tensors"].items()
@@ -190,7 +190,7 @@ def _from_body(body: Mapping[str, Any], found: str) -> Manifest:
         step=body["step"],
         tensors=tensors,
         files=files,
-        hash=found,
+        hash=stated_hash,
         format_version=body["format_version"],
         **described,
     )

@@ -1,4 +1,4 @@
-"""What a manifest says of its model and its run, checked as a whole: whether it all belongs together."""
+"""Checks whether all that a manifest says of its model and its run belongs together."""
 
 from pathlib import Path
 
@@ -33,27 +33,27 @@ def model_of(manifest: Manifest, where: Path) -> Architecture:
 
 
 def _check_layers(manifest: Manifest) -> None:
-    """Before a list of the tensors is made."""
+    """Raises GrowthError for more layers than tensors, before a list of all layers' tensors is made."""
     if manifest.architecture["sizes"].get("layers", 0) > len(manifest.tensors):
         raise GrowthError(f"{manifest.architecture['sizes']['layers']} layers of {len(manifest.tensors)} tensors")
 
 
 def _check_tensors(arch: Architecture, manifest: Manifest) -> None:
-    wanted = {name: tensor.shape for name, tensor in arch.tensors().items()}
-    found = {name: entry.shape for name, entry in manifest.tensors.items()}
-    for name in {**wanted, **found}:
-        if wanted.get(name) != found.get(name):
-            raise GrowthError(f"{name} has shape {found.get(name)}, and in this architecture {wanted.get(name)}")
+    expected = {name: tensor.shape for name, tensor in arch.tensors().items()}
+    stored = {name: entry.shape for name, entry in manifest.tensors.items()}
+    for name in {**expected, **stored}:
+        if expected.get(name) != stored.get(name):
+            raise GrowthError(f"{name} has shape {stored.get(name)}, and in this architecture {expected.get(name)}")
 
 
 def _check_generations(arch: Architecture, manifest: Manifest) -> None:
-    told = manifest.generations
-    if missing := sorted({"births", "count", "each"} - set(told)):
+    generations = manifest.generations
+    if missing := sorted({"births", "count", "each"} - set(generations)):
         raise GrowthError(f"generations without {missing[0]}")
-    if not 1 <= told["count"] <= np.iinfo(np.uint8).max + 1 or len(told["each"]) != told["count"]:
-        raise GrowthError(f"{told['count']} generations and {len(told['each'])} births")
-    for axis in {**arch.sizes, **told["births"]}:
-        runs = told["births"].get(axis, [])
-        if sum(n for _, n in runs) != arch.sizes.get(axis, 0) or any(g >= told["count"] for g, _ in runs):
+    if not 1 <= generations["count"] <= np.iinfo(np.uint8).max + 1 or len(generations["each"]) != generations["count"]:
+        raise GrowthError(f"{generations['count']} generations and {len(generations['each'])} births")
+    for axis in {**arch.sizes, **generations["births"]}:
+        runs = generations["births"].get(axis, [])
+        if sum(n for _, n in runs) != arch.sizes.get(axis, 0) or any(g >= generations["count"] for g, _ in runs):
             raise GrowthError(f"the generations of {axis} are not those of its {arch.sizes.get(axis, 0)} indices")
-    Generations.from_json(told)
+    Generations.from_json(generations)

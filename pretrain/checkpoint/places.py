@@ -8,8 +8,8 @@ import numpy as np
 
 from growth.box import Box
 
-BLOCK = 1 << 20  # bytes of a file that have one hash
-HEADER = 16  # bytes of the shortest header of a safetensors file with a tensor, and more
+BLOCK = 1 << 20  # bytes: each block of a file has a hash
+HEADER = 16  # bytes: the header of a safetensors file with a tensor is longer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A tensor file: bytes, and the xxh3_128 of each of its 1 MiB blocks (the last may be shorter) in hex."""
+    """A tensor file: its size in bytes, and the xxh3_128 of each 1 MiB block of it (the last may be shorter) in hex."""
 
     size: int
     blocks: tuple[str, ...]
@@ -48,12 +48,12 @@ def check_places(tensors: Mapping[str, TensorEntry], files: Mapping[str, StoredF
     for name, tensor in tensors.items():
         if missing := sorted(kinds - set(tensor.boxes)):
             raise ValueError(f"{name} has no {' and no '.join(missing)}, and other tensors do")
-        known: dict[tuple[Box, ...], list[int]] = {}  # often one for all kinds
+        numels: dict[tuple[Box, ...], list[int]] = {}  # all kinds often have the same tiling
         for kind, stored in tensor.boxes.items():
             what, tiling = f"{kind} {name}", tuple([b.box for b in stored])
-            if tiling not in known:
-                known[tiling] = check_tiling(what, tensor.shape, tiling)
-            for b, numel in zip(stored, known[tiling], strict=True):
+            if tiling not in numels:
+                numels[tiling] = check_tiling(what, tensor.shape, tiling)
+            for b, numel in zip(stored, numels[tiling], strict=True):
                 if b.file not in files:
                     raise ValueError(f"{what} is in {b.file}, which is no file of this checkpoint")
                 if not b.file.startswith(f"{kind}-"):
@@ -79,8 +79,8 @@ def _check_filled(name: str, size: int, parts: Sequence[tuple[int, int, str]]) -
 
 def check_tiling(what: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> list[int]:
     """How many elements each box has. Raises ValueError unless they cover every element of the shape exactly once."""
-    size, dims, whole = len(boxes), len(shape), prod(shape)
-    if whole >= 1 << 60:
+    size, dims, total = len(boxes), len(shape), prod(shape)
+    if total >= 1 << 60:
         raise ValueError(f"{what}: no file has room for shape {shape}")
     if any(len(b.start) != dims or len(b.stop) != dims for b in boxes):
         raise ValueError(f"{what}: a box has another number of dimensions than shape {shape}")
@@ -103,7 +103,7 @@ def check_tiling(what: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> lis
             row, other = np.unravel_index(int(overlap.argmax()), overlap.shape)
             raise ValueError(f"{what}: {words(int(row) + begin)} and {words(int(other))} overlap")
     numels = (stops - starts).prod(axis=1)
-    if numels.sum() != whole:
-        raise ValueError(f"{what}: the boxes hold {numels.sum()} of the {whole} elements of shape {shape}")
-    found: list[int] = numels.tolist()
-    return found
+    if numels.sum() != total:
+        raise ValueError(f"{what}: the boxes hold {numels.sum()} of the {total} elements of shape {shape}")
+    counts: list[int] = numels.tolist()
+    return counts

@@ -11,14 +11,14 @@ from pretrain.checkpoint.blocks import BLOCK, BlockReader
 from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
 from pretrain.checkpoint.places import StoredBox
 
-AHEAD = 8  # blocks; twice as many are on their way from the disk while one is verified
+AHEAD = 8  # blocks that the disk is asked for at a time, so that up to twice as many are read ahead
 
 
 class Reader:
     """A checkpoint opened for reading; a context manager.
 
     Raises CorruptCheckpoint or UserError as `Manifest.load` does. Memory: the blocks last read, at most 32 MiB.
-    With `verify` off the blocks' hashes are not checked, for measurements alone.
+    With `verify` off the blocks' hashes are not checked, which is for measurements only.
     """
 
     def __init__(self, path: Path, verify: bool = True) -> None:
@@ -65,19 +65,20 @@ class Reader:
         direct = out is not None and out.device.type == "cpu" and out.dtype == torch.float32
         target = out.detach() if out is not None and direct else torch.empty(box.shape, dtype=torch.float32)
         array = target.numpy()
-        found = 0
+        numel_read = 0
         for stored in self._touched(kind, name, box):
             part = stored.box.intersect(box)
             assert part is not None
             try:
-                place: tuple[Any, ...] = (*part.relative_to(box).slices(), ...)  # the dots: a view of a scalar too
+                # With the dots a scalar too gives a view.
+                place: tuple[Any, ...] = (*part.relative_to(box).slices(), ...)
                 self._read_part(stored, part.relative_to(stored.box), array[place])
             except CorruptCheckpoint as error:
                 raise CorruptCheckpoint(f"{error}; it holds {kind} of {name}") from error
-            found += part.numel
-        if found != box.numel:
+            numel_read += part.numel
+        if numel_read != box.numel:
             raise CorruptCheckpoint(
-                f"{self.path}: {box.numel - found} elements of {kind} {name} {box.start}:{box.stop} are in no file"
+                f"{self.path}: {box.numel - numel_read} elements of {kind} {name} {box.start}:{box.stop} are in no file"
             )
         if out is None:
             return target
@@ -99,7 +100,7 @@ class Reader:
         return [boxes[i] for i in np.flatnonzero(hits)]
 
     def _read_part(self, stored: StoredBox, part: Box, out: np.ndarray) -> None:
-        """out = the part (in coordinates of the stored box) of a stored box."""
+        """Fills `out` with a part of a stored box; `part` is in the coordinates of that box."""
         file = self.manifest.files[stored.file]
         shape = stored.box.shape
         first, last = part.flat_range(shape)
@@ -111,11 +112,11 @@ class Reader:
             if into is not None:
                 if not (index - begin // BLOCK) % AHEAD:
                     self._blocks.expect(stored.file, file, lo, min(end, lo + 2 * AHEAD * BLOCK))
-                if hi - lo == BLOCK:  # a whole block: straight into its place
+                if hi - lo == BLOCK:  # a whole block is read straight into its place
                     self._blocks.read(stored.file, file, index, into[lo - begin : hi - begin])
                 else:
-                    whole = self._blocks.block(stored.file, file, index)
-                    into[lo - begin : hi - begin] = whole[lo - index * BLOCK : hi - index * BLOCK]
+                    block_bytes = self._blocks.block(stored.file, file, index)
+                    into[lo - begin : hi - begin] = block_bytes[lo - index * BLOCK : hi - index * BLOCK]
                 continue
             block: np.ndarray | None = None
             at = lo - index * BLOCK

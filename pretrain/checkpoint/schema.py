@@ -1,12 +1,12 @@
 """What the parts of a manifest are made of: types to check it by before anything in it is used.
 
-A key that is not named here is left alone, but for what becomes the arguments of a constructor (CLOSED).
+A key that is not named here is left alone, except in a type that becomes the arguments of a constructor (CLOSED).
 """
 
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field, with_config
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 from pretrain.runtime.documents import CLOSED, Count, Number, Object, Positive, Text
 
@@ -15,7 +15,7 @@ FILE_NAME = r"^(weight|exp_avg|exp_avg_sq)-[0-9]{5,12}\.safetensors$"
 Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
 FileName = Annotated[str, Field(strict=True, pattern=FILE_NAME)]
 Whole = Annotated[int, Field(strict=True, ge=-1, le=1 << 62)]
-Tokens = Annotated[int, Field(strict=True, ge=0, le=10**31)]  # of a budget that nothing needs to reach
+Tokens = Annotated[int, Field(strict=True, ge=0, le=10**31)]  # a budget may be one that no run reaches
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Numbers = list[Number]
@@ -23,7 +23,7 @@ Seconds = Annotated[Number, Field(ge=0, le=1e12)]
 
 
 class Shape(TypedDict):
-    """Of growth.Architecture.to_json."""
+    """An architecture, as growth.Architecture.to_json writes it."""
 
     family: Text
     sizes: dict[Text, Count]
@@ -35,7 +35,7 @@ class Shape(TypedDict):
 
 @with_config(CLOSED)
 class Pace(TypedDict):
-    """Of pretrain.schedule.curve.Pace."""
+    """The fields of pretrain.schedule.curve.Pace."""
 
     since: Count
     position: Number
@@ -48,7 +48,7 @@ class Pace(TypedDict):
 
 @with_config(CLOSED)
 class Birth(TypedDict):
-    """Of pretrain.schedule.curve.Birth."""
+    """The fields of pretrain.schedule.curve.Birth."""
 
     birth_tokens: Count
     stage: Text
@@ -58,7 +58,7 @@ class Birth(TypedDict):
 
 
 class Generations(TypedDict):
-    """Of growth.Generations, and a birth for each."""
+    """The fields of growth.Generations, and a birth for each generation."""
 
     births: NotRequired[dict[Text, list[Run]]]
     count: NotRequired[Count]
@@ -67,7 +67,7 @@ class Generations(TypedDict):
 
 @with_config(CLOSED)
 class Health(TypedDict):
-    """Of pretrain.guard.health.Health."""
+    """The fields of pretrain.guard.health.Health."""
 
     losses: NotRequired[Numbers]
     grad_norms: NotRequired[Numbers]
@@ -78,7 +78,7 @@ class Health(TypedDict):
 
 @with_config(CLOSED)
 class Progress(TypedDict):
-    """Of pretrain.schedule.progress.Progress, and the health beside it."""
+    """The fields of pretrain.schedule.progress.Progress, and the health of the run."""
 
     step: NotRequired[Count]
     stage_tokens: NotRequired[Count]
@@ -90,7 +90,7 @@ class Progress(TypedDict):
 
 
 class Cursor(TypedDict):
-    """Of pretrain.data.stream.windows.WindowedStream."""
+    """A cursor, as pretrain.data.stream.windows.WindowedStream gives it."""
 
     epoch: NotRequired[Count]
     document: NotRequired[Count]
@@ -122,7 +122,7 @@ class Imported(TypedDict):
 
 @with_config(CLOSED)
 class Certificate(TypedDict):
-    """Of growth.certificate.Certificate.to_json."""
+    """A certificate, as growth.certificate.Certificate.to_json writes it."""
 
     operators: list[Text]
     claims: bool
@@ -142,13 +142,13 @@ class Certificate(TypedDict):
 
 
 IntRuns = list[list[Annotated[list[Whole], Field(min_length=3, max_length=3)]]]
-"""Columns of runs [first, count, step]."""
+"""Columns of integers, each run-length encoded as [first, count, step]."""
 NumberRuns = list[list[Annotated[list[Number | bool], Field(min_length=2, max_length=2)]]]
-"""Columns of runs [value, count]."""
+"""Columns of numbers, each run-length encoded as [value, count]."""
 
 
 class Matrix(TypedDict):
-    """Packed, as growth.encoding.encode_matrix has it."""
+    """A packed matrix, as growth.encoding.encode_matrix writes it."""
 
     shape: Annotated[list[Count], Field(min_length=2, max_length=2)]
     dtype: Literal["<f4", "<f8"]
@@ -156,7 +156,7 @@ class Matrix(TypedDict):
 
 
 class AxisMap(TypedDict):
-    """Of growth.maps.AxisMap.to_json."""
+    """A map of an axis, as growth.maps.AxisMap.to_json writes it."""
 
     axis: Text
     old: Count
@@ -172,7 +172,7 @@ class AxisMap(TypedDict):
 
 
 class LayerMap(TypedDict):
-    """Of growth.maps.LayerMap.to_json."""
+    """A map of layers, as growth.maps.LayerMap.to_json writes it."""
 
     old: Count
     source: IntRuns
@@ -183,7 +183,7 @@ class LayerMap(TypedDict):
 
 
 class Step(TypedDict):
-    """Of growth.step.Step.to_json."""
+    """A step of a plan, as growth.step.Step.to_json writes it."""
 
     new: Shape
     operators: list[Text]
@@ -195,7 +195,7 @@ class Step(TypedDict):
 
 
 class Plan(TypedDict):
-    """Of growth.Plan.to_json."""
+    """A plan of growth, as growth.Plan.to_json writes it."""
 
     format: Count
     old: Shape | None
@@ -206,7 +206,7 @@ class Plan(TypedDict):
 
 
 class Event(TypedDict):
-    """A growth event, or what the lineage began with."""
+    """A growth event, or the import that a lineage of models began with."""
 
     stage: Text
     plan: NotRequired[Plan]
@@ -217,7 +217,7 @@ class Event(TypedDict):
 
 
 class Config(TypedDict):
-    """The resolved configuration, as far as it is read without being checked as a configuration."""
+    """The parts of the resolved configuration that are read before it is checked as a configuration."""
 
     data: NotRequired[Object]
     model: NotRequired[Object]
@@ -260,7 +260,7 @@ class File(TypedDict):
 
 
 class Manifest(Description):
-    """All of manifest.json but its hash."""
+    """All of manifest.json except its hash."""
 
     format_version: Positive
     step: Count

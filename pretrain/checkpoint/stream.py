@@ -25,7 +25,7 @@ from pretrain.runtime.files import Lock, make_folder, write_file
 from pretrain.runtime.forks import spread
 from pretrain.runtime.malloc import given_back
 
-SHARD = 256 << 20  # bytes: enough files to share out among processes, and little to do again after a stop
+SHARD = 256 << 20  # bytes: enough files for many processes, and little work is lost by a stop
 IDENTITY = "identity.json"
 
 Read = Callable[[str, str, Box], torch.Tensor]
@@ -61,7 +61,7 @@ def write_checkpoint(
     if path.exists():
         return _finished(path, about)
     with _alone(path):
-        if path.exists():  # by now
+        if path.exists():  # another process was first
             return _finished(path, about)
         try:
             _begin(path, about)
@@ -86,12 +86,12 @@ class _File:
 
     @property
     def size(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes that its tensors take."""
         return sum(4 * prod(shape) for shape in self.tensors.values())
 
 
 def _files(kinds: list[str], shapes: Mapping[str, Any], shard_bytes: int) -> list[_File]:
-    """Tensors in order, a new file where the next one would not fit."""
+    """Distributes the tensors in order, with a new file where the next one would not fit."""
     groups: list[dict[str, tuple[int, ...]]] = []
     room = 0
     for name, shape in shapes.items():
@@ -126,7 +126,7 @@ def _write(
                 (partial / file.name).unlink(missing_ok=True)
                 missing.append(file)
 
-        def write(number: int, told: Callable[[int], Any]) -> FileRecord:
+        def write(number: int, count_bytes: Callable[[int], Any]) -> FileRecord:
             file = missing[number]
 
             def source(name: str) -> Callable[[Box], torch.Tensor]:
@@ -134,7 +134,7 @@ def _write(
 
             entries = [(name, Box.whole(shape), source(name)) for name, shape in file.tensors.items()]
             try:
-                return Writer(partial, file.index).write(file.kind, entries, file.tensors, told)
+                return Writer(partial, file.index).write(file.kind, entries, file.tensors, count_bytes)
             except OSError as error:
                 raise UserError(in_words(error, partial / file.name)) from error
 
@@ -154,7 +154,7 @@ def _write(
 
 
 def _alone(path: Path) -> Lock:
-    """The lock of the folder of checkpoints that `path` is in; elsewhere one for this name alone."""
+    """Locks the folder of checkpoints that `path` is in; elsewhere, this name alone."""
     folder, name = (path.parent, LOCK) if step_of(path) is not None else (progress_of(path), "lock")
     try:
         make_folder(folder)
@@ -164,7 +164,7 @@ def _alone(path: Path) -> Lock:
 
 
 def _begin(path: Path, about: bytes) -> None:
-    """The folders to write into, emptied of other work that was left unfinished under this name."""
+    """Makes the folders to write into, and removes other work that was left unfinished under this name."""
     work, partial = progress_of(path), partial_of(path)
     make_folder(work)
     if not _is_of(work, about):
@@ -181,7 +181,10 @@ def _is_of(work: Path, about: bytes) -> bool:
 
 
 def _finished(path: Path, about: bytes) -> Manifest:
-    """Of a checkpoint that is there already: complete, but for tidying, when it is this very work that was stopped."""
+    """The manifest of a checkpoint that exists because this very work was stopped when only tidying was left.
+
+    Raises UserError if it is another checkpoint.
+    """
     work = progress_of(path)
     same = _is_of(work, about)
     _tidy(work)
@@ -191,7 +194,7 @@ def _finished(path: Path, about: bytes) -> Manifest:
 
 
 def _tidy(work: Path) -> None:
-    """Removes what was known about a checkpoint that is complete; the identity last, so that it can go on with that."""
+    """Removes the notes about a checkpoint that is complete; the identity last, so that a stop in here does no harm."""
     for file in work.glob("*"):
         if file.name != IDENTITY:
             file.unlink(missing_ok=True)
@@ -199,7 +202,7 @@ def _tidy(work: Path) -> None:
 
 
 def _taken_over(work: Path, partial: Path, file: _File) -> FileRecord | None:
-    """A file that was finished before a stop: its record is there, and every block is as the record says."""
+    """The record of a file that was finished before a stop; None unless every block is as the record says."""
     boxes = [(name, Box.whole(shape)) for name, shape in file.tensors.items()]
     try:
         blocks = tuple(json.loads((work / f"{file.name}.json").read_bytes())["blocks"])

@@ -17,7 +17,7 @@ Source = torch.Tensor | Callable[[Box], torch.Tensor]
 """The content of a box: a tensor of its shape, strided or not, on any device; or a function that gives any part of the
 box, asked for in row-major order and in coordinates of the whole tensor, so that nothing large is ever in memory."""
 
-PIECE = 4 << 20  # bytes asked of a function at a time
+PIECE = 4 << 20  # bytes that a function is asked for at a time
 
 
 def entry_name(name: str, box: Box, shape: Sequence[int]) -> str:
@@ -28,7 +28,7 @@ def entry_name(name: str, box: Box, shape: Sequence[int]) -> str:
 
 
 class Writer:
-    """The files of one rank in a folder that exists. Memory: a block, and a few pieces of a function."""
+    """Writes the files of one rank to a folder that exists, in the memory of a block and a few pieces."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class Writer:
 
 
 def file_name(kind: str, rank: int) -> str:
-    """The file of a kind that a rank writes."""
+    """The name of the file of a kind that a rank writes."""
     return f"{kind}-{rank:05}.safetensors"
 
 
@@ -100,15 +100,15 @@ class _Behind:
     def __enter__(self) -> "_Behind":
         return self
 
-    def do(self, work: Callable[..., None], *given: Any) -> None:
-        """Waits until there is room; raises what earlier work raised."""
+    def do(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Queues work, when there is room for it; raises what earlier work raised."""
         self._thread = self._thread or ThreadPoolExecutor(1, "write")
         while len(self._waiting) >= self.WAITING:
             self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(work, *given))
+        self._waiting.append(self._thread.submit(work, *arguments))
 
     def wait(self) -> None:
-        """Until all of it is done; raises what it raised."""
+        """Waits until all work is done; raises what it raised."""
         while self._waiting:
             self._waiting.popleft().result()
 
@@ -158,12 +158,12 @@ def _write_tensor(out: BlockWriter, name: str, box: Box, tensor: torch.Tensor, p
 def check_content(name: str, box: Box, tensor: torch.Tensor) -> None:
     """Raises ValueError unless the tensor is fp32 and has the box's shape."""
     if tuple(tensor.shape) != box.shape or tensor.dtype != torch.float32:
-        found = f"{tensor.dtype} of {tuple(tensor.shape)}"
-        raise ValueError(f"{name} {box.start}:{box.stop} takes torch.float32 of {box.shape}, not {found}")
+        content = f"{tensor.dtype} of {tuple(tensor.shape)}"
+        raise ValueError(f"{name} {box.start}:{box.stop} takes torch.float32 of {box.shape}, not {content}")
 
 
 def _copy_flat(tensor: torch.Tensor, start: int, target: torch.Tensor) -> None:
-    """target = the elements of a strided tensor from flat index `start` on, in row-major order."""
+    """Fills `target` with the elements of a strided tensor from flat index `start` on, in row-major order."""
     at = 0
     for part in Box.of_flat_range(tensor.shape, start, start + len(target)):
         target[at : at + part.numel].view(part.shape).copy_(tensor[part.slices()])
