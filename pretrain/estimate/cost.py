@@ -14,43 +14,42 @@ from pretrain.estimate.speed import Gpu, Speed
 from pretrain.layout import Layout
 
 STORED_BYTES = 12
-"""Of a parameter in a checkpoint: weight and two moments in fp32."""
+"""Bytes of a parameter in a checkpoint: its weight and two moments in fp32."""
 STORAGE = 2e9
-"""Bytes a second that a node reads from and writes to the shared file system; an assumption."""
+"""Bytes a second that a node is assumed to read from or write to the shared file system."""
 HOST = 10e9
-"""Bytes a second from a GPU to its host: a checkpoint is copied there, and written while training goes on."""
+"""Bytes a second from a GPU to its host, where a checkpoint is copied to be written while training goes on."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One stage on one layout. Times are in seconds."""
+    """What one stage costs on one layout. Times are in seconds."""
 
     stage: Stage
     arch: Architecture
-    """At the end of the stage."""
+    """The architecture at the end of the stage."""
     before: Sequence[Architecture]
     """What grows into it in the stage, see memory.growing."""
     layout: Layout
     nodes: int
     memory: Memory
-    """Of the pipeline rank that needs most."""
+    """The memory of a rank of the pipeline rank that needs most."""
     speed: Speed
-    """At the end of the stage."""
+    """The speed at the end of the stage."""
     share: float
-    """Of its work: of what it would be with all patches from the beginning."""
+    """The FLOPs of the stage as a share of what they would be with all patches from the beginning."""
     flops: float
     """Model FLOPs of the whole stage, its growth event included."""
     hardware_flops: float
-    """The same with all that is computed again."""
+    """The hardware FLOPs: with all that is computed again."""
     event: float
-    """Reading the parent's checkpoint, its moments twice (the certificate's step is undone), and certifying; 0 for a
-    first stage."""
+    """Seconds of the growth event: to read the parent's checkpoint, and to certify; 0 for a first stage."""
     stall: float
-    """Of training, at each checkpoint."""
+    """Seconds that training stands still at each checkpoint."""
 
     @property
     def batch_tokens(self) -> int:
-        """Of an optimizer step, after the ramp."""
+        """Tokens of an optimizer step after the ramp."""
         return self.stage.train.global_batch * self.stage.train.seq_len
 
     @property
@@ -59,12 +58,12 @@ class Cost:
 
     @property
     def saves(self) -> int:
-        """Checkpoints of the stage."""
+        """How many checkpoints the stage saves."""
         return -(-self.stage.train.steps() // self.stage.checkpoint.interval)
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of one."""
+        """Bytes of one checkpoint."""
         return STORED_BYTES * self.arch.parameters()
 
     @property
@@ -87,7 +86,7 @@ def of_stage(
 ) -> Cost:
     """The cost of a stage.
 
-    nodes: those it gets, where its `parallel.dp` is absent (default: as many as hold one model replica).
+    nodes: how many the stage gets where its `parallel.dp` is absent (default: as many as hold one model replica).
     Raises UserError when the ranks or the batch do not fit together, or the budget is in epochs.
     """
     if not stage.train.tokens:
@@ -97,17 +96,17 @@ def of_stage(
     arch, train = stage.at_end().architecture(), stage.train
     world = nodes * gpus_per_node if nodes else ranks_of(stage, gpus_per_node)
     layout = layout_of(stage, world, arch.layers)
-    found = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
-    on_nodes = -(-layout.world // gpus_per_node)
+    step_speed = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
+    node_count = -(-layout.world // gpus_per_node)
     event = event_flops = 0.0
     if parent:
         old = parent.at_end().architecture()
         samples = train.micro_batch * layout.pp
         event_flops = flops.event_flops(old, arch, train.seq_len, samples=samples, dp=layout.dp)
-        # The weights for the certificate's first half, then all of it twice: its step is undone.
-        read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * on_nodes)
+        # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
+        read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
         steps = event_flops / flops.training_flops(arch, train.seq_len) / train.seq_len / train.global_batch
-        event = read + steps * found.seconds
+        event = read + steps * step_speed.seconds
     share = _share(stage, arch)
     before = memory.growing(stage, parent)
     return Cost(
@@ -115,9 +114,9 @@ def of_stage(
         arch=arch,
         before=before,
         layout=layout,
-        nodes=on_nodes,
+        nodes=node_count,
         memory=memory.worst(arch, layout, train, before=before),
-        speed=found,
+        speed=step_speed,
         share=share,
         flops=flops.training_flops(arch, train.seq_len) * train.tokens * share + event_flops,
         hardware_flops=flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp)
@@ -130,10 +129,13 @@ def of_stage(
 
 
 def _share(stage: Stage, end: Architecture) -> float:
-    at = [0.0, *(patch.at for patch in stage.patches), 1.0]
-    shapes = [end.replace({"layers": stage.model.layers + n}) for n in range(len(at) - 1)]
-    each = [flops.training_flops(shape, stage.train.seq_len) for shape in shapes]
-    return sum((b - a) * f for (a, b), f in zip(itertools.pairwise(at), each, strict=True)) / each[-1]
+    bounds = [0.0, *(patch.at for patch in stage.patches), 1.0]
+    shapes = [end.replace({"layers": stage.model.layers + n}) for n in range(len(bounds) - 1)]
+    flops_by_depth = [flops.training_flops(shape, stage.train.seq_len) for shape in shapes]
+    return (
+        sum((b - a) * f for (a, b), f in zip(itertools.pairwise(bounds), flops_by_depth, strict=True))
+        / flops_by_depth[-1]
+    )
 
 
 def of_curriculum(
@@ -155,7 +157,7 @@ def from_scratch(costs: list[Cost]) -> tuple[float, float]:
 
 
 def remedies(cost: Cost, gpu: Gpu) -> list[str]:
-    """Single changes of a stage that does not fit that would make it fit, with the memory that is left to need."""
+    """The single changes that would make a stage fit that does not, in words, each with the memory it then needs."""
     train, layout = cost.stage.train, cost.layout
     tried = []
     if train.micro_batch > 1:

@@ -6,7 +6,7 @@ Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery e
 torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers.
 
 *Model* FLOPs are what the mathematics needs: forward, and twice that backward. *Hardware* FLOPs are what is run: what
-is computed again as well, the padding of the vocabulary too. MFU is of the first, HFU of the second (Korthikanti et
+is computed again and the padding of the vocabulary included. MFU is of the first, HFU of the second (Korthikanti et
 al. 2022, section 6.3).
 """
 
@@ -17,28 +17,28 @@ from growth import Architecture
 from pretrain import families
 
 Frozen = Collection[int | str]
-"""What trains nothing: numbers of layers, "embedding" (a tied head's matrix with it) and "head"."""
+"""The parts that are not trained: numbers of layers, "embedding" (a tied head's matrix with it) and "head"."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """FLOPs of one sample on its way forward, by part."""
+    """The FLOPs of one sample's forward pass, by part."""
 
     projections: int
-    """Of one layer: q, k, v and o."""
+    """The projections q, k, v and o of one layer."""
     scores: int
-    """Of one layer: q k^T, and its product with v."""
+    """q k^T and its product with v, in one layer."""
     mlp: int
-    """Of one layer."""
+    """The MLP of one layer."""
     vocabulary: int
-    """The product with the rows of the vocabulary."""
+    """The head's product with the rows of the vocabulary."""
     head: int
-    """Before that: a family's own, such as a transform of every token."""
+    """What a family's head computes before that product, such as a transform of every token."""
     layers: int
 
     @property
     def matrices(self) -> int:
-        """Of one layer, all that multiplies a weight."""
+        """All products with weights in one layer."""
         return self.projections + self.mlp
 
     @property
@@ -72,10 +72,10 @@ def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
 def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = ()) -> float:
     """Model FLOPs of a training step, per token: nothing that is computed again is counted.
 
-    frozen: parts without gradients of their weights, and without any where nothing before them has some either.
+    frozen: parts that need no gradients of their weights, nor of their input if no part before them trains.
     """
-    found = forward(arch, seq_len)
-    return (found.total + _backward(arch, found, frozen)[0]) / seq_len
+    forward_flops = forward(arch, seq_len)
+    return (forward_flops.total + _backward(arch, forward_flops, frozen)[0]) / seq_len
 
 
 def hardware_flops(
@@ -87,16 +87,16 @@ def hardware_flops(
     differentiated. Whatever it is, the backward pass of a fused attention (flash, memory-efficient) computes
     q k^T again (Dao et al. 2022, algorithm 4).
     """
-    found = forward(arch, seq_len, tp)
-    backward, layers = _backward(arch, found, frozen)
-    again = {"none": 0, "selective": found.scores, "full": found.layer}[recompute]
-    return (found.total + backward + layers * (again + found.scores // 2)) / seq_len
+    forward_flops = forward(arch, seq_len, tp)
+    backward, layers = _backward(arch, forward_flops, frozen)
+    recomputed = {"none": 0, "selective": forward_flops.scores, "full": forward_flops.layer}[recompute]
+    return (forward_flops.total + backward + layers * (recomputed + forward_flops.scores // 2)) / seq_len
 
 
 def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: int, dp: int) -> float:
     """Model FLOPs of a growth event: those of its certificate, since growing itself multiplies no matrices.
 
-    samples: of one data-parallel rank, and all of them on every one. They go once forward through the old model and
+    samples: how many; every data-parallel rank computes all of them. They go once forward through the old model and
     through the new one, and with gradients once through the old one and three times through the new one.
     """
     before, after = forward(old, seq_len).total, forward(new, seq_len).total
@@ -104,23 +104,25 @@ def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: 
     return samples * dp * (before + after + trained * seq_len)
 
 
-def _backward(arch: Architecture, found: Forward, frozen: Frozen) -> tuple[int, int]:
-    """(FLOPs of the backward pass over a sample, layers that it goes through).
+def _backward(arch: Architecture, forward_flops: Forward, frozen: Frozen) -> tuple[int, int]:
+    """(FLOPs of the backward pass over a sample, number of layers that it goes through).
 
-    It ends at the first part that trains. A product with weights has two there, for the gradient of its input and for
-    that of the weights; the product of two activations has both anyway.
+    The pass ends at the first part that trains. For a product with weights it computes two, for the gradients of the
+    input and of the weights (if they train); for a product of two activations always two.
     """
     reached, layers, flops = "embedding" not in frozen, 0, 0
-    for layer in range(found.layers):
+    for layer in range(forward_flops.layers):
         trains = layer not in frozen
         reached = reached or trains
         if reached:
             layers += 1
-            flops += (1 + trains) * found.matrices + 2 * found.scores
+            flops += (1 + trains) * forward_flops.matrices + 2 * forward_flops.scores
     tied = families.of(arch.family).costs.tied_head
     trains = "head" not in frozen
     if reached or trains:
-        flops += (1 + trains) * found.head + (1 + (("embedding" not in frozen) if tied else trains)) * found.vocabulary
+        flops += (1 + trains) * forward_flops.head + (
+            1 + (("embedding" not in frozen) if tied else trains)
+        ) * forward_flops.vocabulary
     return flops, layers
 
 

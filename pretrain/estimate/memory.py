@@ -1,4 +1,4 @@
-"""Bytes that a rank will need, worked out from shapes: no GPU, no model is built."""
+"""The bytes that a rank will need, worked out from shapes: it takes no GPU, and no model is built."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,36 +11,35 @@ from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 
 CHUNK = 1 << 24
-"""Logits whose cross entropy is computed at a time, in fp32, where it is no kernel; see pretrain.kernels."""
+"""How many logits the cross entropy converts to fp32 at a time where it is not a fused kernel (pretrain.kernels)."""
 CONTEXT = 1_500_000_000
-"""Of a CUDA context and NCCL's channels, in bytes; not to be had from shapes."""
+"""Bytes of a CUDA context and NCCL's channels, which do not follow from shapes."""
 FRAGMENTATION = 0.05
-"""Allowance for what the caching allocator holds in pieces that are too small, of all that it holds."""
+"""The share of allocated memory that the caching allocator is assumed to hold in pieces too small to be used."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank by part."""
+    """The memory of one rank in bytes, by part."""
 
     weights: int
-    """Of the model, in its working precision."""
+    """The model's weights in its working precision."""
     gradients: int
-    """Accumulated in fp32."""
+    """The gradients, accumulated in fp32."""
     optimizer: int
     """The ZeRO partition: both moments, the master weights under bf16, and on a GPU the generation of each element."""
     activations: int
-    """Kept for the backward pass, of all micro-batches in flight."""
+    """What is saved for the backward pass, of all micro-batches in flight."""
     workspace: int
-    """The most that lives for a moment beside them: gradients inside the head or inside a layer, or a layer that is
-    computed again."""
+    """The largest temporary beside the activations: gradients inside the head or a layer, or a layer computed again."""
     buffers: int
-    """Of communication: gathered sequences, and what a pipeline rank sends."""
+    """Buffers for communication: gathered sequences, and what a pipeline rank sends."""
     event: int
     """What a growth event needs beyond a step: which parameters have been reached by a gradient, a byte for each,
     beside a backward pass that fills a pipeline less; or the model before, where that needs more, since it may be too
     small to be cut as the grown one is."""
     allowance: int = 0
-    """Context and fragmentation, on a GPU."""
+    """Allowance for the context and for fragmentation, on a GPU."""
 
     @property
     def total(self) -> int:
@@ -51,7 +50,8 @@ _counts: dict[tuple[object, ...], int] = {}
 
 
 def count(arch: Architecture, layout: Layout, pp_rank: int) -> int:
-    """Parameters of a rank of a pipeline rank, padding included (its tensor-parallel ranks are alike)."""
+    """How many parameters each rank of pipeline rank `pp_rank` has, padding included (its tensor-parallel ranks are
+    alike)."""
     key = (arch.family, tuple(sorted(arch.sizes.items())), layout.tp, layout.pp, layout.pipeline, pp_rank)
     if key not in _counts:
         _counts[key] = sum(prod(p.shape) for p in parameters(arch, layout, pp_rank, 0))
@@ -72,24 +72,24 @@ def of_rank(
     before: the models that grow into this one in the stage, see `growing`. gpu: False is of a process without one, as
     in the tests: there kernels are not compiled unless train.compile says so.
     """
-    mine = count(arch, layout, pp_rank)
-    share = ceil(mine / (2 * layout.dp)) * 2
+    numel = count(arch, layout, pp_rank)
+    share = ceil(numel / (2 * layout.dp)) * 2
     bf16 = train.precision == "bf16"
-    weights = mine * (2 if bf16 else 4)
+    weights = numel * (2 if bf16 else 4)
     optimizer = share * ((12 if bf16 else 8) + (bool(before) and gpu))
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
     buffers = _buffers(shapes, layout)
-    held = weights + 4 * mine + optimizer + activations + workspace + buffers
+    allocated = weights + 4 * numel + optimizer + activations + workspace + buffers
     event = 0
-    if before:  # its backward passes are of as many micro-batches as there are pipeline ranks
-        fewer, _ = _activations(shapes, train, pp_rank, layout.pp)
-        others = [_measured(old, layout, train, pp_rank, gpu) - held for old in before]
-        event = max(0, mine + fewer - activations, *others)
-    held += event
-    allowance = CONTEXT + int(FRAGMENTATION * held) if gpu else 0
-    return Memory(weights, 4 * mine, optimizer, activations, workspace, buffers, event, allowance)
+    if before:  # the certificate's backward passes have pp micro-batches
+        activations_of_event, _ = _activations(shapes, train, pp_rank, layout.pp)
+        others = [_measured(old, layout, train, pp_rank, gpu) - allocated for old in before]
+        event = max(0, numel + activations_of_event - activations, *others)
+    allocated += event
+    allowance = CONTEXT + int(FRAGMENTATION * allocated) if gpu else 0
+    return Memory(weights, 4 * numel, optimizer, activations, workspace, buffers, event, allowance)
 
 
 def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
@@ -117,7 +117,7 @@ def _measured(old: Architecture, layout: Layout, train: Train, pp_rank: int, gpu
 def worst(
     arch: Architecture, layout: Layout, train: Train, *, before: Sequence[Architecture] = (), gpu: bool = True
 ) -> Memory:
-    """That of the pipeline rank that needs most."""
+    """The memory of a rank of the pipeline rank that needs most."""
     ranks = (of_rank(arch, layout, train, rank, before=before, gpu=gpu) for rank in range(layout.pp))
     return max(ranks, key=lambda m: m.total)
 
@@ -173,47 +173,47 @@ class _Shapes:
         )
 
     def norm(self) -> float:
-        """Bytes of a token that a norm keeps: its input and its statistics, in fp32."""
+        """Bytes a token that a norm saves for its backward pass: its input, and its statistics in fp32."""
         parts = self.hidden / self.whole
         if self.gated:
             return (self.element if self.fused or self.fused_norm else 8) * self.hidden + 4 * parts
         return self.element * self.hidden + 8 * parts
 
     def layer(self, recompute: str) -> float:
-        """Bytes of a token that a layer keeps for its backward pass (after Korthikanti et al. 2022, section 4, with
+        """Bytes a token that a layer saves for its backward pass (after Korthikanti et al. 2022, section 4, with
         flash attention and without masks of dropout, which are drawn again)."""
-        # Both norms and the matrices behind them; queries, keys, values and what the attention makes of them.
-        kept = 2 * (self.norm() + self.element * self.hidden) + self.element * (2 * self.queries + 2 * self.keys)
+        # Inputs of both norms and of the matrices after them; queries, keys, values and the output of the attention.
+        saved = 2 * (self.norm() + self.element * self.hidden) + self.element * (2 * self.queries + 2 * self.keys)
         if recompute != "selective":
             # The log-sum-exp of each, in fp32; or the weights, in fp32 and what is left of them.
-            kept += (4 + self.element) * self.weights or 4 * self.heads
+            saved += (4 + self.element) * self.weights or 4 * self.heads
         if self.gated and not self.fused:
-            kept += self.element * (self.queries + self.keys)  # before rotation too
-        # Gate and up in one and their product; single operations also keep silu(gate) and its operand. Or: before and
-        # after gelu.
-        return kept + self.element * self.ffn * ((3 if self.fused else 5) if self.gated else 2)
+            saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too
+        # Gated: gate, up and their product; single operations also save silu(gate) and its operand. Otherwise the
+        # input and the output of gelu.
+        return saved + self.element * self.ffn * ((3 if self.fused else 5) if self.gated else 2)
 
     def head(self) -> float:
-        """Bytes of a token that the last pipeline rank keeps beside its layers: the norm, the matrix and the logits."""
-        kept = self.norm() + self.element * self.hidden
+        """Bytes a token that the last pipeline rank saves beside its layers: for norm, matrix and logits."""
+        saved = self.norm() + self.element * self.hidden
         if self.transform:
-            kept += 3 * self.element * self.hidden  # the transform: before and after gelu, and its norm
+            saved += 3 * self.element * self.hidden  # of the transform: input and output of gelu, and its norm
             if self.layout.sequence_parallel:
-                kept += self.element * self.whole  # gathered for the order's head
-        # The logits, and of each token its label, their maximum and their sum.
-        return kept + self.element * self.vocabulary + 16
+                saved += self.element * self.whole  # gathered for the head that predicts the next sentence
+        # The logits of a token, and its label and their maximum and sum.
+        return saved + self.element * self.vocabulary + 16
 
     def inside_head(self) -> float:
-        """Bytes that live for a moment where the head is differentiated: the gradient of its input and of its matrix;
-        or the fp32 temporaries of a loss that is no kernel; or the logits before a bias is added."""
+        """Bytes of the largest temporary of the head's backward pass: the gradients of its input and of its matrix, or
+        the fp32 temporaries of a loss that is not fused, or the logits before a bias is added."""
         gradients = self.element * self.whole * (self.tokens + self.vocabulary)
         logits = min(self.tokens * self.vocabulary, CHUNK if self.element == 2 else inf)
         biased = self.element * self.tokens * self.vocabulary if self.transform else 0
         return max(gradients, biased, 0 if self.fused else 3 * 4 * logits)
 
     def inside_layer(self) -> float:
-        """Bytes that live for a moment where a layer is differentiated, at its second linear layer, beside the gradient
-        of the stream; or, gated, at the gate's."""
+        """Bytes of the largest temporary of a layer's backward pass: the gradient of the residual stream, with what the
+        second linear layer of the MLP needs or, if it is gated, the gate."""
         linear = self.ffn * (self.tokens + self.whole)
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.gated else 0
         branch = self.hidden * self.tokens if self.dropout else 0
@@ -221,22 +221,22 @@ class _Shapes:
 
 
 def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> tuple[int, int]:
-    """(bytes kept, bytes of the largest temporary)"""
+    """(bytes saved for the backward pass, bytes of the largest temporary) of a rank."""
     layout, tokens = shapes.layout, shapes.tokens
     layer = shapes.layer(train.recompute)
     inside = shapes.inside_layer()
-    kept = 0.0
+    saved = 0.0
     for layers in _in_flight(layout, pp_rank, micro_batches):
         if train.recompute == "full":
-            kept += ceil(layers / train.recompute_layers) * shapes.element * shapes.hidden * tokens
+            saved += ceil(layers / train.recompute_layers) * shapes.element * shapes.hidden * tokens
             inside = max(inside, min(layers, train.recompute_layers) * layer * tokens + shapes.inside_layer())
         else:
-            kept += layers * layer * tokens
+            saved += layers * layer * tokens
     if pp_rank < layout.pp - 1:
-        return int(kept), int(inside)
-    # The head is done with when the layers are differentiated.
+        return int(saved), int(inside)
+    # What the head saves is free again before the backward pass reaches the layers.
     head = shapes.head() * tokens
-    return int(kept + head), int(max(shapes.inside_head(), inside - head))
+    return int(saved + head), int(max(shapes.inside_head(), inside - head))
 
 
 def _buffers(shapes: _Shapes, layout: Layout) -> int:
@@ -246,8 +246,10 @@ def _buffers(shapes: _Shapes, layout: Layout) -> int:
 
 
 def _in_flight(layout: Layout, pp_rank: int, micro_batches: int) -> Iterator[int]:
-    """Layers of each (micro-batch, chunk) whose activations are alive at once, in the 1F1B schedules of Megatron-core
-    (Narayanan et al. 2021, section 2.2)."""
+    """Yields for each (micro-batch, chunk) whose activations are alive at once how many layers it has.
+
+    This holds for the 1F1B schedules of Megatron-core (Narayanan et al. 2021, section 2.2).
+    """
     chunks = [len(layers) for _, layers in layout.chunks(pp_rank)]
     if layout.virtual == 1:
         alive = min(layout.pp - pp_rank, micro_batches)
@@ -255,5 +257,5 @@ def _in_flight(layout: Layout, pp_rank: int, micro_batches: int) -> Iterator[int
         return
     ahead = 2 * (layout.pp - pp_rank - 1) + (layout.virtual - 1) * layout.pp + 1
     alive = min(ahead, micro_batches * layout.virtual)
-    for index in range(alive):  # pp micro-batches of a chunk, then of the next one
+    for index in range(alive):  # pp micro-batches pass a chunk, then the next chunk
         yield chunks[index // layout.pp % layout.virtual]

@@ -1,4 +1,4 @@
-"""What the parameters of a model are for."""
+"""Counts the parameters of a model by the part they are in: embedding, attention and so on."""
 
 from growth import Architecture
 from growth.family import GENERAL, Family
@@ -7,7 +7,7 @@ PARTS = ("embedding", "norms", "head", "attention", "MLP")
 
 
 def parameters_by_part(arch: Architecture) -> dict[str, int]:
-    """Parameters of a model by part, in the order of PARTS."""
+    """How many parameters a model has by part, in the order of PARTS."""
     parts = parts_of(arch.table)
     numbers = dict.fromkeys(PARTS, 0)
     for tensor in arch.tensors().values():
@@ -16,11 +16,11 @@ def parameters_by_part(arch: Architecture) -> dict[str, int]:
 
 
 def parts_of(table: Family) -> dict[str, str]:
-    """Row of a family's table -> its part, by its place in the model, its roles and its axes."""
+    """The part of each row of a family's table, which follows from its place, its roles and its axes."""
     parts, place, branch = {}, "embedding", "attention"
     for row in table.tensors:
         if row.layered:
-            place = "head"  # what is no part of a layer lies behind them from here on
+            place = "head"  # rows after the layers that are not in one belong to the head
             if len(row.dims) > 1:  # a bias belongs to the matrix before it
                 branch = "MLP" if any("ffn" in dim.axes for dim in row.dims) else "attention"
         norm = GENERAL[row.dims[0].role] in ("gain", "shift")

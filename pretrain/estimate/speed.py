@@ -45,24 +45,24 @@ GPUS = {
         79 << 30,
         nvlink=0.8 * 450e9,
         network=0.8 * 50e9,
-        # Below 1,536 in proportion to A100's.
+        # Those below 1,536 are in proportion to A100's.
         mfu=((768, 0.28), (1024, 0.32), (1536, 0.35), (2048, 0.42), (2560, 0.44), (4096, 0.46)),
     ),
 }
-"""MFU is what SOURCE measured on eight of them, of MPT models of 125M to 7B."""
+"""GPUs by the name that the plan has for them; SOURCE measured the MFU of MPT models of 125M to 7B on eight of them."""
 SINGLE = 0.75
-"""Share of that which is assumed of a model out of torch's single operations: norms, SwiGLU and loss are not fused."""
+"""The share of SOURCE's MFU that is assumed here, where norms, SwiGLU and loss are not fused."""
 LAUNCH = 5e-4
-"""Seconds in which a host launches the kernels of a layer, forward and backward: some 80 of them; an assumption."""
+"""Seconds that a host is assumed to take to launch the kernels of a layer, forward and backward: some 80 of them."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one optimizer step at the full batch."""
+    """The speed of one optimizer step at the full batch."""
 
     mfu: float
     bubble: float
-    """Share of the time of computing in which a pipeline rank waits."""
+    """The share of the computing time in which a pipeline rank waits."""
     seconds: float
     nvlink: float
     """Bytes that a GPU sends within its node."""
@@ -79,10 +79,10 @@ def of_step(
     gpus_per_node: int = 8,
     mfu: float | None = None,
 ) -> Speed:
-    """The speed of a stage; mfu: measured, bubble and communication included, in place of the assumption.
+    """The speed of a stage. mfu: a measured MFU (with bubble and communication) to use in place of the assumption.
 
-    The assumption: computing at `kernels` of the peak, or as fast as kernels are launched if that takes longer, the
-    pipeline's bubble, and then communication, none of which is hidden behind computing.
+    It is assumed that a GPU computes at `kernels` of its peak, or as fast as kernels are launched if that takes longer;
+    the pipeline's bubble and communication are added, since none of it is hidden behind computing.
     """
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     bubble = (layout.pp - 1) / (layout.pp - 1 + micro_batches * layout.virtual)
@@ -98,21 +98,23 @@ def of_step(
 
 
 def kernels(arch: Architecture, layout: Layout, train: Train, gpu: Gpu) -> float:
-    """MFU of computing alone: that of `gpu.mfu` for matrices of this width, but for SINGLE and what is recomputed.
+    """The MFU of computing alone: `gpu.mfu` for matrices of this width, times SINGLE, less what is recomputed.
 
     A matrix that tensor parallelism cuts is as wide as the square of its size.
     """
-    widths, reached = zip(*gpu.mfu, strict=True)
+    widths, utilisations = zip(*gpu.mfu, strict=True)
     width = arch.sizes["hidden"] / sqrt(layout.tp)
-    found = float(np.interp(width, widths, reached)) * min(1.0, width / widths[0])
-    once, again = (hardware_flops(arch, train.seq_len, recompute=recompute) for recompute in ("none", train.recompute))
-    return SINGLE * found * once / again
+    measured = float(np.interp(width, widths, utilisations)) * min(1.0, width / widths[0])
+    once, recomputed = (
+        hardware_flops(arch, train.seq_len, recompute=recompute) for recompute in ("none", train.recompute)
+    )
+    return SINGLE * measured * once / recomputed
 
 
 def traffic(arch: Architecture, layout: Layout, train: Train, gpus_per_node: int) -> tuple[float, float]:
     """(bytes within its node, bytes to other nodes) that a GPU sends in a step; ring algorithms."""
     hidden, element = arch.sizes["hidden"], 2 if train.precision == "bf16" else 4
-    tokens = train.global_batch * train.seq_len / layout.dp  # through one model replica
+    tokens = train.global_batch * train.seq_len / layout.dp  # per step, through one model replica
     # Two all-reduces a layer forward and two backward, or as many reduce-scatter and all-gather pairs; with sequence
     # parallelism the inputs are gathered once more for the gradients of the weights; recomputed layers send again.
     passes = 4 + (1 if layout.sequence_parallel else 0) + (2 if train.recompute == "full" else 0)

@@ -14,16 +14,16 @@ from pretrain.layout import Layout, balanced_pipeline
 
 POWERS = (1, 2, 4, 8, 16, 32, 64)
 RECOMPUTE: tuple[Literal["none", "full"], ...] = ("none", "full")
-"""Selective recomputation frees next to nothing: a fused attention never keeps its scores."""
+"""Recomputation to suggest; "selective" frees next to nothing, since a fused attention never saves its scores."""
 ROOM = 0.9
-"""Share of a GPU that a suggestion fills at most, since activations are known to 15 %."""
+"""The share of a GPU's memory that a suggestion fills at most, since activations are known to 15 %."""
 ENOUGH = 16_384
 """Tokens of a micro-batch beyond which matrix products do not get faster."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A layout with its micro-batch and recomputation, what it needs and how fast it is reckoned to be."""
+    """A layout with its micro-batch and recomputation, its memory and its estimated speed."""
 
     layout: Layout
     train: Train
@@ -43,28 +43,28 @@ def suggest(
     """The layouts of `world` GPUs that fit, each with its best micro-batch; fastest first, simpler within 0.01 of MFU.
 
     before: what grows into the model in the stage, see memory.growing. Tensor parallelism stays within a node and has
-    sequence parallelism; pipelines are balanced, plain or interleaved.
+    sequence parallelism; pipelines are balanced, with one chunk a rank or interleaved.
     """
     best = []
     for layout in _layouts(arch, train, world, gpus_per_node):
-        found = []
+        fitting = []
         for micro_batch in POWERS:
             if any(misfits(replace(train, micro_batch=micro_batch), layout)):
                 continue
             for recompute in RECOMPUTE:
-                how = replace(train, micro_batch=micro_batch, recompute=recompute, recompute_layers=1)
-                need = memory.worst(arch, layout, how, before=before)
+                settings = replace(train, micro_batch=micro_batch, recompute=recompute, recompute_layers=1)
+                need = memory.worst(arch, layout, settings, before=before)
                 if need.total <= ROOM * gpu.memory:
-                    how_fast = speed.of_step(arch, layout, how, gpu, gpus_per_node=gpus_per_node)
-                    found.append(Suggestion(layout, how, need, how_fast))
+                    step_speed = speed.of_step(arch, layout, settings, gpu, gpus_per_node=gpus_per_node)
+                    fitting.append(Suggestion(layout, settings, need, step_speed))
                     break
-        best += sorted(found, key=_worse)[:1]
-    return sorted(best, key=_worse)
+        best += sorted(fitting, key=_rank)[:1]
+    return sorted(best, key=_rank)
 
 
-def _worse(one: Suggestion) -> tuple[float, ...]:
-    layout, tokens = one.layout, one.train.micro_batch * one.train.seq_len
-    return (-round(one.speed.mfu, 2), layout.tp * layout.pp, layout.virtual, -min(tokens, ENOUGH), tokens)
+def _rank(suggestion: Suggestion) -> tuple[float, ...]:
+    layout, tokens = suggestion.layout, suggestion.train.micro_batch * suggestion.train.seq_len
+    return (-round(suggestion.speed.mfu, 2), layout.tp * layout.pp, layout.virtual, -min(tokens, ENOUGH), tokens)
 
 
 def _layouts(arch: Architecture, train: Train, world: int, gpus_per_node: int) -> Iterator[Layout]:
