@@ -12,10 +12,9 @@ from pretrain.report import history, text
 from pretrain.report.history import StageHistory
 
 AXES = ("iterations", "tokens", "flops", "seconds")
-"""What a run has used: optimizer steps, tokens, model FLOPs and seconds of training, growth events included in the last
-two."""
+"""What a run has used: optimizer steps, tokens, model FLOPs and seconds; the last two include growth events."""
 METRICS = ("validation_bits_per_byte", "validation_loss", "bits_per_byte", "loss")
-"""What runs are compared by: the first of these that all of them have."""
+"""Runs are compared by the first of these metrics that all of them have."""
 SMOOTHED = 20  # a training loss, which is that of one batch, is averaged over 1/20 of a line's records
 
 Record = dict[str, float]
@@ -23,7 +22,7 @@ Record = dict[str, float]
 
 @dataclass(frozen=True)
 class Mark:
-    """A growth event: the index, among the records of its line, of the first one after it."""
+    """A growth event on a line. record: the index, among the records of the line, of the first one after it."""
 
     record: int
     patch: bool
@@ -34,7 +33,7 @@ class Mark:
 class Line:
     """Stages that grew out of each other, one after the other, as one line.
 
-    records: those of the stages, in order, with AXES counted from the beginning of the first stage of the run.
+    records: the records of the stages, in order, with AXES counted from the beginning of the first stage of the run.
     """
 
     name: str
@@ -47,19 +46,23 @@ class Line:
         return all(stage.done for stage in self.stages)
 
     def curve(self, metric: str) -> list[Record]:
-        """AXES and `value` where the metric was measured, and is a number; a training metric is averaged over the
-        records before."""
-        found = [record for record in self.records if isfinite(record.get(metric, nan))]
-        width = 1 if metric.startswith("validation_") else max(1, len(found) // SMOOTHED)
+        """AXES and `value` at each place where the metric was measured and is finite.
+
+        A training metric is averaged over the records before (see SMOOTHED).
+        """
+        measured = [record for record in self.records if isfinite(record.get(metric, nan))]
+        width = 1 if metric.startswith("validation_") else max(1, len(measured) // SMOOTHED)
         points = []
-        for index, record in enumerate(found):
-            window = [r[metric] for r in found[max(0, index + 1 - width) : index + 1]]
+        for index, record in enumerate(measured):
+            window = [r[metric] for r in measured[max(0, index + 1 - width) : index + 1]]
             points.append({**{x: record[x] for x in AXES}, "value": sum(window) / len(window)})
         return points
 
     def reach(self, metric: str, target: float) -> Record | None:
-        """What the line had used when the metric first was `target` or less, between two records by a straight line;
-        None if it never was."""
+        """What the line had used when the metric first was `target` or less, interpolated linearly between two records.
+
+        None if the metric never was.
+        """
         before = None
         for point in self.curve(metric):
             if point["value"] <= target:
@@ -72,31 +75,32 @@ class Line:
 
 
 def lines(folders: Sequence[Path]) -> list[Line]:
-    """The lines of run folders (one for each stage there that began from nothing) and of single stages' folders.
+    """The lines of run folders (one for each stage that has no parent) and of folders of single stages.
 
     Raises:
         UserError: a folder is not that of a run or a stage, or is given twice, or a stage in it goes on from one that
             is not there.
     """
-    found: list[tuple[Path, str, list[StageHistory]]] = []
+    named_chains: list[tuple[Path, str, list[StageHistory]]] = []
     for folder in folders:
         if (folder / "metrics.jsonl").is_file():
             stage = history.load_stage(folder)
             if not stage.records:
                 raise UserError(f"{folder}: the stage has not written metrics yet")
-            found.append((folder, stage.name, [stage]))
+            named_chains.append((folder, stage.name, [stage]))
             continue
         chains = _chains(folder, history.load(folder))
         for chain in chains:
-            found.append((folder, chain[-1].name if len(chains) > 1 else folder.resolve().name, chain))
-    short = [name for _, name, _ in found]
+            named_chains.append((folder, chain[-1].name if len(chains) > 1 else folder.resolve().name, chain))
+    short = [name for _, name, _ in named_chains]
     names = [
-        name if short.count(name) == 1 else "/".join(chain[-1].folder.resolve().parts[-2:]) for _, name, chain in found
+        name if short.count(name) == 1 else "/".join(chain[-1].folder.resolve().parts[-2:])
+        for _, name, chain in named_chains
     ]
-    for name, (folder, _, _) in zip(names, found, strict=True):
+    for name, (folder, _, _) in zip(names, named_chains, strict=True):
         if names.count(name) > 1:
             raise UserError(f"{folder}: {name} is there twice; give every run once, in a folder of its own name")
-    return [_line(name, chain) for name, (_, _, chain) in zip(names, found, strict=True)]
+    return [_line(name, chain) for name, (_, _, chain) in zip(names, named_chains, strict=True)]
 
 
 def _chains(folder: Path, stages: Sequence[StageHistory]) -> list[list[StageHistory]]:
@@ -136,7 +140,7 @@ def _line(name: str, chain: Sequence[StageHistory]) -> Line:
 
 
 def common_metric(compared: Sequence[Line]) -> str:
-    """The first of METRICS that every line has, at two places at least; a loss per token only of one kind of token.
+    """The first of METRICS that every line has at two places at least; a loss per token only if all have one kind.
 
     Raises UserError when there is none, and when the runs were not measured on the same text.
     """
@@ -160,36 +164,38 @@ def common_metric(compared: Sequence[Line]) -> str:
 
 
 def _kind(stage: StageHistory) -> str:
-    """What a loss per token of this stage is about."""
+    """The vocabulary and the objective, on which a loss per token depends."""
     model, data = stage.config["model"], stage.config["data"]
     return ", ".join(filter(None, [f"{model['vocab']} pieces", families.of(model["family"]).text.objective(data)]))
 
 
 def target(compared: Sequence[Line], metric: str) -> float:
-    """What the last line ended with, which the others are to reach. Raises UserError when it has diverged."""
+    """The value that the last line ended with and the others are to reach. Raises UserError when it has diverged."""
     last = compared[-1]
-    found = [record for record in last.records if metric in record]
-    if not isfinite(found[-1][metric]):
+    measured = [record for record in last.records if metric in record]
+    if not isfinite(measured[-1][metric]):
         raise UserError(
-            f"{last.name} has diverged: its {metric} is {found[-1][metric]} after {found[-1]['iterations']:,} "
+            f"{last.name} has diverged: its {metric} is {measured[-1][metric]} after {measured[-1]['iterations']:,} "
             "iterations, so there is nothing that others could reach; give another run last"
         )
     return last.curve(metric)[-1]["value"]
 
 
 def rows(compared: Sequence[Line], metric: str) -> list[dict[str, Any]]:
-    """Per line: its name, whether it is done, parameters at the end, what it used (AXES), seconds of them for growth,
-    final held-out and training loss (None where there is none), `reach`, what it used until it reached the final value
-    of the last line (None: never), and `ratio`, that against the last line's (None where either is nothing).
+    """A row of the comparison for each line, as JSON.
+
+    It has the line's name, whether it is done, its parameters at the end, what it used (AXES), the seconds of growth
+    in that, and its final held-out and training loss (None if absent). `reach` is what it used until it reached the
+    final value of the last line (None: never), and `ratio` is this over the last line's (None if either is nothing).
     """
     goal = target(compared, metric)
     yardstick = compared[-1].reach(metric, goal)
-    assert yardstick  # its own last value
-    found = []
+    assert yardstick  # the line reaches its own last value
+    table = []
     for line in compared:
         reach = line.reach(metric, goal)
         held_out, training = (_final(line, name) for name in _pair(metric))
-        found.append(
+        table.append(
             {
                 "run": line.name,
                 "done": line.done,
@@ -202,7 +208,7 @@ def rows(compared: Sequence[Line], metric: str) -> list[dict[str, Any]]:
                 "ratio": {x: reach[x] / yardstick[x] for x in AXES} if reach and all(yardstick.values()) else None,
             }
         )
-    return found
+    return table
 
 
 def _pair(metric: str) -> tuple[str, str]:

@@ -14,14 +14,14 @@ from pretrain.report.files import writing
 from pretrain.report.plot import COLOURS, COLUMNS, ROWS, STYLE, formatter
 
 LABELS = {"iterations": "iterations", **COLUMNS, "seconds": "time of training and growth events"}
-DASHES = ("-", "--", ":")  # when the colours are used up
+DASHES = ("-", "--", ":")  # line styles, the next one each time that the colours are used up
 
 
 def draw(compared: Sequence[Line], metric: str, target: float, path: Path) -> None:
     """Draws the lines and writes them as an image (PNG, or what the suffix says).
 
-    The held-out loss as thick lines, the training loss as thin ones; a diamond at a growth event between stages, a
-    tick at a patch, a dashed level at `target`. Raises UserError when it cannot be written.
+    The held-out loss is a thick line and the training loss a thin one; a diamond marks a growth event between stages,
+    a tick a patch, a dashed level `target`. Raises UserError when it cannot be written.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 8.5), layout="constrained")
@@ -71,9 +71,12 @@ def _line(axes: Axes, line: Line, x: str, metric: str, colour: str, dashes: str)
 
 
 def _limits(compared: Sequence[Line], metric: str) -> tuple[float, float]:
-    """Room for what comes after the first tenth of the longest line: the fall from a fresh model dwarfs the rest."""
+    """Limits of the metric's axis that show what comes after the first tenth of the longest line.
+
+    The fall from a fresh model would dwarf the rest.
+    """
     begin = max(line.records[-1]["tokens"] for line in compared) / 10
     ends = [line.curve(metric)[-1]["value"] for line in compared]
-    shown = ends + [p["value"] for line in compared for p in line.curve(metric) if p["tokens"] >= begin]
-    margin = 0.04 * (max(shown) - min(shown)) or 0.1
-    return min(shown) - margin, max(shown) + margin
+    values = ends + [p["value"] for line in compared for p in line.curve(metric) if p["tokens"] >= begin]
+    margin = 0.04 * (max(values) - min(values)) or 0.1
+    return min(values) - margin, max(values) + margin

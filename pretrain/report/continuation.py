@@ -1,4 +1,4 @@
-"""Text that an exported model writes, through transformers and nothing of ours."""
+"""Text that an exported model writes, through transformers alone: none of Cambium's models is used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Sampling:
     """How the next token is drawn."""
 
     tokens: int = 120
-    """Tokens of a continuation, at most; no more than the model has positions."""
+    """The most tokens of a continuation, which also ends where the model's positions do."""
     temperature: float = 0.8
     top_p: float = 0.95
     seed: int = 0
@@ -35,7 +35,7 @@ def writes(export: Path) -> bool:
 
 
 def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """What the model in a Hugging Face folder makes of each prompt, prompt included.
+    """The text that the model in a Hugging Face folder makes of each prompt, which it begins with.
 
     Raises UserError for a folder that transformers cannot load and for a prompt that leaves no room.
     """
@@ -45,21 +45,21 @@ def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> l
     try:
         tokenizer = AutoTokenizer.from_pretrained(export)
         model = AutoModelForCausalLM.from_pretrained(export).eval()
-    except Exception as error:  # of a damaged folder transformers raises whatever its code happens to run into
-        told = documents.one_line(str(error))
-        raise UserError(f"{export}: transformers cannot load this export, so make it again: {told}") from error
+    except Exception as error:  # transformers raises almost anything for a damaged folder
+        reason = documents.one_line(str(error))
+        raise UserError(f"{export}: transformers cannot load this export, so make it again: {reason}") from error
     positions = model.config.max_position_embeddings
     texts = []
     for prompt in prompts:
         torch.manual_seed(sampling.seed)
         inputs = tokenizer(prompt, return_tensors="pt")
-        given = inputs["input_ids"].shape[1]
-        if not 0 < given < positions:
-            raise UserError(f"--prompt {prompt!r} is {given} tokens: give 1 to {positions - 1}, the model's positions")
+        length = inputs["input_ids"].shape[1]
+        if not 0 < length < positions:
+            raise UserError(f"--prompt {prompt!r} is {length} tokens: give 1 to {positions - 1}, the model's positions")
         output = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=min(sampling.tokens, positions - given),
+            max_new_tokens=min(sampling.tokens, positions - length),
             do_sample=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

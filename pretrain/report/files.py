@@ -1,4 +1,4 @@
-"""Files that a report is made of, where they may not be written."""
+"""Turns what prevents a file of a report from being written into an error for the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from pretrain.runtime.documents import one_line
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """While `path` is written, in a folder that is made if need be: UserError naming it when that cannot be."""
+    """A context in which `path` is written; makes its folder. Raises UserError naming it if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, ValueError) as error:  # a format of pictures that matplotlib has not is a ValueError
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for a format that it does not know
         raise UserError(f"{path} cannot be written: {one_line(str(error))}") from error

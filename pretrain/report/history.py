@@ -21,10 +21,11 @@ from pretrain.stage import metrics
 class Event:
     """A growth event, as a stage keeps it in its events folder. `seconds`: from its start to the next step.
 
-    Without a certificate it was grown offline and not measured."""
+    An event without a certificate was computed offline and not measured.
+    """
 
     step: int
-    """Of the stage, after which it happened: 0 where the stage grew from its parent, more for a patch."""
+    """The step of the stage after which it happened: 0 if the stage grew from its parent, more for a patch."""
     old: Architecture
     new: Architecture
     certificate: Certificate | None
@@ -38,16 +39,16 @@ class StageHistory:
     name: str
     folder: Path
     config: dict[str, Any]
-    """Resolved, as in config.yaml."""
+    """The resolved configuration, as in config.yaml."""
     records: tuple[dict[str, Any], ...]
-    """Of metrics.jsonl, in order; see pretrain.stage.metrics."""
+    """The records of metrics.jsonl, in order; see pretrain.stage.metrics."""
     events: tuple[Event, ...]
-    """How it grew, in order: from its parent, then in patches; none for a first stage without patches."""
+    """Its growth events in order: from its parent, then its patches."""
     done: bool
 
     @property
     def architecture(self) -> Architecture:
-        """The shape that it trains, after what has happened so far."""
+        """The architecture that it trains, after the events so far."""
         if self.events:
             return self.events[-1].new
         return Model(**self.config["model"]).architecture()
@@ -63,7 +64,7 @@ class StageHistory:
         return self.records[-1]
 
     def reached(self, step: int) -> dict[str, Any]:
-        """The first record from this step on: that of a patch which happened after it."""
+        """The first record from this step on, which is that of a patch after this step."""
         return next((record for record in self.records if record["step"] >= step), self.end)
 
     def used(self, key: str) -> float:
@@ -81,22 +82,22 @@ def load(folder: Path) -> list[StageHistory]:
     Raises:
         UserError: the folder is not that of a run, or no stage has begun, or a file of it is damaged.
     """
-    found = [load_stage(path.parent) for path in sorted(folder.glob("*/metrics.jsonl"))]
-    begun = [stage for stage in found if stage.records]
+    stages = [load_stage(path.parent) for path in sorted(folder.glob("*/metrics.jsonl"))]
+    begun = [stage for stage in stages if stage.records]
     if not begun:
         raise UserError(f"{folder}: no stage of a run has written metrics here; give a run's folder, such as runs/demo")
     return sorted(begun, key=lambda stage: stage.start["tokens"])
 
 
 def load_stage(folder: Path) -> StageHistory:
-    """One stage, which may have no records yet; raises UserError when its folder is that of none, or damaged."""
+    """A stage, which may have no records yet. Raises UserError if the folder is not a stage's, or damaged."""
     try:
         records = tuple(metrics.read(folder / "metrics.jsonl"))
         config = _config(folder / "config.yaml")
         events = tuple(_event(path) for path in sorted((folder / "events").glob("*.json")))
     except (UserError, GrowthError) as error:
-        told = " ".join(str(error).split())  # a configuration may have many errors, a line for each
-        raise UserError(f"{folder}: not the folder of a stage, or damaged: {told}") from error
+        reason = " ".join(str(error).split())  # errors of a configuration have a line each
+        raise UserError(f"{folder}: not the folder of a stage, or damaged: {reason}") from error
     return StageHistory(folder.name, folder, config, records, events, is_done(folder))
 
 
@@ -109,11 +110,11 @@ def _config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has no configuration in it, but {documents.show(config)}")
     stage = stage_from(config, str(path))
     stage.model.architecture()
-    return stage.to_dict()  # with every default, also those that the file leaves out
+    return stage.to_dict()  # with the defaults of keys that the file leaves out
 
 
 class _Kept(schema.Event):
-    """An event in a stage's folder: it has been measured, or not, and has taken its time."""
+    """An event in a stage's folder, which has a plan, its duration and, if it was measured, a certificate."""
 
     plan: schema.Plan  # type: ignore[misc]
     certificate: schema.Certificate | None  # type: ignore[misc]

@@ -31,8 +31,8 @@ COLOURS = ("#2f6d8e", "#c8702a", "#3f8f4f", "#8a4f9e", "#b23a48", "#6b6b2d", "#3
 def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
     """Draws a run and writes it as an image (PNG, or what the suffix says).
 
-    Training loss as a thin line, validation loss as a thick one with dots; one colour for each stage; a dotted
-    line at a patch. Raises UserError when it cannot be written.
+    Training loss is a thin line, validation loss a thick one with dots; each stage has a colour; a dotted line marks
+    a patch. Raises UserError when it cannot be written.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 7.5), layout="constrained")
@@ -61,7 +61,7 @@ def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
 
 
 def points(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
-    """What is drawn, for machines: for each stage and curve the x and y values."""
+    """The values that are drawn, for machines: each stage's records, with the keys of both axes."""
     keys = [*COLUMNS, *ROWS, *(f"validation_{y}" for y in ROWS)]
     return [
         {"stage": stage.name, "records": [{k: r[k] for k in keys if k in r} for r in stage.records]} for stage in stages
@@ -85,13 +85,13 @@ def _curves(axes: Axes, stages: Sequence[StageHistory], x: str, y: str) -> None:
         if index:
             axes.axvline(stage.start[x], color="#999999", linewidth=0.8, linestyle=(0, (3, 3)))
         for event in stage.events:
-            if event.step:  # a patch
+            if event.step:  # this one is a patch
                 axes.axvline(stage.reached(event.step)[x], color=colour, linewidth=0.6, linestyle=(0, (1, 3)))
     axes.set_xlim(stages[0].start[x], max(stages[-1].end[x], stages[0].start[x] + 1))
 
 
 def _names(axes: Axes, stages: Sequence[StageHistory], x: str) -> None:
-    """The stages' names above their part of the axis, where there is room."""
+    """Writes the stages' names above their parts of the axis, where there is room."""
     low, high = axes.get_xlim()
     for index, stage in enumerate(stages):
         room = (stage.end[x] - stage.start[x]) / (high - low)
@@ -110,14 +110,14 @@ def _names(axes: Axes, stages: Sequence[StageHistory], x: str) -> None:
 
 
 def formatter(x: str) -> Formatter:
-    """Of the ticks of an axis: times as people say them, other numbers with a letter."""
+    """Formats the ticks of an axis: times as people say them, other numbers with a letter."""
     if x == "seconds":
         return FuncFormatter(lambda seconds, _: duration(seconds))
     return EngFormatter(sep="")
 
 
 def short(number: float) -> str:
-    """Three digits and a letter: 656k, 2.62M, 6.74B; powers of ten from 1e12 on."""
+    """A number as three digits and a letter: 656k, 2.62M, 6.74B; powers of ten from 1e12 on."""
     if abs(number) >= 1e12:
         return f"{number:.3g}"
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -127,7 +127,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 8 ms, 45 s, 12 min, 3.5 h."""
+    """A duration as people say it: 8 ms, 45 s, 12 min, 3.5 h."""
     if 0 < seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 100:

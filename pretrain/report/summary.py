@@ -14,7 +14,7 @@ from pretrain.errors import UserError
 
 
 def parts(arch: Architecture) -> list[dict[str, Any]]:
-    """Per row of the family's table: name, shape of one tensor, how many there are, parameters of all of them."""
+    """For each row of the family's table its name, the shape of one tensor, their number, and parameters of all."""
     rows = []
     for spec in arch.table.tensors:
         shape = [dim.size(arch.sizes) for dim in spec.dims]
@@ -24,8 +24,11 @@ def parts(arch: Architecture) -> list[dict[str, Any]]:
 
 
 def history(manifest: Manifest) -> list[dict[str, Any]]:
-    """Per event, oldest first: stage, parameters before and after, operators, certificate (or None) and seconds; of an
-    import the name of the model and what is known of its vocabulary."""
+    """The events of a lineage, oldest first.
+
+    Each has its stage, the parameters before and after, the operators, the certificate (or None) and the seconds. An
+    import has the name of the model and what is known of its vocabulary.
+    """
     rows: list[dict[str, Any]] = []
     for event in manifest.events:
         if "imported" in event:
@@ -56,11 +59,12 @@ def in_one_line(row: Mapping[str, Any]) -> str:
     text += f" ({', '.join(row['operators']) or 'same shape'})"
     if not row["certificate"]:
         return text + "; no certificate"
-    found = Certificate.from_json(row["certificate"])
-    verdict = "preserved" if found.preserved else "changed"
-    text += f"; function {verdict}, logits to {found.error:.2g}, loss {found.loss_after - found.loss_before:+.1e}"
-    text += f", {found.dead_share:.2%} of the new parameters dead"
-    before, after = found.bits_per_byte_before, found.bits_per_byte_after
+    certificate = Certificate.from_json(row["certificate"])
+    verdict = "preserved" if certificate.preserved else "changed"
+    text += f"; function {verdict}, logits to {certificate.error:.2g}"
+    text += f", loss {certificate.loss_after - certificate.loss_before:+.1e}"
+    text += f", {certificate.dead_share:.2%} of the new parameters dead"
+    before, after = certificate.bits_per_byte_before, certificate.bits_per_byte_after
     if before is not None and after is not None:
         text += f", bits per byte {before:.4f} to {after:.4f}"
     return text
@@ -75,7 +79,7 @@ def ancestors(path: Path, manifest: Manifest) -> Iterator[tuple[dict[str, str], 
     while manifest.parent:
         named = Path(manifest.parent["path"])
         beside = path.absolute().parents[2].joinpath(*named.parts[-3:]) if len(path.absolute().parents) > 2 else named
-        found, problem = None, "not found here"
+        parent, problem = None, "not found here"
         for place in dict.fromkeys((named, beside)):
             if not os.path.exists(place / MANIFEST):
                 continue
@@ -85,10 +89,10 @@ def ancestors(path: Path, manifest: Manifest) -> Iterator[tuple[dict[str, str], 
                 problem = str(error)
                 continue
             if candidate.hash == manifest.parent["hash"]:
-                found, path, problem = candidate, place, ""
+                parent, path, problem = candidate, place, ""
                 break
             problem = f"another checkpoint is at {place} (its hash is {candidate.hash})"
-        yield {"path": str(path if found else named), "hash": manifest.parent["hash"]}, found, problem
-        if found is None:
+        yield {"path": str(path if parent else named), "hash": manifest.parent["hash"]}, parent, problem
+        if parent is None:
             return
-        manifest = found
+        manifest = parent

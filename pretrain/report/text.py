@@ -1,4 +1,4 @@
-"""The text that a stage was measured on, so far as its folder says: whether losses are of one and the same text."""
+"""Which text a stage was measured on, as its folder says, so that only losses of the same text are compared."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -11,11 +11,11 @@ from pretrain.report.history import StageHistory
 from pretrain.runtime import documents
 
 CONTENT = ("xxh3_128", "tokenizer", "documents", "tokens")
-"""Of a corpus's description: what tells its text from another's, wherever the corpus lies."""
+"""The keys of a corpus's description that tell its text from another's, wherever the corpus lies."""
 
 
 def held_out(stage: StageHistory) -> dict[str, Any]:
-    """All that decides which text a validation is of: see pretrain.data.corpus.corpus.Split."""
+    """All that decides which text validation uses; see pretrain.data.corpus.corpus.Split."""
     data, train = stage.config["data"], stage.config["train"]
     return {
         "data.corpus": _corpus(str(data["corpus"])),
@@ -26,14 +26,14 @@ def held_out(stage: StageHistory) -> dict[str, Any]:
 
 
 def trained(stage: StageHistory) -> dict[str, Any]:
-    """All that decides which text a training loss is of, but for its order."""
+    """All that decides which text is trained on, except for its order."""
     return {"data.corpus": _corpus(str(stage.config["data"]["corpus"]))}
 
 
 def difference(texts: Iterable[Mapping[str, Any]]) -> str:
-    """The first key in which they are not all the same, and its values; empty when they are."""
-    first, *others = texts
-    for other in others:
+    """The first key in which the texts differ, and two of its values, in words; empty if they are all the same."""
+    first, *remaining = texts
+    for other in remaining:
         for key, value in first.items():
             if other[key] != value:
                 return f"{key} {_words(value)} and {_words(other[key])}"
@@ -42,12 +42,12 @@ def difference(texts: Iterable[Mapping[str, Any]]) -> str:
 
 @lru_cache(maxsize=64)
 def _corpus(folder: str) -> tuple[str, tuple[Any, ...]]:
-    """The folder, and what is in it; the same for two folders that hold the same."""
+    """What identifies a corpus: its content, so equal for copies of it; its folder if it cannot be read any more."""
     try:
-        found = documents.read(Path(folder) / DESCRIPTION, documents.Object)
-    except UserError:  # not here any more: its name must do
+        description = documents.read(Path(folder) / DESCRIPTION, documents.Object)
+    except UserError:  # the corpus is gone: its name must do
         return folder, ()
-    return "", tuple(documents.show(found.get(key)) for key in CONTENT)
+    return "", tuple(documents.show(description.get(key)) for key in CONTENT)
 
 
 def _words(value: Any) -> str:
