@@ -9,7 +9,7 @@ __all__ = ["form_of", "forms"]
 
 
 def forms() -> dict[str, HfForm]:
-    """Family -> its form in transformers, of those that have one."""
+    """The form in transformers of each family that has one, by the family's name."""
     return {name: family.hf for name, family in FAMILIES.items() if family.hf}
 
 

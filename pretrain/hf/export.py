@@ -22,12 +22,12 @@ from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
 from pretrain.runtime.files import Lock, fsync_folder, make_folder, write_file
 
 MARK, LOCK = "cambium.json", "lock"
-TRANSFORMERS = "5.23.0"  # whose conventions the files follow
+TRANSFORMERS = "5.23.0"  # the files follow the conventions of this version
 
 
 @dataclass(frozen=True)
 class Exported:
-    """existed: the folder held this very export already."""
+    """What `export` made. existed: whether the folder held this very export already."""
 
     checkpoint: Path
     folder: Path
@@ -51,7 +51,7 @@ def export(
     dtype: fp32, bf16 or fp16. shard_bytes: the largest file of weights; above, they are cut into shards with an index.
     Stopped and called again, it goes on after the last shard that was finished. Raises UserError when the folder holds
     something else, another process writes it, the model cannot be expressed, the tokenizer is missing, or the disk is
-    full; CorruptCheckpoint.
+    full; CorruptCheckpoint when a block of the checkpoint does not verify.
     """
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
@@ -100,9 +100,9 @@ def _config(
     resolved: Any, arch: Architecture, family: HfForm, words: Vocabulary, imported: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
     seq_len = resolved.get("train", {}).get("seq_len", 0)
-    kept = {key: imported[key] for key in family.kept if key in imported}
-    longest = {"max_position_embeddings": max(seq_len, kept.get("max_position_embeddings", 0))}
-    found = {
+    taken_over = {key: imported[key] for key in family.kept if key in imported}
+    longest = {"max_position_embeddings": max(seq_len, taken_over.get("max_position_embeddings", 0))}
+    config = {
         "architectures": [family.model_class],
         "model_type": family.model_type,
         **family.config(arch),
@@ -110,15 +110,15 @@ def _config(
         "pad_token_id": None,
         "use_cache": True,
         **words.token_ids(),
-        **kept,
-        **({} if "positions" in arch.sizes else longest),  # else the family has said so
+        **taken_over,
+        **({} if "positions" in arch.sizes else longest),  # with learned positions family.config says it
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,
     }
-    rope = found.get("rope_parameters", {})
-    if rope.get("rope_type") == "longrope":  # the same factors before and after this length
-        rope["original_max_position_embeddings"] = found["max_position_embeddings"]
-    return found
+    rope = config.get("rope_parameters", {})
+    if rope.get("rope_type") == "longrope":  # the factors are the same before and after this length
+        rope["original_max_position_embeddings"] = config["max_position_embeddings"]
+    return config
 
 
 def _generation(config: dict[str, Any]) -> dict[str, Any]:
@@ -130,19 +130,19 @@ def _is_there(folder: Path, mark: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / MARK).read_text())
+        stored_mark = json.loads((folder / MARK).read_text())
     except (OSError, ValueError):
         raise UserError(f"{folder} is there already and is no export: choose another folder") from None
-    if found != mark:
+    if stored_mark != mark:
         raise UserError(
-            f"{folder} is there already and holds another export (of stage {found.get('stage')}, step "
-            f"{found.get('step')}, {found.get('dtype')}): remove it, or choose another folder"
+            f"{folder} is there already and holds another export (of stage {stored_mark.get('stage')}, step "
+            f"{stored_mark.get('step')}, {stored_mark.get('dtype')}): remove it, or choose another folder"
         )
     return True
 
 
 def _begin(work: Path, mark: dict[str, Any]) -> None:
-    """Leaves only what an export like this one, that was stopped, has finished."""
+    """Removes what other exports have left; what this very export has finished before it was stopped stays."""
     if not ((work / MARK).exists() and json.loads((work / MARK).read_text()) == mark):
         for path in work.iterdir():
             if path.name != LOCK:

@@ -19,11 +19,12 @@ CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INDEX = "model.safetensors.index.json"
 
 Read = Callable[[str, Box], torch.Tensor]
-"""(tensor, box) -> fp32."""
+"""(tensor, box) -> the fp32 content of the box."""
 
 
 def shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, shard_bytes: int) -> dict[str, list[str]]:
-    """File -> its tensors. shapes: in the order of the state_dict; shard_bytes: save_pretrained's max_shard_size."""
+    """The names of the tensors of each file. shapes: in the order of the state_dict; shard_bytes: max_shard_size of
+    save_pretrained."""
     split = split_state_dict_into_shards_factory(
         dict(shapes),
         get_storage_size=lambda shape: prod(shape) * dtype.itemsize,
@@ -70,7 +71,7 @@ def write_shard(
 
 
 def _header(names: list[str], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
-    """safetensors' own order is by dtype, then by name."""
+    """The header of a file. The safetensors library orders tensors by dtype, then by name; here all have one dtype."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in sorted(names):

@@ -33,7 +33,10 @@ from pretrain.state import State
 
 @dataclass(frozen=True)
 class Imported:
-    """vocabulary: {"order": "merge age" | "identity", "tokenizer": its hash or None, "reason": why identity}."""
+    """What `import_model` made. existed: whether it was there already.
+
+    vocabulary: {"order": "merge age" | "identity", "tokenizer": its hash or None, "reason": why identity}.
+    """
 
     checkpoint: Path
     existed: bool
@@ -45,12 +48,12 @@ class Imported:
 def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
     """Make `stage` (runs/NAME/STAGE) the finished stage that holds the model of the folder `source`, without moments.
 
-    Streams; stopped and called again, it goes on. Raises UserError for a folder that is no model of a known family,
-    has pickles for weights or anything that cannot be taken over, and when the stage has begun otherwise.
+    The weights are streamed; stopped and called again, it goes on. Raises UserError for a folder that is no model of a
+    known family, has pickles for weights or anything that cannot be taken over, and when the stage has begun otherwise.
     """
     target = step_folder(stage / "checkpoints", 0)
-    if others := [path for path in steps(stage / "checkpoints") if path != target]:
-        raise UserError(f"{stage} is a stage that has begun already ({others[0].name}): name another one")
+    if other_steps := [path for path in steps(stage / "checkpoints") if path != target]:
+        raise UserError(f"{stage} is a stage that has begun already ({other_steps[0].name}): name another one")
     model = look(source, progress)
     event = {
         "stage": stage.name,
@@ -73,8 +76,10 @@ def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
 
 @dataclass(frozen=True)
 class Model:
-    """A folder that can be imported. vocabulary: see Imported; rows: for each row of the checkpoint's vocabulary that
-    of the folder's (None: the same)."""
+    """A folder that can be imported.
+
+    vocabulary: see Imported. rows: for each row of the checkpoint's vocabulary the row of the model (None: the same).
+    """
 
     config: dict[str, Any]
     arch: Architecture
@@ -84,7 +89,7 @@ class Model:
 
 
 def look(source: Path, progress: bool = False) -> Model:
-    """Everything in a folder, checked before anything is made of it; raises UserError as `import_model` does."""
+    """Checks everything in a folder before anything is made of it. Raises UserError as `import_model` does."""
     config = _config(source)
     family, arch = _architecture(source, config)
     weights = HfWeights(source, family, arch)
@@ -98,12 +103,12 @@ def _config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if not path.is_file():
         raise UserError(f"{path} is not there: name the folder of a model in Hugging Face's format")
-    found: dict[str, Any] = documents.read(path, Kept)
-    return found
+    config: dict[str, Any] = documents.read(path, Kept)
+    return config
 
 
 def _check_tokenizer_files(source: Path) -> None:
-    """What goes along as it is, is read by others; damage must be found while the original is at hand."""
+    """Checks the files that are copied as they are: damage must be found while the original is at hand."""
     for name in FILES:
         if name.endswith(".json") and (source / name).is_file():
             documents.read(source / name, TokenizerConfig if name == CONFIG_FILE else documents.Object)
@@ -114,8 +119,8 @@ def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfForm, Archite
         if config.get("model_type") == family.model_type:
             return family, family.architecture(config, str(source / "config.json"))
     known = ", ".join(sorted(family.model_type for family in forms().values()))
-    told = documents.show(config.get("model_type"))
-    raise UserError(f"{source / 'config.json'}: model_type {told} is not known; known: {known}")
+    model_type = documents.show(config.get("model_type"))
+    raise UserError(f"{source / 'config.json'}: model_type {model_type} is not known; known: {known}")
 
 
 def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
@@ -136,7 +141,7 @@ def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArr
 
 
 def _as_it_is(source: Path, arch: Architecture, reason: str) -> dict[str, Any]:
-    """Of a tokenizer whose ids stay as they are: its hash, if text can be prepared with it; else why not."""
+    """The record of a tokenizer whose ids stay as they are: its hash if text can be prepared with it, or why not."""
     if not families.of(arch.family).text.tokenizers.is_byte_level(source):
         return {"tokenizer": None, "reason": reason}
     try:
@@ -164,17 +169,17 @@ def _write(
 
 
 def _same(target: Path, event: dict[str, Any]) -> Manifest | None:
-    """The manifest of an import of this very folder that is there already."""
+    """The manifest of an earlier import of this very folder, or None. Raises UserError if something else is there."""
     if not target.exists():
         return None
-    found = check(target)
-    if [plain(e) for e in found.events] == [plain(event)]:
-        return found
+    manifest = check(target)
+    if [plain(e) for e in manifest.events] == [plain(event)]:
+        return manifest
     raise UserError(f"{target} is there already and is something else: name another stage")
 
 
 def _finish(source: Path, stage: Path, manifest: Manifest, event: dict[str, Any]) -> None:
-    """The tokenizer files beside the checkpoint, and at last the mark that the stage is finished."""
+    """Copies the tokenizer files beside the checkpoint, and at last marks the stage as finished."""
     folder = stage / TOKENIZER
     folder.mkdir(exist_ok=True)
     for name in FILES:

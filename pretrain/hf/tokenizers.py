@@ -32,13 +32,16 @@ FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-"""What is kept of an imported folder besides its weights and config. No file with code is taken."""
+"""The files that an import copies besides the weights and the config. No file with code is among them."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A checkpoint's: its tokenizer if it is one that Cambium reads (rows by merge age), and the folder of the
-    tokenizer files of an imported model, whose rows are otherwise in the order of their ids."""
+    """The vocabulary of a checkpoint.
+
+    tokenizer: if it is one that Cambium reads; the checkpoint's rows are then in its order of growth. imported: the
+    folder of the tokenizer files of an imported model; without a tokenizer the rows are in the order of their ids.
+    """
 
     size: int
     tokenizer: Tokenizer | None
@@ -51,11 +54,11 @@ class Vocabulary:
 
     @property
     def identity(self) -> str:
-        """Tells tokenizers apart."""
+        """Identifies the tokenizer in the mark of an export."""
         return self.tokenizer.hash if self.tokenizer else "as imported"
 
     def token_ids(self) -> dict[str, int | None]:
-        """The ids of special tokens in the exported model's config, where known."""
+        """The ids of special tokens for the exported model's config, if the tokenizer is known."""
         if self.tokenizer is None:
             return {}
         row, t = self.tokenizer.stock_order(self.size), self.tokenizer
@@ -69,7 +72,7 @@ class Vocabulary:
         }
 
     def write(self, folder: Path) -> None:
-        """The tokenizer files of the exported model."""
+        """Writes the tokenizer files of the exported model."""
         if self.imported and (self.tokenizer is None or self.tokenizer.size == self.size):
             for name in FILES:
                 if (self.imported / name).exists():
@@ -89,22 +92,22 @@ def vocabulary(checkpoint: Path, manifest: Manifest, given: Path | None) -> Voca
     """
     size = manifest.architecture["sizes"]["vocab"]
     event = imported(manifest)
-    found = event["vocabulary"] if event else None
-    files = imported_files(checkpoint, manifest) if found else None
-    if found and found["order"] == "identity":
+    record = event["vocabulary"] if event else None
+    files = imported_files(checkpoint, manifest) if record else None
+    if record and record["order"] == "identity":
         files = given or files
         if files is None:
             raise UserError(
                 f"the tokenizer files of {event['name']}, from which the model grew, are not beside its import any "
                 "more: name the folder of the model that was imported with --tokenizer"
             )
-        if found["tokenizer"] and ByteLevel.load(files).hash != found["tokenizer"]:
+        if record["tokenizer"] and ByteLevel.load(files).hash != record["tokenizer"]:
             raise UserError(f"{files} is not the tokenizer that the model was imported with: name that one")
         return Vocabulary(size, None, files)
     tokenizer = _tokenizer(manifest, given or files)
-    wanted = found["tokenizer"] if found else manifest.cursor.get("tokenizer", tokenizer.hash)
-    if tokenizer.hash != wanted:
-        how = "imported" if found else "trained"
+    expected_hash = record["tokenizer"] if record else manifest.cursor.get("tokenizer", tokenizer.hash)
+    if tokenizer.hash != expected_hash:
+        how = "imported" if record else "trained"
         raise UserError(f"{tokenizer.name} is not the tokenizer that the model was {how} with: name that one")
     tokenizer.legal(size)
     return Vocabulary(size, tokenizer, None if given else files)
@@ -112,24 +115,25 @@ def vocabulary(checkpoint: Path, manifest: Manifest, given: Path | None) -> Voca
 
 def imported(manifest: Manifest) -> dict[str, Any]:
     """The import at the beginning of a checkpoint's lineage, or an empty dict."""
-    found: list[Mapping[str, Any]] = [event["imported"] for event in manifest.events if "imported" in event]
-    return dict(found[0]) if found else {}
+    imports: list[Mapping[str, Any]] = [event["imported"] for event in manifest.events if "imported" in event]
+    return dict(imports[0]) if imports else {}
 
 
 def imported_files(checkpoint: Path, manifest: Manifest) -> Path | None:
     """Where the import put the tokenizer files: beside the checkpoints of the first stage of this checkpoint's lineage.
 
-    None when an ancestor is neither where it was nor in the same run folder."""
+    None when an ancestor is neither where it was nor in the same run folder.
+    """
     checkpoint = checkpoint.absolute()
     while manifest.parent:
         place = Path(manifest.parent["path"])
         for path in (place.absolute(), checkpoint.parents[2].joinpath(*place.parts[-3:])):
             try:
-                found = Manifest.load(path)
+                parent = Manifest.load(path)
             except UserError:
                 continue
-            if found.hash == manifest.parent["hash"]:
-                checkpoint, manifest = path, found
+            if parent.hash == manifest.parent["hash"]:
+                checkpoint, manifest = path, parent
                 break
         else:
             return None
@@ -148,5 +152,5 @@ def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
     except UserError as error:
         raise UserError(f"{error}\nIf the corpus is elsewhere, name its tokenizer with --tokenizer") from error
     if manifest.cursor:
-        feed.seek(manifest.cursor)  # which raises UserError for another corpus, its tokenizer included
+        feed.seek(manifest.cursor)  # raises UserError for another corpus or tokenizer
     return feed.tokenizer

@@ -31,20 +31,20 @@ class HfWeights:
     def __init__(self, folder: Path, family: HfForm, arch: Architecture) -> None:
         self.folder = folder
         self.files, self.arch = _files(folder), arch
-        if arch.layers > len(self.files):  # before a list of their tensors is made
+        if arch.layers > len(self.files):  # checked before a list of their tensors is made
             raise UserError(f"{folder}: the config has {arch.layers} layers, and there are {len(self.files)} tensors")
         # A folder of the model without its output layer, as many have been published, has the names without the base.
         base = "" if any(name.startswith(family.base) for name in self.files) else family.base
-        wanted = {name.removeprefix(base): family.stored(name) for name in family.names(arch)}
-        self._rows = {part: (name, stored) for name, stored in wanted.items() for part in stored.parts}
-        found = {name for name in self.files if name not in family.tied and not name.endswith(family.repeated)}
-        if missing := sorted(set(wanted) - found):
+        expected = {name.removeprefix(base): family.stored(name) for name in family.names(arch)}
+        self._rows = {part: (name, stored) for name, stored in expected.items() for part in stored.parts}
+        present = {name for name in self.files if name not in family.tied and not name.endswith(family.repeated)}
+        if missing := sorted(set(expected) - present):
             raise UserError(f"{folder}: {len(missing)} tensor(s) of the config are not there, such as {missing[0]}")
-        if unknown := sorted(found - set(wanted)):
+        if unknown := sorted(present - set(expected)):
             first = documents.one_line(unknown[0])
             raise UserError(f"{folder}: {len(unknown)} tensor(s) are unknown to {family.model_class}: {first}")
         self.dtypes = set()
-        for name, stored in wanted.items():
+        for name, stored in expected.items():
             with self._tensor(name) as piece:
                 shape = tuple(piece.get_shape())
                 self.dtypes.add(str(piece.get_dtype()))
@@ -65,11 +65,11 @@ class HfWeights:
     def read(self, name: str, box: Box) -> torch.Tensor:
         """The fp32 content of a box of a logical tensor."""
         row, stored = self._rows[name]
-        found = self._read(row, stored.place(self.arch, name, box))
-        return found.T.contiguous() if stored.turned else found
+        content = self._read(row, stored.place(self.arch, name, box))
+        return content.T.contiguous() if stored.turned else content
 
     def check_finite(self, progress: bool = False) -> None:
-        """Reads every weight; raises UserError naming the first tensor that has one that is no number, or infinite."""
+        """Reads every weight. Raises UserError naming the first tensor with a weight that is NaN or infinite."""
         total = 4 * self.arch.parameters()
         with tqdm(total=total, unit="B", unit_scale=True, desc="are all weights finite", disable=not progress) as bar:
             for row in dict.fromkeys(row for row, _ in self._rows.values()):
@@ -81,27 +81,26 @@ class HfWeights:
                     bar.update(4 * box.numel)
 
     def identity(self) -> dict[str, list[int]]:
-        """File -> size and time of its last change, to know the same folder again without reading it."""
+        """The size and the time of last change of each file, by which an unchanged folder is recognised unread."""
         stats = {file: (self.folder / file).stat() for file in sorted(set(self.files.values()))}
         return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
     def _equal(self, name: str, other: str) -> bool:
         """Whether two tensors of the files are the same; only a piece of each is in memory at a time."""
-        with self._tensor(name) as one, self._tensor(other) as two:
-            shape = tuple(one.get_shape())
-            if shape != tuple(two.get_shape()):
+        with self._tensor(name) as first, self._tensor(other) as second:
+            shape = tuple(first.get_shape())
+            if shape != tuple(second.get_shape()):
                 return False
         return all(torch.equal(self._read(name, box), self._read(other, box)) for box in Box.whole(shape).parts(PIECE))
 
     def _read(self, name: str, box: Box) -> torch.Tensor:
         with self._tensor(name) as piece:
-            found: torch.Tensor = piece[box.slices()].to(torch.float32)
-            return found
+            content: torch.Tensor = piece[box.slices()].to(torch.float32)
+            return content
 
     @contextmanager
     def _tensor(self, name: str) -> Iterator[Any]:
-        """A tensor's file opened at it, and only for so long: a file that stays mapped counts as memory, up to its
-        size."""
+        """Opens a tensor's file at the tensor, for the time of the context only: a mapped file counts as memory."""
         path = self.folder / self.files[name]
         with _opened(path) as file:
             try:
@@ -112,15 +111,15 @@ class HfWeights:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Tensor -> file."""
+    """The file of each tensor. Raises UserError if a folder has no safetensors files, or an index that misleads."""
     if (folder / INDEX).is_file():
-        found: dict[str, str] = documents.read(folder / INDEX, Index)["weight_map"]
-        for file in sorted(set(found.values())):
+        weight_map: dict[str, str] = documents.read(folder / INDEX, Index)["weight_map"]
+        for file in sorted(set(weight_map.values())):
             if not FILE.fullmatch(file):
                 raise UserError(f"{folder / INDEX}: {documents.show(file)} is no name of a safetensors file beside it")
             if not (folder / file).is_file():
                 raise UserError(f"{folder / file}: the index names it, and it is not there")
-        return found
+        return weight_map
     single = folder / "model.safetensors"
     if single.is_file():
         with _opened(single) as file:
@@ -141,7 +140,7 @@ def _opened(path: Path) -> Any:
 
 
 def _order(orders: list[list[str]], files: dict[str, str]) -> str:
-    """In which of the orders (of MODULES and SORTED) the tensors were cut into files."""
+    """MODULES or SORTED: the order of tensors in which they were cut into files."""
     for order, names in zip((MODULES, SORTED), orders, strict=True):
         along = [files[name] for name in names]
         if along == sorted(along):
