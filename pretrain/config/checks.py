@@ -1,4 +1,4 @@
-"""What must hold inside a stage and between stages, beyond the type of each key."""
+"""Checks what must hold inside a stage and between stages, beyond the type of each key."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_
 """The axes of a model; none may shrink from one stage to the next."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a curriculum and a stage may be called: a folder, a job and a column of a table everywhere."""
+"""The names that a curriculum and a stage may have: those that can name a folder and a job everywhere."""
 
 
 def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
-    """What is wrong with these stages, one line each: key, values, what to do. `only` restricts it to one of them."""
-    found = [] if stages else ["stages: empty; a curriculum has at least one stage"]
+    """All that is wrong with these stages, one line each: key, values, what to do. only: the index of a single stage
+    to check."""
+    messages = [] if stages else ["stages: empty; a curriculum has at least one stage"]
     for index, stage in enumerate(stages):
         if only in (None, index):
             checks = (
@@ -38,18 +39,18 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _budget(stage),
                 _patches(stage),
             )
-            found += [f"stages[{index}].{problem}" for check in checks for problem in check]
+            messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.until == "gstack" and (index + 1 == len(stages) or stages[index + 1].from_scratch):
-                found.append(f"stages[{index}].train.until: gstack, but no stage grows from this one; use tokens")
+                messages.append(f"stages[{index}].train.until: gstack, but no stage grows from this one; use tokens")
         if index and only in (None, index, index - 1):
-            found += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
-    return found
+            messages += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
+    return messages
 
 
-def raise_for(found: Sequence[str], where: str) -> None:
+def raise_for(messages: Sequence[str], where: str) -> None:
     """Raises one UserError for all problems, if there are any."""
-    if found:
-        raise UserError(join_problems(where, found))
+    if messages:
+        raise UserError(join_problems(where, messages))
 
 
 def _names(stages: Sequence[Stage], index: int) -> Iterator[str]:
@@ -60,7 +61,7 @@ def _names(stages: Sequence[Stage], index: int) -> Iterator[str]:
 
 
 def bad_name(name: str) -> Iterator[str]:
-    """What is wrong with the name of a curriculum or a stage."""
+    """Yields what is wrong with the name of a curriculum or a stage, if anything is."""
     if not NAME.fullmatch(name):
         yield (
             f"name: {name[:120]!r} cannot name a folder and a job: use at most 100 letters (a to z), digits, '.', '_' "
@@ -69,13 +70,13 @@ def bad_name(name: str) -> Iterator[str]:
 
 
 def bad_output(folder: str) -> Iterator[str]:
-    """What is wrong with the folder of the runs, which scripts and a job's options name."""
+    """Yields what is wrong with the folder of the runs, which scripts and a job's options name."""
     if not folder or not folder.isprintable() or "\\" in folder:
         yield f"output: {folder!r} cannot name a folder everywhere; leave out backslashes and what cannot be printed"
 
 
 def _finite(where: str, value: Any) -> Iterator[str]:
-    """Every number in the options of operators, which have no type that would say so."""
+    """Yields an error for every infinite or NaN number in the options of operators, which have no type to say so."""
     if isinstance(value, float) and not isfinite(value):
         yield f"{where}: {value} is no finite number; give one"
     elif isinstance(value, Mapping):
@@ -181,13 +182,16 @@ def _ramp(train: Train) -> Iterator[str]:
 
 
 def due(patch: Patch, tokens: int) -> int:
-    """After how many tokens of a stage that has so many a patch is due: a whole number, since the product may lie just
-    above the one that is meant; and not before the first step, since a patch grows from a checkpoint of the stage."""
+    """After how many of a stage's `tokens` a patch is due.
+
+    The number is rounded, since the product may lie just above the one that is meant, and at least 1, since a patch
+    grows from a checkpoint of the stage.
+    """
     return max(1, round(patch.at * tokens))
 
 
 def _patches(stage: Stage) -> Iterator[str]:
-    layers, train, made = stage.model.layers, stage.train, 0
+    layers, train, steps_before = stage.model.layers, stage.train, 0
     step = train.global_batch * train.seq_len
     for number, patch in enumerate(stage.patches):
         if number and patch.at <= stage.patches[number - 1].at:
@@ -201,10 +205,10 @@ def _patches(stage: Stage) -> Iterator[str]:
                 f"of the new layer in the resulting list, so choose 0 to {layers}"
             )
         layers += 1
-        # After how many steps it is made, of which each makes one patch at most. With epochs, and with a ramp, that is
-        # known only when the stage runs: it warns at its end.
-        made = max(made + 1, -(-due(patch, train.tokens) // step))
-        if train.tokens and not train.ramp_from and made >= train.steps():
+        # A step makes at most one patch. With epochs or a ramp this number of steps is known only when the stage runs,
+        # which then warns at its end.
+        steps_before = max(steps_before + 1, -(-due(patch, train.tokens) // step))
+        if train.tokens and not train.ramp_from and steps_before >= train.steps():
             yield (
                 f"patches[{number}].at: {patch.at:g} of train.tokens {train.tokens} comes too late: the last of "
                 f"{train.steps()} steps begins at {(train.steps() - 1) * step} tokens, and a step makes one patch at "
@@ -233,7 +237,7 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             f"raise it to {size} or more{_instead(axis)}"
         )
     if shrunk or any(_shape(old)) or any(_shape(new)):
-        return  # the shape is reported already
+        return  # the errors of the shape are reported already
     grow = new.grow
     if grow.moments == "reset" and (grow.old_lr, grow.new_lr) != (1, 1):
         yield (
@@ -245,22 +249,22 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             f"parallel.tp: {new.parallel.tp} ranks cannot share the {before.positions} positions of stage "
             f"{old.name!r}, on which its growth is measured; lower it or switch parallel.sequence_parallel off"
         )
-    rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces do not matter here
-    ways = {"grow": grow}
+    rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces make no difference to the checks
+    policies = {"grow": grow}
     for number, candidate in enumerate(grow.trial.candidates):
         where = f"grow.trial.candidates[{number}]"
         if unknown := sorted(set(candidate) - set(grow.OPERATORS)):
-            known = ", ".join(grow.OPERATORS)
-            yield f"{where}: {', '.join(unknown)} cannot be tried; a candidate chooses among {known}"
+            choices = ", ".join(grow.OPERATORS)
+            yield f"{where}: {', '.join(unknown)} cannot be tried; a candidate chooses among {choices}"
         else:
-            ways[where] = grow.tried(candidate)
+            policies[where] = grow.tried(candidate)
     arch, target = before.architecture(), new.model.architecture()
-    for where, way in ways.items():
+    for where, policy in policies.items():
         try:
             growth.between(
                 arch,
                 target,
-                factor_files.stood_in(way.policy(), arch, target),
+                factor_files.stood_in(policy.policy(), arch, target),
                 seed=new.seed,
                 init_std=new.model.init_std,
                 pieces=rows,

@@ -37,13 +37,15 @@ RESUMABLE = (
     "guard",
     "log",
 )
-"""What may differ when a stage is resumed (the cursor makes sure that a corpus elsewhere is the same one). Everything
-else is part of what the checkpoint is."""
+"""The keys that may differ when a stage is resumed; everything else is part of what the checkpoint is.
+
+The cursor makes sure that a corpus in another place is the same one.
+"""
 
 
 @dataclass(frozen=True)
 class _Document(Section):
-    """What a file holds, once the sections at its top are merged under its stages."""
+    """The content of a file, with the sections at its top merged under its stages."""
 
     name: str
     """Name of the run's folder."""
@@ -67,7 +69,7 @@ class Curriculum(_Document):
         return Path(self.output) / self.name
 
     def stage(self, name: str) -> Stage:
-        """The stage of this name, or a UserError that lists those there are."""
+        """The stage of this name. Raises a UserError that lists the stages if there is none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -109,7 +111,7 @@ class Curriculum(_Document):
 
 
 def _check_derived(stage: Stage, parsed: Stage, arguments: Sequence[str], where: str) -> None:
-    """UserError for a key that followed from another one that is overridden now: nobody can tell whether it is meant to
+    """Raises UserError for a key whose value followed from one that is overridden now: it may or may not be meant to
     follow again."""
     given = {a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")}
     old, new = stage.model, parsed.model
@@ -143,8 +145,8 @@ def curriculum_of(raw: Mapping[str, Any], path: Path) -> Curriculum:
     merged = reading.merge_defaults(raw, SECTIONS)
     document = _validate(_Document, merged, str(path), raw)
     curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
-    found = [*checks.bad_name(curriculum.name), *checks.bad_output(curriculum.output)]
-    checks.raise_for([*found, *checks.problems(curriculum.stages)], str(path))
+    misnamed = [*checks.bad_name(curriculum.name), *checks.bad_output(curriculum.output)]
+    checks.raise_for([*misnamed, *checks.problems(curriculum.stages)], str(path))
     return curriculum
 
 
@@ -154,7 +156,7 @@ def to_yaml(stage: Stage) -> str:
 
 
 def stage_from(resolved: Mapping[str, Any], where: str) -> Stage:
-    """The stage whose resolved configuration a checkpoint holds. Raises UserError for what is none."""
+    """The stage with a resolved configuration, such as a checkpoint holds. Raises UserError if it is not valid."""
     return _validate(Stage, dict(resolved), where)
 
 
@@ -180,7 +182,9 @@ def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Stage, _Document)}  # slow to make
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (Stage, _Document)
+}  # kept, since they are slow to make
 
 
 def _validate(kind: type[T], value: Any, where: str, raw: Any = None) -> T:

@@ -50,23 +50,25 @@ def write_progress(path: Path, state: Mapping[str, torch.Tensor], about: Mapping
 
 
 def read_progress(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The state and the `about` that were stored, if there are any; UserError for a file that is damaged."""
+    """The state and the `about` that were stored, or None. Raises UserError for a file that is damaged."""
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
-            about = (file.metadata() or {}).get(_ABOUT, "")
+            metadata = (file.metadata() or {}).get(_ABOUT, "")
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        told = one_line(str(error))
-        raise UserError(f"{path} is damaged ({told}): remove it, and what it knew is learned again") from error
-    found: dict[str, Any] = documents.checked(documents.Object, documents.parse(about.encode(), path), path)
-    return state, found
+        reason = one_line(str(error))
+        raise UserError(f"{path} is damaged ({reason}): remove it, and what it knew is learned again") from error
+    about: dict[str, Any] = documents.checked(documents.Object, documents.parse(metadata.encode(), path), path)
+    return state, about
 
 
 def filled(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """A `grow` policy with the matrices of its files in place of their names. Raises UserError for a file that is not
-    there, is no safetensors file, or holds nothing for a key."""
+    """A `grow` policy with the matrices of its files in place of their names.
+
+    Raises UserError for a file that is not there, is no safetensors file, or holds nothing for a key.
+    """
     return {key: _read(key, value) if _names_a_file(key, value) else value for key, value in policy.items()}
 
 
@@ -76,8 +78,8 @@ def stood_in(policy: Mapping[str, Any], old: Architecture, new: Architecture) ->
 
 
 def _names_a_file(key: str, value: Any) -> bool:
-    known = "dense" in OPERATORS.get(key, {})
-    return known and isinstance(value, Mapping) and value.get("operator") == "dense" and OPTION in value
+    has_dense = "dense" in OPERATORS.get(key, {})
+    return has_dense and isinstance(value, Mapping) and value.get("operator") == "dense" and OPTION in value
 
 
 def _read(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,22 +90,24 @@ def _read(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
             "with python tools/learn_growth.py (see its --help)"
         )
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        told = one_line(str(error))
-        raise UserError(f"grow.{key}.{OPTION}: {path} is no safetensors file that can be read ({told})") from error
-    for name, matrix in found.items():
+        reason = one_line(str(error))
+        raise UserError(f"grow.{key}.{OPTION}: {path} is no safetensors file that can be read ({reason})") from error
+    for name, matrix in tensors.items():
         if problem := _problem(name, matrix):
             raise UserError(f"grow.{key}.{OPTION}: {path}: {one_line(name)} {problem}")
-    mine = {name.partition(".")[2]: m.float().numpy() for name, m in found.items() if name.partition(".")[0] == key}
-    if not mine:
-        keys = ", ".join(sorted({name.partition(".")[0] for name in found}))
+    matrices = {
+        name.partition(".")[2]: m.float().numpy() for name, m in tensors.items() if name.partition(".")[0] == key
+    }
+    if not matrices:
+        keys = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
         raise UserError(f"grow.{key}.{OPTION}: {path} has factors of {keys or 'nothing'}, none of {key}")
-    return {**{k: v for k, v in value.items() if k != OPTION}, **mine}
+    return {**{k: v for k, v in value.items() if k != OPTION}, **matrices}
 
 
 def _problem(name: str, matrix: torch.Tensor) -> str:
-    """What is wrong with an entry of a file; empty when nothing is."""
+    """What is wrong with an entry of a file, in words; empty if nothing is."""
     if not re.fullmatch(r"\w+\.\w+", name):
         return "is no name of factors, such as hidden.write"
     if not matrix.is_floating_point() or matrix.dim() != 2:
@@ -116,5 +120,5 @@ def _zeros(key: str, value: Mapping[str, Any], old: Architecture, new: Architect
     axes = {"weights": "layers"} if key == "layers" else {"write": key, "read": key}
     if key == "heads" and "kv_heads" in new.sizes:
         axes["kv_write"] = "kv_heads"
-    rest = {k: v for k, v in value.items() if k != OPTION}
-    return {**rest, **{o: np.zeros((new.sizes[axis], old.sizes[axis])) for o, axis in axes.items()}}
+    options = {k: v for k, v in value.items() if k != OPTION}
+    return {**options, **{o: np.zeros((new.sizes[axis], old.sizes[axis])) for o, axis in axes.items()}}

@@ -25,7 +25,7 @@ from pretrain.config.kinds import (
 
 
 class Section:
-    """A key that no field has is an error, never ignored; so is a number that is infinite or none."""
+    """A section of a curriculum. An unknown key is an error, never ignored; so is a number that is infinite or NaN."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -212,7 +212,7 @@ class Train(Section):
         done = steps = 0
         end = min(self.ramp_tokens, self.tokens) if self.ramp_from else 0
         by, grows = self.ramp_by or self.ramp_from, self.global_batch
-        while done < end:  # all steps of one size at a time
+        while done < end:  # counts all steps of one size at a time
             size = self.batch_at(done)
             larger = -(-(size - self.ramp_from + by) * self.ramp_tokens // (grows - self.ramp_from))
             count = max(1, -(-(min(larger, end) - done) // (size * self.seq_len)))
@@ -287,14 +287,14 @@ class Grow(Section):
     """Let all generations but the newest two learn as one from here on, at their mean rate by tokens."""
 
     def policy(self) -> dict[str, Any]:
-        """What growth.between takes."""
-        found = {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != "default"}
-        if "moments" in found:  # of growth, whose own word is about what is old alone
-            found["moments"] = {"old": self.moments, "new": self.moments}
-        return found
+        """The policy that growth.between takes: operators by key, and what moments become."""
+        chosen = {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != "default"}
+        if "moments" in chosen:  # for growth, which takes this word to mean what is old only
+            chosen["moments"] = {"old": self.moments, "new": self.moments}
+        return chosen
 
     def tried(self, candidate: Mapping[str, Any]) -> "Grow":
-        """With the operators of one candidate of the trial."""
+        """The same settings with the operators of one candidate of the trial."""
         return dataclasses.replace(self, **candidate)
 
 

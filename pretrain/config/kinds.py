@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from growth.family import names
 from pretrain.config import reading
 
-# Numbers have a largest value, or a slip of the keyboard would end as a lack of memory.
+# Numbers have a largest value: without it a typing error would show as a lack of memory.
 Positive = Annotated[int, Field(gt=0, le=10**18)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Tokens = Annotated[int, Field(ge=0, le=10**30)]
@@ -21,13 +21,13 @@ Derived = Annotated[int, Field(ge=0, le=1 << 24)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _known(name: str) -> str:
+def _known_family(name: str) -> str:
     if name not in names():
         raise PydanticCustomError("family", "should be one of {names}", {"names": ", ".join(names())})
     return name
 
 
-FamilyName = Annotated[str, AfterValidator(_known)]
+FamilyName = Annotated[str, AfterValidator(_known_family)]
 Operator = Annotated[
     str | dict[str, Any],
     tyro.constructors.PrimitiveConstructorSpec(

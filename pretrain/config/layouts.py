@@ -16,7 +16,7 @@ def ranks_of(stage: Stage, gpus: int) -> int:
 
 
 def layout_of(stage: Stage, world: int, layers: int | None = None) -> Layout:
-    """The layout of a stage on `world` ranks; layers: those that it has by then (default: as it begins).
+    """The layout of a stage on `world` ranks; layers: how many it has by then (default: as many as it begins with).
 
     Raises UserError when the ranks do not make up tp * pp * dp, naming the keys and the number that would fit, and when
     a batch does not fit the layout.
@@ -46,15 +46,15 @@ def layout_of(stage: Stage, world: int, layers: int | None = None) -> Layout:
 
 
 def misfits(train: Train, layout: Layout) -> Iterator[str]:
-    """What is wrong with the batches of a stage that has this layout: key, values, what to do."""
+    """Yields what is wrong with the batches of a stage that has this layout: key, values, what to do."""
     unit = layout.batch_unit(train.micro_batch)
-    of = [f"train.micro_batch {train.micro_batch}"]
-    of += [f"{layout.dp} data-parallel ranks"] if layout.dp > 1 else []
-    of += [f"parallel.pp {layout.pp} of an interleaved pipeline"] if layout.virtual > 1 else []
+    terms = [f"train.micro_batch {train.micro_batch}"]
+    terms += [f"{layout.dp} data-parallel ranks"] if layout.dp > 1 else []
+    terms += [f"parallel.pp {layout.pp} of an interleaved pipeline"] if layout.virtual > 1 else []
     for key in ("global_batch", "ramp_from", "ramp_by"):
         if (samples := getattr(train, key)) % unit:
             yield (
-                f"train.{key}: {samples} samples are no multiple of {unit} ({' x '.join(of)}), and a step is a whole "
-                f"number of micro-batches on every data-parallel rank; use {samples // unit * unit or unit} or "
+                f"train.{key}: {samples} samples are no multiple of {unit} ({' x '.join(terms)}), and a step is a "
+                f"whole number of micro-batches on every data-parallel rank; use {samples // unit * unit or unit} or "
                 f"{(samples // unit + 1) * unit}"
             )

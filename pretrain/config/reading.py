@@ -1,4 +1,4 @@
-"""Reading a curriculum's YAML: no duplicate keys, defaults merged under every stage, errors that name file and key."""
+"""Reads a curriculum's YAML: no duplicate keys, defaults merged under every stage, errors that name file and key."""
 
 import dataclasses
 import difflib
@@ -15,16 +15,16 @@ from pydantic import ValidationError
 
 from pretrain.errors import UserError
 
-SIZE, DEPTH = 100_000, 50  # values in a document with its aliases written out, and how deep they may lie
+SIZE, DEPTH = 100_000, 50  # the most values with aliases written out, the most levels
 _PREFIX = "tag:yaml.org,2002:"
-_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")  # what JSON has as well: no dates, sets or bytes
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")  # the kinds that JSON has too: no dates, sets or bytes
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as a configuration needs it: 1e6 and 3e-4 are numbers (YAML 1.2), and nothing is a date."""
 
     def construct_plain(self, node: yaml.ScalarNode) -> Any:
-        """A number, word or null; YAMLError where its text is none, such as `!!int x`."""
+        """The value of a number, word or null. Raises YAMLError if its text is not one, such as `!!int x`."""
         try:
             value = yaml.SafeLoader.yaml_constructors[node.tag](self, node)
         except (ValueError, KeyError, IndexError, OverflowError) as error:
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-_Loader.yaml_implicit_resolvers = {  # a copy: the table of the parent class is shared
+_Loader.yaml_implicit_resolvers = {  # a copy, since the table of the parent class is shared
     first: [(tag, regexp) for tag, regexp in resolvers if tag not in (f"{_PREFIX}float", f"{_PREFIX}timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -79,7 +79,8 @@ def parse(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
-    """How many values a node stands for, aliases written out. sizes: of the nodes before, 0 while a node is measured.
+    """How many values a node stands for with aliases written out. sizes: by id, the number for each node that has been
+    measured, and 0 for those that are being measured.
 
     Raises MarkedYAMLError for keys that are no words or are there twice, and for what is too large or endless.
     """
@@ -140,8 +141,8 @@ def expand_stacking(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "stacking" not in raw:
         return raw
     stacking = raw.pop("stacking")
-    given = stacking if isinstance(stacking, Mapping) and set(stacking) == {"layers", "epochs"} else {}
-    layers, epochs = given.get("layers"), given.get("epochs")
+    lists = stacking if isinstance(stacking, Mapping) and set(stacking) == {"layers", "epochs"} else {}
+    layers, epochs = lists.get("layers"), lists.get("epochs")
     if not (isinstance(layers, list) and isinstance(epochs, list) and layers and len(layers) == len(epochs)):
         raise UserError(
             f"{where}: stacking: give two lists of one length, such as {{layers: [3, 6, 12], epochs: [1, 1, 3]}}, not "
@@ -179,7 +180,7 @@ def explain(error: ValidationError, kind: type, where: str, raw: Any, sections: 
 
     `sections` are the keys known at the top besides those of `kind`.
     """
-    found: dict[str, list[str]] = {}
+    by_place: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path, fields = _known_path(kind, item["loc"])
         if item["type"] == "unexpected_keyword_argument":
@@ -187,21 +188,21 @@ def explain(error: ValidationError, kind: type, where: str, raw: Any, sections: 
             message = f"unknown key{did_you_mean(str(path[-1]), known)} (known keys: {', '.join(known)})"
         elif item["type"] == "missing":
             message = "missing"
-            while isinstance(path[-1], int):  # an item of a list that is too short
+            while isinstance(path[-1], int):  # the item is missing at the end of a list
                 path, message = path[:-1], f"item {path[-1]} is missing"
         else:
             message = f"{item['msg'].removeprefix('Input ')}, not {_describe(item['input'])}"
             if item["type"] == "finite_number" and path[-1] == "clip":
                 message += " (0 is no clipping)"
-        messages = found.setdefault(_place(path, raw, missing=message == "missing"), [])
+        messages = by_place.setdefault(_place(path, raw, missing=message == "missing"), [])
         if message not in messages:
             messages.append(message)
-    lines = [f"{key}: {', or '.join(messages)}" for key, messages in found.items()]
+    lines = [f"{key}: {', or '.join(messages)}" for key, messages in by_place.items()]
     return join_problems(where, lines)
 
 
 def join_problems(where: str, lines: Sequence[str]) -> str:
-    """One message for one or several problems of a file."""
+    """Makes one message of one or several problems of a file."""
     if len(lines) == 1:
         return f"{where}: {lines[0]}"
     return f"{where}: {len(lines)} errors\n" + "\n".join(f"  {line}" for line in lines)
@@ -214,7 +215,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Flattens nested mappings to a single one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
