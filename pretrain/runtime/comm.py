@@ -1,4 +1,4 @@
-"""What a save needs of torch.distributed, or of one process without it."""
+"""The few collectives on Python objects that saving and starting need; a single process does without them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Comm:
-    """The ranks that save and load together. Everything but `rank` and `world` is collective."""
+    """The ranks that work together. Everything except `rank` and `world` is collective."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
@@ -38,13 +38,13 @@ class Comm:
         return values or []
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on every rank; its failure is a UserError on every rank."""
+        """Does `work` on rank 0, and returns its result on every rank. Its failure is a UserError on every rank."""
         result: Any = None
         failure, cause = "", None
         if self.rank == 0:
             try:
                 result = work()
-            except Exception as error:  # told to the other ranks, then raised
+            except Exception as error:  # raised below, when the other ranks know
                 failure, cause = in_words(error), error
         result, failure = self.from_first((result, failure))
         if failure:
@@ -56,9 +56,9 @@ class Comm:
         if self.world == 1:
             return value
         device = torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
-        found = torch.tensor([value], device=device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
-        return int(found.item())
+        maximum = torch.tensor([value], device=device)
+        dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=self.group)
+        return int(maximum.item())
 
 
 def in_words(error: Exception, where: Path | str = "checkpoint") -> str:

@@ -12,7 +12,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The caching allocator's settings: their name, and the one that torch had for them before 2.9 and still reads."""
 
 DETERMINISTIC = {
-    "NCCL_ALGO": "Ring",  # sums in one order, whatever is fastest at the moment; in-network sums have none
+    "NCCL_ALGO": "Ring",  # sums in one order, even if another is faster; in-network sums have no order
     "NCCL_PROTO": "Simple",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch refuses any but this and :16:8
     "TORCHINDUCTOR_DETERMINISTIC": "1",  # compiled kernels are chosen without timing them
@@ -37,8 +37,8 @@ def prepare(*, tp: int, deterministic: bool = False) -> None:
             os.environ.setdefault(name, value)
         # Also picks the deterministic backward passes of flash attention and of look-ups.
         torch.use_deterministic_algorithms(True)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention promises nothing
-        # A tool for finding faults, which costs time.
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention does not promise to be deterministic
+        # Filling memory is a tool for finding faults, which costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -52,9 +52,9 @@ def own_gpu() -> int:
     if visible == 1:
         return 0
     if local >= visible:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise UserError(
-            f"rank {local} of this host (from 0) sees {visible} GPUs (CUDA_VISIBLE_DEVICES: {seen}): "
+            f"rank {local} of this host (from 0) sees {visible} GPUs (CUDA_VISIBLE_DEVICES: {visible_devices}): "
             "start as many ranks on a host as it has GPUs, or bind one GPU to each"
         )
     return local

@@ -12,9 +12,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pretrain.errors import UserError
 
-DEEPEST = 64  # of lists and mappings in each other; nothing of ours has 16
-LONGEST = 40  # digits of a whole number; it still is one as a float
-SHOWN = 80  # characters of a value in an error
+DEEPEST = 64  # the most levels of lists and mappings; nothing that Cambium writes has 16
+LONGEST = 40  # the most digits of a whole number, which is then finite as a float
+SHOWN = 80  # the most characters of a value that an error shows
 
 Count = Annotated[int, Field(strict=True, ge=0, le=1 << 62)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=1 << 62)]
@@ -22,19 +22,19 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True)]
 Object = dict[str, Any]
 CLOSED = ConfigDict(extra="forbid")
-"""Of a TypedDict whose keys become the arguments of a constructor."""
+"""The configuration of a TypedDict whose keys become the arguments of a constructor: no other key may be there."""
 
 
 def parse(data: bytes, where: Path | str) -> Any:
-    """The value of a JSON document; raises UserError for what is none.
+    """The value of a JSON document. Raises UserError for data that is none.
 
-    As RFC 8259, and not as Python, has it: no NaN and no infinity, also none that is spelled 1e999. Nor is it nested so
-    deeply, or a number so long, that code further on would fail.
+    JSON is as in RFC 8259, not as in Python: it has no NaN and no infinity, not even spelled 1e999. A value that is
+    nested so deeply, or a number so long, that code further on would fail is refused too.
     """
     try:
         value = json.loads(data, parse_constant=_refused, parse_float=_finite, parse_int=_whole)
         _check_depth(value)
-        if b"\\ud" in data.lower():  # half a character, which no output takes
+        if b"\\ud" in data.lower():  # half a surrogate pair cannot be written to any output
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: damaged, or no JSON: {error}") from error
@@ -51,7 +51,7 @@ def read(path: Path, kind: Any = Any) -> Any:
 
 
 def checked(kind: Any, value: Any, where: Path | str) -> Any:
-    """The value, if it is of a type (as pydantic understands types; no value becomes another one).
+    """Returns the value if it is of the type `kind`, as pydantic understands types; nothing is converted.
 
     Raises UserError naming the place in the document.
     """
@@ -66,7 +66,7 @@ def checked(kind: Any, value: Any, where: Path | str) -> Any:
 
 
 def show(value: Any) -> str:
-    """A value in an error: short, and on one line."""
+    """A value as an error shows it: short, and on one line."""
     return _repr.repr(value)[: 2 * SHOWN]
 
 
@@ -74,7 +74,7 @@ T = TypeVar("T")
 
 
 def finite(value: T) -> T | None:
-    """The same value for JSON, which has no NaN and no infinity: null in their place."""
+    """The same value for JSON, with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -85,7 +85,7 @@ def finite(value: T) -> T | None:
 
 
 def one_line(text: str) -> str:
-    """What a document says, in an error: what is no character to be read is escaped."""
+    """A text from a document as an error shows it, with what cannot be printed escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

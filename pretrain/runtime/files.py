@@ -1,4 +1,4 @@
-"""Durable files: what is written is on the disk before anything refers to it, and is never seen half written."""
+"""Durable files: a file is on the disk before anything refers to it, and is never seen half written."""
 
 import fcntl
 import json
@@ -19,8 +19,8 @@ from pretrain.runtime.documents import Number
 
 log = logging.getLogger(__name__)
 
-LEASE = 120.0  # seconds; a network filesystem keeps the locks of a machine that died for its lease, 90 s by default
-RETRY = 5.0  # seconds
+LEASE = 120.0  # seconds; for its lease, 90 s by default, a network filesystem keeps the locks of a machine that died
+RETRY = 5.0  # seconds between two attempts to take a lock
 
 
 def fsync_folder(folder: Path) -> None:
@@ -52,19 +52,19 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 class Done(TypedDict):
-    """Of DONE, what is read."""
+    """The part of a DONE file that is read."""
 
     validation_bits_per_byte: NotRequired[Number | None]
 
 
 def mark_done(folder: Path, info: Mapping[str, Any]) -> None:
     """Writes a stage's `DONE` marker, a JSON file: the stage is finished. Numbers that are not finite become null."""
-    known = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in info.items()}
-    write_file(folder / "DONE", (json.dumps(known, indent=1, allow_nan=False) + "\n").encode())
+    finite_info = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in info.items()}
+    write_file(folder / "DONE", (json.dumps(finite_info, indent=1, allow_nan=False) + "\n").encode())
 
 
 def bits_per_byte(folder: Path) -> float | None:
-    """What the last validation of a finished stage measured, by its DONE; None where it does not say.
+    """The bits per byte of the last validation of a finished stage, from its DONE file; None if it does not say.
 
     An empty DONE is one that somebody made by hand. Raises UserError for one that is damaged.
     """
@@ -72,10 +72,10 @@ def bits_per_byte(folder: Path) -> float | None:
     try:
         if path.is_file() and not path.read_bytes().strip():
             return None
-        found: float | None = documents.read(path, Done).get("validation_bits_per_byte")
+        value: float | None = documents.read(path, Done).get("validation_bits_per_byte")
     except UserError as error:
         raise UserError(f"{error}: empty it, if the stage is finished, or remove it") from None
-    return found
+    return value
 
 
 def is_done(folder: Path) -> bool:
@@ -86,7 +86,7 @@ def is_done(folder: Path) -> bool:
 class Lock:
     """An exclusive lock between processes, held until `release` or the end of the process, however it ends.
 
-    A POSIX record lock: it works on NFS and Lustre, and children made by fork do not hold it on after a kill. A holder
+    A POSIX record lock: it works on NFS and Lustre, and children made by fork do not hold it after a kill. A holder
     on another machine may have died with it, so its lock is waited for as long as such locks live on.
 
     Raises UserError naming the holder.

@@ -1,4 +1,4 @@
-"""Pieces of work spread over forked processes, none of which outlives the one that began them."""
+"""Spreads pieces of work over forked processes, none of which outlives the one that began them."""
 
 import ctypes
 import multiprocessing
@@ -14,18 +14,19 @@ from pretrain.errors import UserError
 from pretrain.runtime.comm import in_words
 
 T = TypeVar("T")
-Told = Callable[[int], Any]
-SHOW = 0.5  # seconds between two looks at how far the processes are
+Report = Callable[[int], Any]
+SHOW = 0.5  # seconds between two reports of how far the processes are
 
 
 def spread(
-    work: Callable[[int, Told], T], count: int, processes: int, finished: Callable[[int, T], Any], told: Told
+    work: Callable[[int, Report], T], count: int, processes: int, finished: Callable[[int, T], Any], report: Report
 ) -> None:
-    """Does `work(i, told)` for every i below count, in order, each by the next process that is free.
+    """Does `work(i, report)` for every i below count, in order, each by the next process that is free.
 
     The processes are forks, so `work` may be any function; what it returns is pickled, and goes to `finished(i, ...)`
-    in this process as it comes. told: hears of bytes as they are done. Raises UserError with what `work` raised in any
-    process, or when a process was killed; the others are killed then, and whenever this function ends by an exception.
+    in this process as it comes. report: called with the bytes that were done since its last call. Raises UserError with
+    what `work` raised in any process, or when a process was killed; the others are killed then, and whenever this
+    function ends by an exception.
     """
     context = multiprocessing.get_context("fork")
     following, moved = context.Value("q", 0), context.Value("q", 0)
@@ -40,13 +41,13 @@ def spread(
             return following.value - 1
 
     workers: dict[Any, Any] = {}
-    shown = 0
+    reported = 0
     ready: Any
     try:
         for _ in range(min(processes, count)):
             receiver, sender = context.Pipe(duplex=False)
-            given = (work, count, take, add, sender, os.getpid())
-            workers[receiver] = context.Process(target=_worker, args=given)
+            arguments = (work, count, take, add, sender, os.getpid())
+            workers[receiver] = context.Process(target=_worker, args=arguments)
             workers[receiver].start()
             sender.close()
         while workers:
@@ -62,8 +63,8 @@ def spread(
                 if failure:
                     raise UserError(failure)
                 finished(index, result)
-            told(moved.value - shown)
-            shown = moved.value
+            report(moved.value - reported)
+            reported = moved.value
     finally:
         for process in workers.values():
             process.kill()
@@ -71,16 +72,21 @@ def spread(
 
 
 def _worker(
-    work: Callable[[int, Told], Any], count: int, take: Callable[[], int], told: Told, sender: Connection, parent: int
+    work: Callable[[int, Report], Any],
+    count: int,
+    take: Callable[[], int],
+    report: Report,
+    sender: Connection,
+    parent: int,
 ) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody else may write once the lock is free
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent, whose lock is then free
     if os.getppid() != parent:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    torch.set_num_threads(1)  # the pool of threads is not there after a fork
+    torch.set_num_threads(1)  # a fork does not copy the pool of threads
     while (index := take()) < count:
         try:
-            answer = (index, work(index, told), "")
+            answer = (index, work(index, report), "")
         except Exception as error:
             answer = (index, None, in_words(error))
         sender.send(answer)

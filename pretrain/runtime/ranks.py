@@ -1,4 +1,4 @@
-"""Joining the ranks of a stage."""
+"""Joins the ranks of a stage."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""Of torch's process groups, whose timeout ends a rank without a word about the others: longer than any limit of
-pretrain.guard.watchdog."""
+"""The timeout of torch's process groups. It ends a rank without a word about the others, so it is longer than any limit
+of pretrain.guard.watchdog."""
 
 
 def world_size() -> int:
-    """Ranks that were started, from the launcher's environment (1 without one)."""
+    """How many ranks were started, from the launcher's environment (1 without a launcher)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -44,7 +44,7 @@ def join() -> None:
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; a UserError there is raised on every rank (collective)."""
+    """Does `work` on rank 0; its result is returned, or its UserError raised, on every rank (collective)."""
     result, error = None, ""
     if dist.get_rank() == 0:
         try:

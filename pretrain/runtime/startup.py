@@ -19,13 +19,13 @@ STARTS = "starts.jsonl"
 log = logging.getLogger(__name__)
 
 _parts: dict[str, float] = {}
-_last: list[float] = []  # when the part before ended; empty before the first one, which began with the process
-_over: list[bool] = []
+_last: list[float] = []  # when the last part ended; empty before the first part, which began with the process
+_finished: list[bool] = []
 
 
 def through(part: str) -> None:
-    """The process is through with this part of its start; one that comes again is added to. Nothing after `finish`."""
-    if _over:
+    """Notes that the process is through with a part of its start, which may come again. Does nothing after `finish`."""
+    if _finished:
         return
     began = _last[0] if _last else _born()
     _last[:] = [time.time()]
@@ -33,22 +33,24 @@ def through(part: str) -> None:
 
 
 def _born() -> float:
-    """When this process was made, in seconds since 1970, to a hundredth."""
+    """When this process was made, in seconds since 1970, to a hundredth of one."""
     after_its_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     since_boot = int(after_its_name[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
 def finish(folder: Path, step: int) -> None:
-    """The first step since the start was made, the stage's `step`: say what the start took (rank 0). Later calls do
-    nothing."""
-    if _over:
+    """Ends the start with the first optimizer step, the stage's `step`, and says on rank 0 what the start took.
+
+    Later calls do nothing.
+    """
+    if _finished:
         return
     through("first step")
-    _over.append(True)
+    _finished.append(True)
     if dist.get_rank() == 0:
         total = sum(_parts.values())
-        each = ", ".join(f"{part} {seconds:.1f}" for part, seconds in _parts.items())
-        log.info("the start took %.1f s: %s", total, each)
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in _parts.items())
+        log.info("the start took %.1f s: %s", total, parts)
         with (folder / STARTS).open("a", encoding="utf-8") as out:
             print(json.dumps({"time": _last[0], "step": step, "seconds": total, "parts": _parts}), file=out)
