@@ -1,4 +1,4 @@
-"""Steps that are not made, because the loss or the gradient is not to be trusted, and the way back when they go on.
+"""Skips steps whose loss or gradient is not to be trusted, and goes back to a checkpoint when they keep coming.
 
 Everything here is a function of what a checkpoint holds and of the steps since, so a stage that is killed and resumed
 skips and rolls back where one that was left alone does.
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class Health:
     """What a stage remembers of its steps.
 
-    losses and grad_norms: of the newest steps that were made. skipped: steps in a row, up to now, that were not.
+    losses and grad_norms: those of the newest steps that were made. skipped: how many steps in a row, up to now, were
+    not made.
     rollbacks: how often the stage went back. good: the step of the checkpoint to which it would go back, 0 for the
     beginning of the stage; a checkpoint that was made on request does not count, so that no request changes the run.
     """
@@ -45,21 +46,23 @@ class Health:
         return Health(**{**data, **lists})
 
     def trouble(self, loss: float, grad_norm: float, rules: Guard) -> str:
-        """Why a step must not be made, empty when it may; a spike is one only after a whole window of steps,
-        whose median is not 0."""
-        for name, value, seen, factor in (
+        """Why a step must not be made, empty if it may.
+
+        A spike is recognised only after a whole window of steps, and only if their median is not 0.
+        """
+        for name, value, earlier, factor in (
             ("loss", loss, self.losses, rules.loss_spike),
             ("gradient norm", grad_norm, self.grad_norms, rules.grad_spike),
         ):
             if not math.isfinite(value):
                 return f"the {name} is {value}"
-            usual = median(seen) if factor and len(seen) >= rules.window else 0.0
-            if factor and value > factor * usual > 0:  # of nothing, everything is a multiple
-                return f"the {name} is {value:.4g}, {value / usual:.3g} times the median of {len(seen)} steps"
+            usual = median(earlier) if factor and len(earlier) >= rules.window else 0.0
+            if factor and value > factor * usual > 0:  # every loss is above a multiple of 0
+                return f"the {name} is {value:.4g}, {value / usual:.3g} times the median of {len(earlier)} steps"
         return ""
 
     def after(self, loss: float, grad_norm: float, trouble: str, rules: Guard) -> Health:
-        """After a step, or after one that was not made."""
+        """The health after a step, which was made unless there is `trouble`."""
         if trouble:
             return replace(self, skipped=self.skipped + 1)
         newest = slice(-rules.window, None)
@@ -67,11 +70,11 @@ class Health:
         return replace(self, losses=losses, grad_norms=norms, skipped=0)
 
     def saved(self, step: int) -> Health:
-        """With the checkpoint that every run of this stage makes at this step."""
+        """The health with a checkpoint of this step, as every run of the stage makes it."""
         return self if self.skipped else replace(self, good=step)
 
     def grown(self) -> Health:
-        """After a growth event inside the stage, which changes what is usual."""
+        """The health after a growth event inside the stage, which changes what is usual."""
         return replace(self, losses=(), grad_norms=())
 
 
@@ -79,7 +82,7 @@ class Health:
 class Rollback:
     """The way back to a good checkpoint: the stage starts from it with a later cursor, past the text that it left out.
 
-    since: the last step of the way that is given up.
+    since: the last of the steps that are given up.
     """
 
     since: int
@@ -91,9 +94,9 @@ class Rollback:
         """The step to which it goes."""
         return self.health.good
 
-    def health_at(self, then: Health) -> Health:
-        """The health to go on with; then: that of the checkpoint."""
-        return replace(then, skipped=0, rollbacks=self.health.rollbacks + 1)
+    def health_at(self, checkpointed: Health) -> Health:
+        """The health to go on with from the one that the checkpoint holds."""
+        return replace(checkpointed, skipped=0, rollbacks=self.health.rollbacks + 1)
 
 
 def roll_back(rules: Guard, step: int, cursor: Mapping[str, Any], health: Health, trouble: str) -> Rollback | None:
@@ -112,9 +115,9 @@ def roll_back(rules: Guard, step: int, cursor: Mapping[str, Any], health: Health
     return Rollback(step, cursor, health)
 
 
-def note(folder: Path, event: str, step: int, why: str, **what: int) -> None:
+def note(folder: Path, event: str, step: int, why: str, **details: int) -> None:
     """Say on the console what the guard did, and keep it in guard.jsonl in the stage's folder (rank 0)."""
     if dist.get_rank() == 0:
         log.warning("%s at step %d: %s", event, step, why)
         with (folder / "guard.jsonl").open("a", encoding="utf-8") as out:
-            print(json.dumps({"time": time.time(), "step": step, "event": event, "why": why, **what}), file=out)
+            print(json.dumps({"time": time.time(), "step": step, "event": event, "why": why, **details}), file=out)

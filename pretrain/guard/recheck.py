@@ -1,4 +1,4 @@
-"""Silent corruption: a gradient that was computed twice from the same numbers, and came out differently.
+"""Detects silent corruption: a gradient that is computed twice from the same numbers and comes out differently.
 
 A GPU or a host whose arithmetic or memory is faulty now and then raises no error: it trains the model on wrong numbers
 (Dixit et al. 2021, "Silent data corruptions at scale"). With `guard.recheck` some steps' forward and backward passes
@@ -25,8 +25,8 @@ SUSPECTS = "suspects.json"
 """File of a stage's folder: how often each host has computed a gradient that could not be computed again."""
 UNFIT = "UNFIT"
 """File of a stage's folder: hosts, one a line, on which it must not go on; whoever starts it again removes it."""
-TWICE = 2  # a particle from space strikes once; what is broken does it again
-_CHUNK = 1 << 20  # elements
+TWICE = 2  # a cosmic ray strikes once, and what is broken fails again
+_CHUNK = 1 << 20  # elements that are summed at a time
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Unlike:
 
 
 def checksum(flat: Tensor) -> Tensor:
-    """int64 [], on the device: the sum over a flat fp32 tensor of the bits of each element times an odd number that
-    belongs to its place, modulo 2^64. Equal bits have equal sums; one element that differs changes it, whatever else
-    is there, since no odd number is a divisor of 2^64."""
+    """A checksum of the bits of a flat fp32 tensor: int64 [], on its device.
+
+    It is the sum of the bits of each element times an odd number that belongs to its place, modulo 2^64. Equal bits
+    have equal sums, and one element that differs changes the sum: an odd number has no common divisor with 2^64.
+    """
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, len(flat), _CHUNK):
         bits = flat[start : start + _CHUNK].view(torch.int32).long()
@@ -53,11 +55,11 @@ def checksum(flat: Tensor) -> Tensor:
 
 
 def unlike(first: Tensor, second: Tensor) -> tuple[Unlike, ...]:
-    """The ranks on which two passes differ, on every rank; each gives the checksums of its own (collective)."""
+    """The ranks on which two passes differ, from each rank's own two checksums; the same on every rank (collective)."""
     differs = (first != second).any().to(torch.uint8)[None]
-    told = [torch.empty_like(differs) for _ in range(dist.get_world_size())]
-    dist.all_gather(told, differs)
-    ranks = torch.cat(told).nonzero().flatten().tolist()
+    by_rank = [torch.empty_like(differs) for _ in range(dist.get_world_size())]
+    dist.all_gather(by_rank, differs)
+    ranks = torch.cat(by_rank).nonzero().flatten().tolist()
     if not ranks:
         return ()
     hosts: list[str] = [""] * dist.get_world_size()
@@ -65,17 +67,17 @@ def unlike(first: Tensor, second: Tensor) -> tuple[Unlike, ...]:
     return tuple(Unlike(rank, hosts[rank]) for rank in ranks)
 
 
-def suspect(folder: Path, found: Sequence[Unlike]) -> list[str]:
-    """Count the hosts of a step that differed, and name those that have now done so twice (rank 0 alone).
+def suspect(folder: Path, unlike_ranks: Sequence[Unlike]) -> list[str]:
+    """Counts the hosts of a step whose passes differed, and names those that have now done so twice (rank 0 alone).
 
-    Those are written to `UNFIT`, and forgotten as suspects: when they come back they have been looked after.
+    They are written to `UNFIT` and are no suspects any more: when they come back they have been looked after.
     """
     path = folder / SUSPECTS
     counts = Counter(json.loads(path.read_text()) if path.exists() else {})
-    counts.update({each.host for each in found})
+    counts.update({each.host for each in unlike_ranks})
     unfit = sorted(host for host, count in counts.items() if count >= TWICE)
-    kept = {host: count for host, count in counts.items() if host not in unfit}
+    suspects = {host: count for host, count in counts.items() if host not in unfit}
     if unfit:
         write_file(folder / UNFIT, "".join(f"{host}\n" for host in unfit).encode())
-    write_file(path, (json.dumps(kept) + "\n").encode())
+    write_file(path, (json.dumps(suspects) + "\n").encode())
     return unfit

@@ -15,7 +15,7 @@ STOPPED = "STOPPED"
 
 
 class Asked(IntEnum):
-    """What is asked of a stage; of two wishes the larger one counts."""
+    """What is asked of a stage; of several wishes the largest one counts."""
 
     NOTHING = 0
     SAVE = 1
@@ -51,7 +51,7 @@ class Switches:
         return Asked.SAVE if self._first and self._save.exists() else Asked.NOTHING
 
     def honoured(self, leaving: bool) -> None:
-        """What was asked for is on the disk; `leaving`: and this start of the stage is over."""
+        """Removes the switches, since their checkpoint is on the disk. leaving: whether the stage stops now."""
         if self._first:
             self._save.unlink(missing_ok=True)
             if leaving and self._stop.exists():

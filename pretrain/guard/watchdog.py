@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 STEP = "step"
 LONGER = 4  # how much longer than a step anything else may take
 STDERR = 2
-INTERVAL = 5.0  # seconds between two looks, at most
+INTERVAL = 5.0  # the most seconds between two looks at what the stage does
 
 
 class Watchdog:
@@ -32,7 +32,7 @@ class Watchdog:
 
     Rank 0's writes the file `heartbeat` into the run folder, at most every few seconds: JSON with `step`, `phase`,
     `time` (of the last beat, in seconds since 1970), `pid` and `host`. When `limit` seconds pass in a step without a
-    beat, `LONGER` times as many in another phase, every rank's writes the stacks of all of its threads to
+    beat, or `LONGER` times as many in another phase, each rank's watchdog writes the stacks of all of its threads to
     `stacks/rank-N.txt` and ends the process with code 1, a crash. limit 0: never.
     """
 
@@ -46,7 +46,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, phase: str, step: int) -> None:
-        """The stage has got on, and does this now; step: the last one that it has finished."""
+        """Notes that the stage has got on and what it does now; step: the last one that it has finished."""
         self._last = (phase, step, time.time(), time.monotonic())
 
     def __enter__(self) -> Self:
@@ -63,45 +63,51 @@ class Watchdog:
         self._write_heartbeat()
 
     def _watch(self) -> None:
-        seen = None
+        noticed = None
         while True:
             phase, step, _, at = last = self._last
             limit = self._limit * (1 if phase == STEP else LONGER)
-            if last is not seen:
-                seen = last
+            if last is not noticed:
+                noticed = last
                 self._write_heartbeat()
                 if limit:
                     # Needs no lock of Python's, which the main thread may hang with: it ends what this thread cannot.
-                    left = at + limit + 2 * self._grace - time.monotonic()
-                    faulthandler.dump_traceback_later(max(left, self._grace), exit=True, file=STDERR)
+                    remaining = at + limit + 2 * self._grace - time.monotonic()
+                    faulthandler.dump_traceback_later(max(remaining, self._grace), exit=True, file=STDERR)
             elif limit and time.monotonic() - at > limit:
                 self._end(phase, step, time.monotonic() - at)
             if self._over.wait(self._interval):
                 return
 
     def _write_heartbeat(self) -> None:
-        phase, step, now, _ = self._last
+        phase, step, time_of_beat, _ = self._last
         if self._rank:
             return
-        told = {"step": step, "phase": phase, "time": now, "pid": os.getpid(), "host": socket.gethostname()}
+        heartbeat = {
+            "step": step,
+            "phase": phase,
+            "time": time_of_beat,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
         try:
             make_folder(self._folder)
-            write_file(self._folder / "heartbeat", (json.dumps(told) + "\n").encode())
-        except OSError as problem:  # a full disk, say: the stage itself finds that out where it matters
+            write_file(self._folder / "heartbeat", (json.dumps(heartbeat) + "\n").encode())
+        except OSError as problem:  # such as a full disk, which the stage finds out where it matters
             log.warning("the heartbeat was not written: %s", problem)
 
     def _end(self, phase: str, step: int, seconds: float) -> None:
         path = self._folder / "stacks" / f"rank-{self._rank}.txt"
         who = f"rank {self._rank} on {socket.gethostname()}"
-        what = f"{who} has hung for {seconds:.0f} s; phase: {phase}, after step {step}"
+        message = f"{who} has hung for {seconds:.0f} s; phase: {phase}, after step {step}"
         try:
             make_folder(path.parent)
             with path.open("a") as file:
-                print(f"{time.strftime('%F %T')}: {what}", file=file, flush=True)
+                print(f"{time.strftime('%F %T')}: {message}", file=file, flush=True)
                 faulthandler.dump_traceback(file)
         except OSError as problem:
             log.error("%s: %s", path, problem)
             faulthandler.dump_traceback(STDERR)
-        log.error("%s: its stacks are in %s, and it ends (guard.hang says after how long)", what, path)
+        log.error("%s: its stacks are in %s, and it ends (guard.hang says after how long)", message, path)
         time.sleep(self._grace)
         os._exit(1)
