@@ -19,8 +19,11 @@ Shape = Literal["cosine", "linear", "wsd", "constant"]
 
 @dataclass(frozen=True)
 class Curve:
-    """From `lr` down to `min_lr`: by a half cosine (Loshchilov & Hutter 2017), by a line, by a line over the last
-    `decay` of it after a constant (wsd: warm-up, stable, decay; Hu et al. 2024, MiniCPM), or not at all."""
+    """A learning rate that falls from `lr` to `min_lr`.
+
+    It falls along a half cosine (Loshchilov & Hutter 2017), along a line, along a line over the share `decay` at the
+    end after a constant (wsd: warm-up, stable, decay; Hu et al. 2024, MiniCPM), or not at all.
+    """
 
     lr: float
     min_lr: float = 0.0
@@ -31,12 +34,12 @@ class Curve:
         """The learning rate at a position in [0, 1]."""
         if self.shape == "constant":
             return self.lr
-        left = {
+        share = {
             "cosine": (1 + cos(pi * position)) / 2,
             "linear": 1 - position,
             "wsd": min(1.0, (1 - position) / self.decay) if self.decay else 1.0,
         }[self.shape]
-        return self.min_lr + (self.lr - self.min_lr) * left
+        return self.min_lr + (self.lr - self.min_lr) * share
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Pace:
     """How a generation moves along the curve; `since`, `until` and `warmup_from` are tokens of the run.
 
     At `since` it is at `position`; from there it moves evenly, to the end of the curve at `until`. All the while it
-    warms up, linearly, over the `warmup_tokens` after `warmup_from`. `factor` multiplies its rate; `weight_decay`, its
-    own, is None where it has that of the stage.
+    warms up, linearly, over the `warmup_tokens` after `warmup_from`. `factor` multiplies its rate; `weight_decay` is
+    its own, or None if it has that of the stage.
     """
 
     since: int
@@ -67,16 +70,16 @@ class Pace:
 
         Counted at the end of the step, so that the first step of a warm-up learns something.
         """
-        into = tokens - self.warmup_from
-        warm = into / self.warmup_tokens if into < self.warmup_tokens else 1.0
+        since_warmup = tokens - self.warmup_from
+        warm = since_warmup / self.warmup_tokens if since_warmup < self.warmup_tokens else 1.0
         return self.factor * warm * curve.at(self.at(tokens))
 
     def advanced(self, tokens: int) -> Pace:
-        """The same way, described from here on."""
+        """The same pace, described from these tokens on."""
         return self if tokens <= self.since else replace(self, since=tokens, position=self.at(tokens))
 
     def restarted(self, tokens: int, warmup_tokens: int) -> Pace:
-        """At the beginning of the curve, which it leaves when it is warm."""
+        """The pace back at the beginning of the curve, which it leaves when it is warm."""
         return replace(
             self, since=tokens + warmup_tokens, position=0.0, warmup_from=tokens, warmup_tokens=warmup_tokens
         )
@@ -109,14 +112,14 @@ def curve_of(stage: Stage) -> Curve:
 
 
 def sharing(curriculum: Curriculum, stage: Stage) -> list[Stage]:
-    """The stages after this one that go on along its curve: until one that restarts or starts from nothing."""
+    """The stages after this one that go on along its curve: those before the first that restarts or has no parent."""
     later = curriculum.stages[[s.name for s in curriculum.stages].index(stage.name) + 1 :]
-    found = []
+    stages = []
     for other in later:
         if other.from_scratch or other.grow.schedule == "restart":
             break
-        found.append(other)
-    return found
+        stages.append(other)
+    return stages
 
 
 def paced(births: Sequence[Birth], stage: Stage, begins: bool, tokens: int, until: int) -> tuple[Birth, ...]:
@@ -136,16 +139,16 @@ def paced(births: Sequence[Birth], stage: Stage, begins: bool, tokens: int, unti
             old = [p.restarted(tokens, warmup) for p in old]
     old = [replace(p, until=until) for p in old]
     first = Pace(tokens, 0.0, until).restarted(tokens, warmup)
-    joined = old[0] if old and not (begins and grow.schedule == "rewarm") else first
+    start = old[0] if old and not (begins and grow.schedule == "rewarm") else first
     new = replace(
-        joined, warmup_from=tokens, warmup_tokens=warmup, factor=grow.new_lr, weight_decay=grow.new_weight_decay
+        start, warmup_from=tokens, warmup_tokens=warmup, factor=grow.new_lr, weight_decay=grow.new_weight_decay
     )
     remaining = iter(old)
 
     def pace(birth: Birth) -> Pace:
         if birth.pace:
             return next(remaining)
-        grown = bool(old) or birth.stage == stage.name != births[0].stage  # an import has no pace either
+        grown = bool(old) or birth.stage == stage.name != births[0].stage  # an import too has no pace at first
         return new if grown else first
 
     return tuple(replace(b, pace=pace(b)) for b in births)
@@ -160,11 +163,13 @@ def rates(births: Sequence[Birth], stage: Stage, tokens: int) -> list[float]:
 
 def still(births: Sequence[Birth], stage: Stage) -> set[int]:
     """The generations that have no learning rate for the whole of the stage."""
-    own = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
-    return {n for n, (f, b) in enumerate(zip(own, births, strict=True)) if not f * (b.pace.factor if b.pace else 1.0)}
+    factors = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
+    return {
+        n for n, (f, b) in enumerate(zip(factors, births, strict=True)) if not f * (b.pace.factor if b.pace else 1.0)
+    }
 
 
 def weight_decays(births: Sequence[Birth], stage: Stage) -> list[float]:
     """The weight decay of each generation."""
-    own = [b.pace.weight_decay if b.pace else None for b in births]
-    return [stage.train.weight_decay if value is None else value for value in own]
+    own_decays = [b.pace.weight_decay if b.pace else None for b in births]
+    return [stage.train.weight_decay if value is None else value for value in own_decays]

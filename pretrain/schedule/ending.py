@@ -1,4 +1,4 @@
-"""When a stage ends, and the model grows into the next one: at its tokens, at a formula's, or at a plateau."""
+"""When a stage ends and the model grows into the next one: after its tokens, a formula's tokens, or at a plateau."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pretrain.runtime.files import make_folder, write_file
 from pretrain.schedule.progress import Progress
 
 DECISIONS = "decisions"
-"""Folder of a stage in which every decision that it took by itself is kept, with its reasons."""
+"""The subfolder of a stage's folder with every decision that the stage took by itself, and its reasons."""
 
 
 def gstack_tokens(parameters: int, flops: float) -> float:
     """How many tokens the small model should have seen when it is stacked: log10 d = 0.88 log10 N + 163.27 / log10 C -
     5.74 (Du et al. 2024, "Stacking your transformers", section 4.2, growth timing).
 
-    parameters: N, of the model that it becomes; flops: C, for which that model is to be trained.
+    parameters: N, those of the model that it becomes; flops: C, the FLOPs with which that model is to be trained.
     """
     exponent = 0.88 * log10(parameters) + 163.27 / log10(flops) - 5.74
     return 10 ** min(exponent, 300.0)
@@ -43,8 +43,8 @@ def plateau(losses: Sequence[float], rule: Plateau) -> list[float] | None:
     for end in range(len(losses) - rule.patience + 1, len(losses) + 1):
         if end < 2 * rule.window:
             return None
-        now, before = (sum(losses[end - back * rule.window :][: rule.window]) for back in (1, 2))
-        falls.append(1 - now / before if before else 0.0)  # a loss of nothing cannot fall
+        newest, before = (sum(losses[end - back * rule.window :][: rule.window]) for back in (1, 2))
+        falls.append(1 - newest / before if before else 0.0)  # a loss of 0 cannot fall
     return falls if all(not fall >= rule.threshold for fall in falls) else None
 
 
@@ -59,8 +59,10 @@ class Ending:
 
     @staticmethod
     def of(curriculum: Curriculum, stage: Stage, before: int) -> Ending:
-        """Of a stage whose budget is in tokens, and so that of the one it grows into; before: tokens that the run had
-        trained on when the stage began."""
+        """The ending of a stage whose budget is in tokens, like that of the stage it grows into.
+
+        before: tokens that the run had trained on when the stage began.
+        """
         t = stage.train
         rule = t.plateau if t.until == "plateau" else None
         spent = Ending(t.tokens, "tokens", {"budget": t.tokens}, rule)
@@ -69,18 +71,18 @@ class Ending:
         target = curriculum.stages[[s.name for s in curriculum.stages].index(stage.name) + 1]
         arch, tokens = target.model.architecture(), target.train.tokens
         flops = training_flops(arch, target.train.seq_len) * tokens
-        wanted = gstack_tokens(arch.parameters(), flops)
+        formula_tokens = gstack_tokens(arch.parameters(), flops)
         reasons = {
             "stage": target.name,
             "parameters": arch.parameters(),
             "flops": flops,
-            "tokens_of_the_run": wanted,
+            "tokens_of_the_run": formula_tokens,
             "tokens_before_the_stage": before,
             "budget": t.tokens,
         }
-        if wanted - before >= t.tokens:
+        if formula_tokens - before >= t.tokens:
             return Ending(t.tokens, "tokens", reasons, None)
-        return Ending(max(1, round(wanted - before)), "gstack", reasons, None)
+        return Ending(max(1, round(formula_tokens - before)), "gstack", reasons, None)
 
     def spent(self, progress: Progress) -> bool:
         """Whether the stage has all the tokens that it may have."""
@@ -98,7 +100,7 @@ class Ending:
 
 
 class Tried(TypedDict):
-    """What became of a candidate of a trial; a loss that is no number is null."""
+    """The result of a candidate of a trial, as JSON; a loss that is not finite is null."""
 
     candidate: Object
     loss_at_once: Number | None
@@ -108,7 +110,7 @@ class Tried(TypedDict):
 
 
 class Trial(TypedDict):
-    """Of decisions/trial.json, what a later start goes on from."""
+    """The part of decisions/trial.json that a later start goes on from."""
 
     parent: Text
     config: Object
@@ -116,15 +118,15 @@ class Trial(TypedDict):
 
 
 def read_trial(folder: Path) -> Trial | None:
-    """What an earlier start of the stage of this folder has tried, if it has; UserError for a file that is damaged."""
+    """What an earlier start of this folder's stage has tried, or None. Raises UserError for a damaged file."""
     path = folder / DECISIONS / "trial.json"
     if not path.exists():
         return None
     try:
-        found: Trial = documents.read(path, Trial)
+        trial: Trial = documents.read(path, Trial)
     except UserError as error:
         raise UserError(f"{error}: remove it, and its candidates are tried again") from error
-    return found
+    return trial
 
 
 def keep_decision(folder: Path, name: str, decision: Mapping[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""The progress of a run: steps, tokens, FLOPs, seconds and held-out losses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Progress:
     held_out: tuple[float, ...] = ()
 
     def after(self, *, tokens: int, flops: float, seconds: float) -> Progress:
-        """One optimizer step later."""
+        """The progress one optimizer step later."""
         return Progress(
             self.step + 1,
             self.stage_tokens + tokens,
@@ -33,9 +33,9 @@ class Progress:
         )
 
     def validated(self, loss: float) -> Progress:
-        """After a validation; a loss that is no number says nothing."""
+        """The progress after a validation; a loss that is not finite says nothing."""
         return replace(self, held_out=(*self.held_out, loss)) if isfinite(loss) else self
 
     def next_stage(self) -> Progress:
-        """The same moment, as the start of a stage."""
+        """The progress at the same moment, as the start of the next stage."""
         return replace(self, step=0, stage_tokens=0, held_out=())
