@@ -22,7 +22,6 @@ def _request_stop(number: int, frame: FrameType | None) -> None:
 for _signal in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(_signal, _request_stop)
 
-import argparse  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import warnings  # noqa: E402
@@ -35,6 +34,7 @@ from pretrain.errors import UserError  # noqa: E402
 from pretrain.event import plan  # noqa: E402
 from pretrain.runtime import device, ranks, startup  # noqa: E402
 
+DESCRIPTION = "Train one stage of a curriculum: grown from its parent, resumed, or from nothing."
 EXAMPLE = """example:
   python -m pretrain configs/demo.yaml --stage seed
   python -m torch.distributed.run --nproc_per_node 2 -m pretrain configs/demo.yaml --stage wide --train.lr 1e-3
@@ -44,31 +44,25 @@ signals: USR1 and TERM save a checkpoint and leave with code 0; the same command
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain",
-        description="Train one stage of a curriculum: grown from its parent, resumed, or from nothing.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help="--stage" not in arguments,  # of a stage: the help that lists its keys
-    )
+    # With --stage, --help is left to the stage's own parser, which lists its keys.
+    parser = command.make_parser(f"{DESCRIPTION}\n{EXAMPLE}", "python -m pretrain", "--stage" not in arguments)
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument("--stage", required=True, help="name of the stage")
-    known, overrides = parser.parse_known_args(arguments)
-    found: list[tuple[Curriculum, Stage]] = []
+    options, overrides = parser.parse_known_args(arguments)
+    resolved: list[tuple[Curriculum, Stage]] = []
 
     def prepare() -> int:
-        curriculum = config.load(known.config)
-        stage = curriculum.override(curriculum.stage(known.stage), overrides)
+        curriculum = config.load(options.config)
+        stage = curriculum.override(curriculum.stage(options.stage), overrides)
         plan.check(curriculum, stage, ranks.world_size())
-        found.append((curriculum, stage))
+        resolved.append((curriculum, stage))
         return 0
 
     def work() -> int:
-        ((curriculum, stage),) = found
+        ((curriculum, stage),) = resolved
         _quiet(int(os.environ.get("RANK", "0")))
         device.prepare(tp=stage.parallel.tp, deterministic=stage.train.deterministic)
-        import pretrain.engine  # noqa: F401  # seconds of imports; why it comes first is said there
+        import pretrain.engine  # noqa: F401  # takes seconds; its docstring says why it comes first
         from pretrain.stage.train import train
 
         startup.through("imports")
@@ -77,9 +71,11 @@ def main(arguments: list[str]) -> int:
         train(curriculum, stage, lambda: _stop)
         return 0
 
-    said = os.environ.get("LOCAL_RANK", "0") == "0"
-    # Storage that fails in the middle of training is no error of the user's: that stage is to start again.
-    return command.guarded(prepare, said=said) or command.guarded(work, (UserError, GrowthError), said)
+    print_error = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Storage that fails during training is no error of the user's, so that the stage is started again.
+    return command.guarded(prepare, print_error=print_error) or command.guarded(
+        work, (UserError, GrowthError), print_error
+    )
 
 
 def _quiet(rank: int) -> None:

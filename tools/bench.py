@@ -37,16 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")  # of packages that nobody needs here
     from pretrain.cli import command
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.make_parser(__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="{" + ",".join(BENCHMARKS) + "}")
     for name, purpose in BENCHMARKS.items():
         module = importlib.import_module(f"benchmarks.{name}")
-        one = commands.add_parser(
+        subparser = commands.add_parser(
             name, help=purpose, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        module.add_arguments(one)
-        one.add_argument("--json", action="store_true", help="print the figures as JSON")
-        one.set_defaults(run=module.run)
+        module.add_arguments(subparser)
+        subparser.add_argument("--json", action="store_true", help="print the figures as JSON")
+        subparser.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
 
     def work() -> int:

@@ -21,18 +21,21 @@ from pretrain.errors import UserError
 from pretrain.runtime.documents import finite
 
 USERS = (UserError, GrowthError, OSError)
-"""What is not a fault of Cambium: an input that cannot be used, a growth that is impossible, a file that cannot be
-read or written."""
+"""Errors that are not a fault of Cambium: an input that cannot be used, a growth that is impossible, a file that cannot
+be read or written."""
 CRASH = 1
 
 
-def guarded(work: Callable[[], int], users: tuple[type[Exception], ...] = USERS, said: bool = True) -> int:
-    """The exit code of `work`, or of what it raises: 2 for `users`, with one line on stderr if it is to be `said`; for
-    anything else `CRASH`, with the traceback and what to do with it."""
+def guarded(work: Callable[[], int], users: tuple[type[Exception], ...] = USERS, print_error: bool = True) -> int:
+    """Does `work`, and returns its exit code or that of what it raises.
+
+    The code is 2 for errors in `users`, with one line on stderr if `print_error`; for anything else it is `CRASH`, with
+    the traceback and what to do with it.
+    """
     try:
         return work()
     except users as error:
-        if said:
+        if print_error:
             print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
     except Exception as error:
@@ -53,24 +56,24 @@ def _blame(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"error: {_in_words(error)}: the machine or its storage failed; the same command goes on from here"
     try:
-        mine = version("cambium")
+        release = version("cambium")
     except PackageNotFoundError:
-        mine = "of an unknown version"
-    return f"this is a fault of Cambium {mine}: report it, with the lines above, to whoever gave you Cambium"
+        release = "of an unknown version"
+    return f"this is a fault of Cambium {release}: report it, with the lines above, to whoever gave you Cambium"
 
 
 def positive(text: str) -> int:
-    """A number of things of which there is at least one, for a parser."""
+    """The type of an option for a parser: a whole number from 1 on."""
     if not text.isascii() or not text.isdigit() or not int(text[:10]) > 0 or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 on")
     return int(text)
 
 
 def say(text: str) -> None:
-    """Prints an answer, of which whoever reads it may have seen enough (`| head`)."""
+    """Prints an answer. Its reader may have closed the pipe when it has seen enough (`| head`)."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # what Python flushes at its exit goes nowhere
+    except BrokenPipeError:  # so that what Python flushes at its exit goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -84,31 +87,41 @@ class Answer:
 
 
 def to_json(data: Any) -> str:
-    """What a tool prints with --json: JSON has no NaN and no infinity, and null stands for them."""
+    """The JSON that a tool prints with --json; null stands for NaN and infinity, which JSON does not have."""
     return json.dumps(finite(data), allow_nan=False)
+
+
+def make_parser(doc: str, prog: str | None = None, add_help: bool = True) -> argparse.ArgumentParser:
+    """A parser as every command line has it.
+
+    doc: the description, and from a line "example:" or "examples:" on what --help ends with.
+    """
+    description, colon, examples = doc.partition("\nexample")
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description.strip(),
+        epilog=(colon + examples).strip() or None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=add_help,
+    )
 
 
 def run(
     doc: str,
     arguments: Callable[[argparse.ArgumentParser], Any],
     work: Callable[[argparse.Namespace], Answer],
-    given: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """A command line from its parser to its exit code.
 
-    doc: the description, and from a line "example:" or "examples:" on what --help ends with. arguments adds to the
-    parser; --json is there already. See `guarded` for errors.
+    doc: see `make_parser`. arguments: adds options to the parser; --json is added here. argv: the command line,
+    sys.argv by default. See `guarded` for errors.
     """
-    description, colon, examples = doc.partition("\nexample")
-    parser = argparse.ArgumentParser(
-        description=description.strip(),
-        epilog=(colon + examples).strip() or None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(doc)
     arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    options = parser.parse_args(given)
+    options = parser.parse_args(argv)
 
     def answered() -> int:
         answer = work(options)

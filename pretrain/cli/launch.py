@@ -4,7 +4,6 @@ torch.distributed.run with a stage's number of ranks and its exit codes: 0, fini
 DONE); 2, the user's error; anything else is a crash. TERM, INT and USR1 ask the ranks to save and leave.
 """
 
-import argparse
 import logging
 import os
 import signal
@@ -32,7 +31,7 @@ def launch(world: int, command: Sequence[str]) -> int:
     0 after a signal too: a stage that was stopped is not an error.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a rank has said what was wrong
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the rank itself says what is wrong
     options = ["--standalone", f"--nproc-per-node={world}", "--signals-to-handle=SIGTERM,SIGUSR1"]
     options += [f"--shutdown-timeout={SAVE_SECONDS}"]
     # Ctrl-C is a wish to stop as well, but Python's ranks would die of an INT that is passed on to them.
@@ -43,7 +42,7 @@ def launch(world: int, command: Sequence[str]) -> int:
         return 0
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        if 2 in codes.values():  # the other ranks may have been killed for it
+        if 2 in codes.values():  # the other ranks may have been killed because of it
             return 2
         rank, failure = error.get_first_failure()
         print(f"error: rank {rank} ended with {_reason(failure.exitcode)}", file=sys.stderr)
@@ -57,13 +56,7 @@ def _reason(code: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.cli.launch",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.make_parser(f"{__doc__}\n{EXAMPLE}", "python -m pretrain.cli.launch")
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument("--stage", required=True, help="name of the stage; further arguments override its keys")
     options, overrides = parser.parse_known_args(arguments)

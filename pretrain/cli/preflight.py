@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pretrain.cli import command
 from pretrain.runtime.device import own_gpu
 
+EXAMPLE = "example:\n  srun bash slurm/rank.sh python -m pretrain.cli.preflight --seconds 120"
 ROUNDS = 3
 
 
@@ -29,19 +30,13 @@ def reduce(megabytes: float, rank: int, world: int) -> tuple[bool, float]:
         values = torch.full((int(megabytes * 2**20 / 4),), float(rank + number), device=device)
         began = time.monotonic()
         dist.all_reduce(values)
-        right &= bool((values == world * (world - 1) // 2 + number * world).all())  # a sum that fp32 holds exactly
+        right &= bool((values == world * (world - 1) // 2 + number * world).all())  # fp32 holds these sums exactly
     return right, time.monotonic() - began
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.cli.preflight",
-        description=__doc__,
-        epilog="example:\n  srun bash slurm/rank.sh python -m pretrain.cli.preflight --seconds 120",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.make_parser(f"{__doc__}\n{EXAMPLE}", "python -m pretrain.cli.preflight")
     parser.add_argument("--seconds", type=float, default=120, help="all it may take (default: %(default)s)")
     parser.add_argument("--megabytes", type=float, default=64, help="of the buffer (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -49,12 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """The exit code of this rank; see above."""
+    """Does the all-reduce on this rank and returns its exit code, as the module's docstring says."""
     rank, world = (int(os.environ.get(name, default)) for name, default in VARIABLES)
     hosts = os.environ.get("CAMBIUM_HOSTS", socket.gethostname()).split()
     per_node = world // len(hosts)
-    of_rank = [hosts[number // per_node] for number in range(world)]
-    limit = timedelta(seconds=options.seconds + 60)  # rank 0's alarm, which knows who is missing, comes first
+    host_of_rank = [hosts[number // per_node] for number in range(world)]
+    limit = timedelta(seconds=options.seconds + 60)  # longer than rank 0's alarm, which knows who is missing
     address, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", "29500"))
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, port, is_master=rank == 0, timeout=limit, wait_for_workers=False
@@ -63,7 +58,7 @@ def check(options: argparse.Namespace) -> int:
 
     def give_up() -> None:
         come = [store.check([f"come/{number}"]) for number in range(world)]
-        absent = dict.fromkeys(host for host, there in zip(of_rank, come, strict=True) if not there)
+        absent = dict.fromkeys(host for host, has_come in zip(host_of_rank, come, strict=True) if not has_come)
         for host in absent:
             print(f"bad {host} its ranks did not come", flush=True)
         if not absent:
@@ -86,7 +81,7 @@ def check(options: argparse.Namespace) -> int:
     if rank:
         store.set(f"left/{rank}", "")
         return 0
-    wrong = dict.fromkeys(host for key, host in zip(done, of_rank, strict=True) if store.get(key) != b"right")
+    wrong = dict.fromkeys(host for key, host in zip(done, host_of_rank, strict=True) if store.get(key) != b"right")
     store.wait([f"left/{number}" for number in range(1, world)])
     alarm.cancel()
     for host in wrong:

@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a stage is, None where that is not known.
+    """How far a stage is; what is not known is None.
 
     tokens and target are of this stage alone; speed is in tokens per second; seconds are those left; silent is how many
     have passed since the heartbeat of a stage that runs.
@@ -54,13 +54,13 @@ class Status:
 
 
 def read_queue(lines: Iterable[str]) -> dict[Path, Job]:
-    """The jobs by the folder of their stage; those that are no stage's are left out."""
-    found = {}
+    """The jobs by the folder of their stage, without the jobs that are no stage's."""
+    jobs = {}
     for line in lines:
-        folder, *rest = line.rstrip("\n").rsplit("|", 3)
-        if len(rest) == 3 and folder.startswith("/"):
-            found[Path(folder)] = Job(*rest)
-    return found
+        folder, *job = line.rstrip("\n").rsplit("|", 3)
+        if len(job) == 3 and folder.startswith("/"):
+            jobs[Path(folder)] = Job(*job)
+    return jobs
 
 
 def status_of(curriculum: Curriculum, stage: Stage, jobs: Mapping[Path, Job]) -> Status:

@@ -5,7 +5,6 @@ first checks all that a submission needs (corpus, tokenizer, growth, ranks) and 
 with --nodes as well, that the stage fits just that allocation.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -51,28 +50,28 @@ def submission(curriculum: Curriculum, stage: Stage, nodes: int, tasks: int) -> 
 
 
 def check_allocation(curriculum: Curriculum, stage: Stage, nodes: int, tasks: int, per_node: int) -> None:
-    """That a stage runs on just `nodes` nodes with `tasks` ranks each, where a node has GPUs for `per_node`.
+    """Checks that a stage runs on just `nodes` nodes with `tasks` ranks each, where a node has GPUs for `per_node`.
 
     Raises UserError, with a submission that would fit, when they are not tp * pp * dp ranks, and what
     pretrain.event.plan.check raises.
     """
-    from pretrain.event import plan  # seconds of imports, which a mere list of the stages need not wait for
+    from pretrain.event import plan  # takes seconds, which a mere list of the stages does without
 
     try:
         layout_of(stage, nodes * tasks)
     except UserError as error:
-        wanted = ranks_of(stage, nodes * tasks)
-        fits = max(number for number in range(1, max(tasks, per_node) + 1) if wanted % number == 0)
+        ranks = ranks_of(stage, nodes * tasks)
+        fits = max(number for number in range(1, max(tasks, per_node) + 1) if ranks % number == 0)
         try:
-            layout_of(stage, wanted)
-        except UserError:  # no allocation fits: it is the batch
+            layout_of(stage, ranks)
+        except UserError:  # no allocation fits, since it is the batch that does not
             raise error from None
-        raise UserError(f"{error}\n{submission(curriculum, stage, wanted // fits, fits)}") from None
+        raise UserError(f"{error}\n{submission(curriculum, stage, ranks // fits, fits)}") from None
     plan.check(curriculum, stage, nodes * tasks)
 
 
 def check_submission(curriculum: Curriculum, stages: list[Stage], per_node: int, ahead: Collection[str]) -> None:
-    """That every stage can run on nodes of `per_node` ranks, once those `ahead` (names) have finished.
+    """Checks that every stage can run on nodes of `per_node` ranks, once those `ahead` (names) have finished.
 
     Raises one UserError with all that is wrong.
     """
@@ -90,7 +89,7 @@ def check_submission(curriculum: Curriculum, stages: list[Stage], per_node: int,
 
 
 def state_of(curriculum: Curriculum, stage: Stage) -> str:
-    """done (nothing is left to do), started (there are checkpoints to go on from) or new."""
+    """The state of a stage: done (nothing is left to do), started (there are checkpoints to go on from) or new."""
     folder = curriculum.folder / stage.name
     if is_done(folder):
         return "done"
@@ -98,7 +97,7 @@ def state_of(curriculum: Curriculum, stage: Stage) -> str:
 
 
 def lines(curriculum: Curriculum, stages: list[Stage], per_node: int | None) -> Iterator[str]:
-    """One line for each stage; on this machine when per_node is None."""
+    """Yields the line of each stage; per_node None is for a run on this machine."""
     for stage in stages:
         ranks = ranks_of(stage, per_node or torch.cuda.device_count())
         nodes = nodes_of(curriculum, stage, per_node) if per_node else 1
@@ -108,13 +107,7 @@ def lines(curriculum: Curriculum, stages: list[Stage], per_node: int | None) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.cli.submission",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.make_parser(f"{__doc__}\n{EXAMPLE}", "python -m pretrain.cli.submission")
     parser.add_argument("config", help="the curriculum, a YAML file")
     parser.add_argument(
         "--stage", action="append", help="only this one (may be repeated); further arguments override its keys"
@@ -130,8 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--ahead", action="append", default=[], help="a stage that is queued (may be repeated)")
     options, overrides = parser.parse_known_args(arguments)
-    one = options.stage is not None and len(options.stage) == 1
-    if not one and (overrides or options.nodes):
+    single = options.stage is not None and len(options.stage) == 1
+    if not single and (overrides or options.nodes):
         parser.error("--nodes and overrides need one --stage")
     if options.nodes and not options.ranks_per_node:
         parser.error("--nodes needs --ranks-per-node")
