@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     # Before torch is imported: spinning threads would slow whatever else the machine does, and the steps with it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    warnings.filterwarnings("ignore", module=r"megatron|torch|deepspeed")  # of packages that nobody needs here
+    warnings.filterwarnings(
+        "ignore", module=r"megatron|torch|deepspeed"
+    )  # they warn of packages that are not needed here
     from pretrain.cli import command
 
     parser = command.make_parser(__doc__)

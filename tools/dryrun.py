@@ -54,14 +54,14 @@ def work(options: argparse.Namespace) -> Answer:
     """Raises UserError for a stage, rank or layout that cannot be."""
     curriculum = config.load(options.config)
     names = options.stage or [stage.name for stage in curriculum.stages]
-    found = []
-    for one in _verdicts(options, names):
-        found.append(one)
+    verdicts = []
+    for result in _verdicts(options, names):
+        verdicts.append(result)
         if not options.json:
-            print(report.text(one, shapes=options.shapes), end="\n\n", flush=True)
-    wrong = [one.stage for one in found if one.problems]
-    said = f"{len(found)} stages, " + (f"wrong: {', '.join(wrong)}" if wrong else "all pass")
-    return Answer(said, {"stages": [report.data(one) for one in found]}, code=1 if wrong else 0)
+            print(report.text(result, shapes=options.shapes), end="\n\n", flush=True)
+    wrong = [result.stage for result in verdicts if result.problems]
+    summary = f"{len(verdicts)} stages, " + (f"wrong: {', '.join(wrong)}" if wrong else "all pass")
+    return Answer(summary, {"stages": [report.data(result) for result in verdicts]}, code=1 if wrong else 0)
 
 
 def _verdicts(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Verdict]:
@@ -81,9 +81,9 @@ def _verdicts(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Ver
             yield verdict.of(stage, layout, curriculum.parent(stage), answers, GPUS[options.gpu].memory)
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, argv)
 
 
 if __name__ == "__main__":

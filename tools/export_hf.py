@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.hf.export does."""
-    found = export(
+    exported = export(
         locate(options.checkpoint, finished=True),
         options.folder,
         dtype=options.dtype,
@@ -48,26 +48,26 @@ def work(options: argparse.Namespace) -> command.Answer:
         tokenizer=options.tokenizer,
         progress=sys.stderr.isatty(),
     )
-    size = sum(found.files.values())
+    size = sum(exported.files.values())
     text = (
-        f"{found.folder}{' is there already' if found.existed else ''}: {found.parameters:,} parameters in "
-        f"{found.dtype} of {found.checkpoint}, {len(found.files)} files, {size:,} bytes"
+        f"{exported.folder}{' is there already' if exported.existed else ''}: {exported.parameters:,} parameters in "
+        f"{exported.dtype} of {exported.checkpoint}, {len(exported.files)} files, {size:,} bytes"
     )
-    data = {**asdict(found), "checkpoint": str(found.checkpoint), "folder": str(found.folder)}
+    data = {**asdict(exported), "checkpoint": str(exported.checkpoint), "folder": str(exported.folder)}
     return command.Answer(text, data)
 
 
 def bytes_of(text: str) -> int:
-    """Bytes from 500MB or 4GB (decimal, as transformers counts); raises UserError for anything else."""
+    """Bytes of a size such as 500MB or 4GB (decimal, as transformers counts). Raises UserError for anything else."""
     match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip(), re.IGNORECASE)
     if not match or not int(match[1]):
         raise UserError(f"--shard-size {text}: write it like 500MB or 4GB")
     return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2][0].upper()]
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":

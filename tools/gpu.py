@@ -35,14 +35,14 @@ NEEDED = (
     *("tyro", "docstring-parser", "typeguard"),
     *("hypothesis", "pytest", "pytest-timeout"),
 )
-"""Packages that this takes; not all that Cambium has."""
-OLDEST, NEWEST = (3, 11), (3, 13)  # of Python
-FIRST = 0.36  # share of the time for the tests and, beside them, the curriculum
-RESERVE = 12.0  # seconds for writing it all down
+"""The packages that this script needs, which are not all that Cambium needs."""
+OLDEST, NEWEST = (3, 11), (3, 13)  # versions of Python
+FIRST = 0.36  # share of the time that the tests and, at the same time, the curriculum have
+RESERVE = 12.0  # seconds that are kept for writing the results
 
 
 def missing() -> list[str]:
-    """Packages that are to be installed."""
+    """The packages that are not installed."""
     return [name for name in NEEDED if not _has(name)]
 
 
@@ -54,7 +54,7 @@ def _has(package: str) -> bool:
 
 
 def fault(tiny: bool) -> str:
-    """Why nothing can be done here, in one line; empty: it can."""
+    """Why this script cannot work here, in one line; empty if it can."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         return (
             f"Python {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]} is needed, and this is {sys.version.split()[0]}"
@@ -72,7 +72,7 @@ def fault(tiny: bool) -> str:
 
 @dataclass
 class Part:
-    """A command in a process group of its own, its words in a log; `outcome` is for people."""
+    """A command that runs in a process group of its own and writes to a log."""
 
     name: str
     command: list[str]
@@ -94,7 +94,7 @@ class Part:
         )
 
     def end(self, deadline: float) -> None:
-        """Wait for it until `deadline`, by the monotonic clock; then it is asked to end, and ended."""
+        """Waits for the command until `deadline`, by the monotonic clock, then asks it to end, and at last kills it."""
         with suppress(subprocess.TimeoutExpired):
             self.code = self.process.wait(max(0.0, deadline - time.monotonic()))
         if self.code is None:
@@ -107,20 +107,20 @@ class Part:
         self.seconds = time.monotonic() - self.began
 
     def kill(self, number: signal.Signals) -> None:
-        """To all of its processes."""
+        """Sends a signal to all processes of the command."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     @property
     def outcome(self) -> str:
-        """In one line."""
+        """How the command ended, in one line for people."""
         lines = self.log.read_text(errors="replace").strip().splitlines() or [""]
         how = "took too long and was ended" if self.code is None else "passed" if self.code == 0 else "FAILED"
         return f"{self.name}: {how} after {self.seconds:.0f} s; {lines[-1].strip('= ')[:200]}"
 
 
 def run(options: argparse.Namespace) -> int:
-    """All parts; gives the exit code."""
+    """Runs all parts and returns the exit code."""
     out: Path = options.output.resolve()
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
         shutil.rmtree(work, ignore_errors=True)
-    return _told(out, parts, time.monotonic() - began)
+    return _summarise(out, parts, time.monotonic() - began)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -180,7 +180,7 @@ def _wait(parts: Sequence[Part], deadline: float) -> None:
         print(part.outcome, flush=True)
 
 
-def _told(out: Path, parts: Sequence[Part], seconds: float) -> int:
+def _summarise(out: Path, parts: Sequence[Part], seconds: float) -> int:
     lines = [f"- {part.outcome}" for part in parts]
     table = out / "gpu.md"
     text = table.read_text() if table.exists() else "# Nothing was measured\n"
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="on a CPU if there is no GPU: only to see that it runs")
     parser.add_argument("--missing", action="store_true", help="name the packages that are not here, one a line")
-    parser.add_argument("--curriculum", type=Path, help=argparse.SUPPRESS)  # that part alone, in this folder
+    parser.add_argument("--curriculum", type=Path, help=argparse.SUPPRESS)  # runs the curriculum alone, in this folder
     options = parser.parse_args(arguments)
     if options.missing:
         print(*missing(), sep="\n")
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))  # Cambium itself need not be installed
-    from pretrain.cli import command  # which needs packages that may have been missing
+    from pretrain.cli import command  # needs packages that may be missing, so it cannot make the parser above
 
     def work() -> int:
         if options.curriculum:

@@ -76,8 +76,8 @@ def work(options: argparse.Namespace) -> command.Answer:
         if manifest is None:
             certificate = None
             if not options.no_certificate:
-                found = audit.text(plan, stage, feed)
-                certificate = audit.certificate(plan, reader.read, found, stage.train.lr)
+                held_out = audit.text(plan, stage, feed)
+                certificate = audit.certificate(plan, reader.read, held_out, stage.train.lr)
                 certificate = replace(certificate, bits_per_byte_before=_bits_per_byte(source))
                 certificate.require()
             manifest = grow(reader, target, plan, stage, certificate, began, options.processes)
@@ -115,10 +115,10 @@ def grow(
     event["seconds"] = time.monotonic() - began
     state = replace(state, events=(*state.events, event))
 
-    kept: Kept = {}
+    cache: Kept = {}
 
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return plan.evaluate(name, box, reader.read, kind, kept=kept)
+        return plan.evaluate(name, box, reader.read, kind, kept=cache)
 
     return write_checkpoint(
         target,
@@ -133,7 +133,7 @@ def grow(
 
 
 def _first_of(curriculum: Curriculum, stage: Stage) -> Path:
-    """Step 0 of a stage that has not begun."""
+    """The folder of step 0 of a stage. Raises UserError if the stage has begun."""
     root = curriculum.folder / stage.name / "checkpoints"
     newest = find(root).path
     if newest and newest != step_folder(root, 0):
@@ -142,25 +142,25 @@ def _first_of(curriculum: Curriculum, stage: Stage) -> Path:
 
 
 def _bits_per_byte(checkpoint: Path) -> float | None:
-    """What the last validation of the checkpoint's stage measured, if the stage is finished."""
+    """The bits per byte of the last validation of the checkpoint's stage; None if the stage is not finished."""
     stage = checkpoint.absolute().parents[1]
     return bits_per_byte(stage) if is_done(stage) else None
 
 
 def _same(target: Path, parent: Manifest, plan: Plan, stage: Stage) -> Manifest | None:
-    """The manifest of a target that is the result of this very growth already; write_checkpoint refuses any other."""
+    """The manifest of a target that is the result of this very growth; None if there is none, UserError for another."""
     if not (target / "manifest.json").exists():
         return None
-    found = check(target)
-    wanted = (parent.hash, plain(plan.to_json()), plain(stage.to_dict()))
-    if found.parent and (found.parent["hash"], found.events[-1]["plan"], found.config) == wanted:
-        return found
+    manifest = check(target)
+    expected = (parent.hash, plain(plan.to_json()), plain(stage.to_dict()))
+    if manifest.parent and (manifest.parent["hash"], manifest.events[-1]["plan"], manifest.config) == expected:
+        return manifest
     raise UserError(f"{target} is there already and is something else: remove it, or choose another name")
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":

@@ -30,20 +30,20 @@ def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.hf.imports does."""
     if step_of(options.stage) is not None:
         raise UserError(f"{options.stage}: name the folder of a stage (runs/NAME/STAGE), not of a checkpoint")
-    found = import_model(options.source, options.stage, progress=sys.stderr.isatty())
-    vocabulary = found.vocabulary
+    imported = import_model(options.source, options.stage, progress=sys.stderr.isatty())
+    vocabulary = imported.vocabulary
     text = (
-        f"{found.checkpoint}{' is there already' if found.existed else ''}: {found.parameters:,} parameters, "
-        f"{found.bytes:,} bytes; the vocabulary is in {vocabulary['order']} order"
+        f"{imported.checkpoint}{' is there already' if imported.existed else ''}: {imported.parameters:,} parameters, "
+        f"{imported.bytes:,} bytes; the vocabulary is in {vocabulary['order']} order"
     )
     if vocabulary["reason"]:
         text += f" and cannot grow: {vocabulary['reason']}"
-    return command.Answer(text, {**asdict(found), "checkpoint": str(found.checkpoint)})
+    return command.Answer(text, {**asdict(imported), "checkpoint": str(imported.checkpoint)})
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":

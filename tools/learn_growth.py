@@ -40,7 +40,7 @@ from pretrain.families.text import open_feed
 from pretrain.runtime.files import Lock, make_folder
 from pretrain.verify import audit
 
-KEPT = 10  # steps after which the state is written
+KEPT = 10  # the state is written every so many steps
 LEARNED = {"layers": ("layers",), "hidden": ("hidden",), "heads": ("heads", "kv_heads"), "ffn": ("ffn",)}
 
 
@@ -77,10 +77,10 @@ def work(options: argparse.Namespace) -> command.Answer:
             raise UserError(
                 f"stage {stage.name!r} grows nothing that is learned ({', '.join(options.only or LEARNED)})"
             )
-        others = _others(stage, old, keys)
-        feed = open_feed(others)
+        reduced = _reduced(stage, old, keys)
+        feed = open_feed(reduced)
         feed.seek(None)
-        first = plan_of(curriculum, others, reader.manifest, feed.tokenizer)
+        first = plan_of(curriculum, reduced, reader.manifest, feed.tokenizer)
         new = first.new.replace(
             {axis: target.sizes[axis] for key in keys for axis in LEARNED[key] if axis in target.sizes}
         )
@@ -97,13 +97,13 @@ def work(options: argparse.Namespace) -> command.Answer:
         learns = {**about, "config": stage.to_dict(), "keys": keys, "batch": options.batch}
         make_folder(options.target.absolute().parent)
         with Lock(options.target.with_name(f".{options.target.name}.lock")):
-            if options.target.exists():  # by now
+            if options.target.exists():  # another process was first
                 raise UserError(f"{options.target} is there already: remove it, or choose another name")
             losses = _learn(learner, new, feed, options, learns)
-            found = learner.policy()
-            factor_files.write(options.target, found, {**about, "steps": str(learner.steps)})
+            learned = learner.policy()
+            factor_files.write(options.target, learned, {**about, "steps": str(learner.steps)})
             _progress(options.target).unlink(missing_ok=True)
-        policy = {key: {"operator": "dense", factor_files.OPTION: str(options.target)} for key in found}
+        policy = {key: {"operator": "dense", factor_files.OPTION: str(options.target)} for key in learned}
         measured = {
             "start": _loss(copies, read, first.new, new, held_out),
             "learned": _loss(factor_files.filled(policy), read, first.new, new, held_out),
@@ -121,11 +121,14 @@ def work(options: argparse.Namespace) -> command.Answer:
 def _learn(
     learner: Learner, new: Architecture, feed: Feed, options: argparse.Namespace, learns: Mapping[str, Any]
 ) -> list[float]:
-    """The losses of all steps; those that an earlier run of the same (`learns`) has done are not done again."""
+    """Learns the factors and returns the losses of all steps.
+
+    It goes on after the steps of an earlier run that learned the same, as `learns` says.
+    """
     path, losses = _progress(options.target), list[float]()
-    found = factor_files.read_progress(path)
-    if found and found[1]["learns"] == learns and len(found[1]["losses"]) <= options.steps:
-        state, about = found
+    progress = factor_files.read_progress(path)
+    if progress and progress[1]["learns"] == learns and len(progress[1]["losses"]) <= options.steps:
+        state, about = progress
         learner.restore(state)
         feed.seek(about["cursor"])
         losses = about["losses"]
@@ -145,18 +148,18 @@ def _learn(
 
 
 def _progress(target: Path) -> Path:
-    """Where the learner's state is until the factors are written."""
+    """The file with the learner's state until the factors are written."""
     return target.with_name(f".{target.name}.progress")
 
 
-def _others(stage: Stage, old: Architecture, keys: list[str]) -> Stage:
-    """The stage without what is learned."""
-    kept: dict[str, Any] = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
+def _reduced(stage: Stage, old: Architecture, keys: list[str]) -> Stage:
+    """The stage with what is learned left as it is in the old model, so that the rest grows first."""
+    sizes: dict[str, Any] = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
     if "kv_heads" not in old.sizes:
-        kept |= {"kv_heads": old.sizes["heads"]} if "heads" in keys else {}
+        sizes |= {"kv_heads": old.sizes["heads"]} if "heads" in keys else {}
     default = type(stage.grow)()
     grow = replace(stage.grow, **{key: getattr(default, key) for key in keys})
-    return replace(stage, model=replace(stage.model, **kept), grow=grow)
+    return replace(stage, model=replace(stage.model, **sizes), grow=grow)
 
 
 def _through(plan: Plan, read: Read, kind: str, name: str, box: Box) -> torch.Tensor:
@@ -164,16 +167,16 @@ def _through(plan: Plan, read: Read, kind: str, name: str, box: Box) -> torch.Te
 
 
 def _loss(policy: dict[str, Any], read: Read, old: Architecture, new: Architecture, samples: Any) -> float:
-    """Of the model that the plan of this policy makes."""
+    """The loss of the model that the plan of this policy makes."""
     plan = between(old, new, policy, seed=0, init_std=0.0)
     weights = {name: _through(plan, read, "weight", name, Box.whole(t.shape)) for name, t in new.tensors().items()}
     with torch.no_grad():
         return float(objective(lambda kind, name, box: weights[name][box.slices()], plan.new, samples))
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":

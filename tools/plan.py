@@ -32,7 +32,7 @@ from pretrain.families.text import open_feed
 from pretrain.report.plot import duration, short
 
 SHOWN = 3
-"""Layouts that are suggested for a stage."""
+"""The most layouts that are suggested for a stage."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +70,8 @@ def work(options: argparse.Namespace) -> Answer:
 
 
 def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Namespace, gpu: Gpu) -> Answer:
-    """For `world` GPUs, or as many as each stage has."""
-    found = [
+    """The layouts to suggest for `world` GPUs, or for as many as each stage has."""
+    suggestions = [
         suggest(
             c.arch,
             c.stage.train,
@@ -82,22 +82,22 @@ def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Names
         )[:SHOWN]
         for c in costs
     ]
-    if none := [c.stage.name for c, fitting in zip(costs, found, strict=True) if not fitting]:
+    if none := [c.stage.name for c, fitting in zip(costs, suggestions, strict=True) if not fitting]:
         where = f"{world} GPUs" if world else "the GPUs of its layout"
         raise UserError(
             f"nothing fits for {', '.join(none)} on {where}: give more --nodes, or make train.global_batch and its "
             "ramp divisible by more data-parallel ranks"
         )
-    text = "\n\n".join([_suggestions(costs, found), _assumptions(options, gpu)])
+    text = "\n\n".join([_suggestions(costs, suggestions), _assumptions(options, gpu)])
     stages = [
         {"stage": c.stage.name, "suggestions": [_suggestion(s) for s in fitting]}
-        for c, fitting in zip(costs, found, strict=True)
+        for c, fitting in zip(costs, suggestions, strict=True)
     ]
     return Answer(text, {"stages": stages})
 
 
 def _resolved(curriculum: Curriculum) -> Curriculum:
-    """With budgets in tokens; those in epochs take the corpus to know."""
+    """The curriculum with all budgets in tokens; for those in epochs the corpus is read."""
     stages = [stage if stage.train.tokens else open_feed(stage).resolved() for stage in curriculum.stages]
     return replace(curriculum, stages=tuple(stages))
 
@@ -179,10 +179,10 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.split("\n"))
 
 
-def _suggestions(costs: Sequence[Cost], found: Sequence[Sequence[Suggestion]]) -> str:
+def _suggestions(costs: Sequence[Cost], suggestions: Sequence[Sequence[Suggestion]]) -> str:
     head = ["suggested", "TP x PP x DP", "chunks a rank", "micro-batch", "recompute", "GiB on a GPU", "MFU", "tokens/s"]
     rows = [head]
-    for c, fitting in zip(costs, found, strict=True):
+    for c, fitting in zip(costs, suggestions, strict=True):
         as_it_is = Suggestion(c.layout, c.stage.train, c.memory, c.speed)
         names = [c.stage.name, *[""] * (len(fitting) - 1), "  as it is"]
         for name, s in zip(names, [*fitting, as_it_is], strict=True):
@@ -211,13 +211,13 @@ def _suggestion(s: Suggestion) -> dict[str, Any]:
 
 def _total(costs: Sequence[Cost]) -> str:
     flops, hours = cost.from_scratch(list(costs))
-    mine, gpu_hours = sum(c.flops for c in costs), sum(c.gpu_hours for c in costs)
+    grown_flops, gpu_hours = sum(c.flops for c in costs), sum(c.gpu_hours for c in costs)
     tokens = sum(c.stage.train.tokens for c in costs)
     return (
-        f"In all {short(tokens)} tokens, {mine:.2e} FLOPs, {gpu_hours:,.0f} GPU hours, "
+        f"In all {short(tokens)} tokens, {grown_flops:.2e} FLOPs, {gpu_hours:,.0f} GPU hours, "
         f"{duration(sum(c.seconds for c in costs))} one after the other.\n"
         f"{costs[-1].stage.name} from scratch on the same tokens: {flops:.2e} FLOPs, {hours:,.0f} GPU hours; "
-        f"growing takes {mine / flops:.0%} of the FLOPs and {gpu_hours / hours:.0%} of the GPU hours."
+        f"growing takes {grown_flops / flops:.0%} of the FLOPs and {gpu_hours / hours:.0%} of the GPU hours."
     )
 
 
@@ -240,8 +240,10 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
 
 
 def _too_large(c: Cost, gpu: Gpu) -> str:
-    found = cost.remedies(c, gpu)
-    advice = "; ".join(found) if found else "no single change of its layout does: use more GPUs for a replica (tp, pp)"
+    remedies = cost.remedies(c, gpu)
+    advice = (
+        "; ".join(remedies) if remedies else "no single change of its layout does: use more GPUs for a replica (tp, pp)"
+    )
     return (
         f"stage {c.stage.name!r} needs {c.memory.total / 2**30:.0f} GiB on a GPU of {gpu.memory / 2**30:.0f}; it would "
         f"fit with {advice}"
@@ -291,9 +293,9 @@ def _mfu(text: str) -> float | None:
     return value
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, argv)
 
 
 if __name__ == "__main__":

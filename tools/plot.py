@@ -28,9 +28,9 @@ def work(options: argparse.Namespace) -> Answer:
     return Answer(str(out), {"plot": str(out), "stages": plot.points(stages)})
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, given)
+    return command.run(__doc__ or "", arguments, work, argv)
 
 
 if __name__ == "__main__":

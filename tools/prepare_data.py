@@ -108,9 +108,9 @@ def work(options: argparse.Namespace) -> command.Answer:
     return command.Answer(text, description)
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 class _Bars:

@@ -10,7 +10,6 @@ examples:
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -48,13 +47,16 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
     arch = model_of(manifest, path)
     files = []
     for name, file in manifest.files.items():
-        boxes = Counter(
-            kind for t in manifest.tensors.values() for kind, found in t.boxes.items() for b in found if b.file == name
-        )
-        files.append({"name": name, "bytes": file.size, "blocks": len(file.blocks), "boxes": sum(boxes.values())})
+        boxes = sum(b.file == name for t in manifest.tensors.values() for stored in t.boxes.values() for b in stored)
+        files.append({"name": name, "bytes": file.size, "blocks": len(file.blocks), "boxes": boxes})
     lineage = [
-        {**parent, "stage": found.stage if found else None, "step": found.step if found else None, "problem": problem}
-        for parent, found, problem in summary.ancestors(path, manifest)
+        {
+            **parent,
+            "stage": ancestor.stage if ancestor else None,
+            "step": ancestor.step if ancestor else None,
+            "problem": problem,
+        }
+        for parent, ancestor, problem in summary.ancestors(path, manifest)
     ]
     return {
         "path": str(path),
@@ -138,8 +140,8 @@ def _history(data: dict[str, Any]) -> str:
 def _lineage(data: dict[str, Any]) -> str:
     lines = []
     for parent in data["ancestors"]:
-        found = f"stage {parent['stage']}, step {parent['step']:,}, hash as recorded" if not parent["problem"] else ""
-        lines.append(f"  {parent['path']} ({parent['hash']}): {found or parent['problem']}")
+        where = f"stage {parent['stage']}, step {parent['step']:,}, hash as recorded" if not parent["problem"] else ""
+        lines.append(f"  {parent['path']} ({parent['hash']}): {where or parent['problem']}")
     return "\n".join(lines)
 
 
@@ -152,9 +154,9 @@ def _section(title: str, text: str) -> str:
     return f"{title}\n{text}" if text else f"{title}\n  none"
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":

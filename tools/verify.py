@@ -30,12 +30,12 @@ from pretrain.verify import audit
 from pretrain.verify.compare import differences
 
 SHOWN = 20  # findings of one check that are printed
-RULE = 1e-4  # of the largest gradient: fp32 weights make 1e-7 of it
+RULE = 1e-4  # tolerance, as a share of the largest gradient; rounding fp32 weights makes 1e-7 of it
 
 
 @dataclass(frozen=True)
 class Check:
-    """passed is None where it could not or need not be made. findings say what is wrong, one line each."""
+    """A check. passed: None if it could not or need not be made. findings: what is wrong, one line each."""
 
     name: str
     passed: bool | None
@@ -86,7 +86,7 @@ def work(options: argparse.Namespace) -> command.Answer:
 
 
 def integrity(path: Path, bars: bool) -> Check:
-    """Every block of every file."""
+    """Checks every block of every file."""
     problems = verify_all(path, progress=bars)
     with Reader(path) as reader:
         files = reader.manifest.files
@@ -97,7 +97,7 @@ def integrity(path: Path, bars: bool) -> Check:
 
 
 def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tuple[list[Check], Certificate | None]:
-    """The checks of the event between two checkpoints, and its certificate measured again."""
+    """Makes the checks of the event between two checkpoints, and measures its certificate again."""
     events = list(child.manifest.events)
     if not child.manifest.parent or not any("plan" in event for event in events):
         raise UserError(f"{child.path} was not grown from anything: leave --parent out")
@@ -119,9 +119,9 @@ def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tup
     text = audit.text(plan, stage, audit.open_corpus(stage, corpus))
     first = child.manifest.step == 0
     if first:
-        found = differences(plan, parent, child, bars)
+        mismatches = differences(plan, parent, child, bars)
         told = f"{3 if child.has('exp_avg') else 1} x {new.parameters():,} elements, bit for bit"
-        checks.append(Check("content", not found, told, tuple(map(str, found))))
+        checks.append(Check("content", not mismatches, told, tuple(map(str, mismatches))))
         checks.append(_function(plan, old, parent, new, child, text))
         checks.append(_moments(plan, parent, new, child, text))
     else:
@@ -155,7 +155,7 @@ def _plans(events: Sequence[Mapping[str, Any]], stage: str, before: int | None) 
 def _plan_problems(
     plan: Plan, patches: Sequence[Plan], parent: Reader, old: Architecture, child: Reader, new: Architecture
 ) -> list[str]:
-    """Where the plans do not lead from the parent's model, one after the other, to the child's."""
+    """All places where the plans, one after the other, do not lead from the parent's model to the child's."""
     problems = _differences("leads from", plan.old, str(parent.path), old)
     before = plan
     for number, patch in enumerate(patches, 1):
@@ -164,17 +164,17 @@ def _plan_problems(
     return problems + _differences("leads to", before.new, str(child.path), new)
 
 
-def _differences(leads: str, said: Architecture | None, where: str, found: Architecture | None) -> list[str]:
-    if said is None or found is None or said.family != found.family:
-        families = [arch.family if arch else "nothing" for arch in (said, found)]
+def _differences(leads: str, planned: Architecture | None, where: str, actual: Architecture | None) -> list[str]:
+    if planned is None or actual is None or planned.family != actual.family:
+        families = [arch.family if arch else "nothing" for arch in (planned, actual)]
         return [f"the plan {leads} {families[0]}, and {where} is {families[1]}"]
-    has = {**found.sizes, **found.scalars}
+    values = {**actual.sizes, **actual.scalars}
     problems = [
-        f"the plan {leads} {name} {value:.10g}, and {where} has {has[name]:.10g}"
-        for name, value in {**said.sizes, **said.scalars}.items()
-        if has[name] != value
+        f"the plan {leads} {name} {value:.10g}, and {where} has {values[name]:.10g}"
+        for name, value in {**planned.sizes, **planned.scalars}.items()
+        if values[name] != value
     ]
-    if found.rope_frequencies != said.rope_frequencies:
+    if actual.rope_frequencies != planned.rope_frequencies:
         problems.append(f"the plan {leads} other rotary frequencies than {where} has")
     return problems
 
@@ -182,7 +182,7 @@ def _differences(leads: str, said: Architecture | None, where: str, found: Archi
 def _function(
     plan: Plan, old: Architecture, parent: Reader, new: Architecture, child: Reader, text: audit.Text
 ) -> Check:
-    """The stored model against the parent, whatever the plan says of its elements."""
+    """Compares the function of the stored model with the parent's, whatever the plan says of its elements."""
     error, before, after = audit.function(old, parent.read, new, child.read, text.probe)
     return _verdict(error, Certificate.of(plan, error=error, loss_before=before, loss_after=after), text)
 
@@ -209,9 +209,9 @@ def _moments(plan: Plan, parent: Reader, new: Architecture, child: Reader, text:
     return Check("moments", not wrong, told, tuple(wrong))
 
 
-def main(given: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, given)
+    return command.run(__doc__, arguments, work, argv)
 
 
 if __name__ == "__main__":
