@@ -22,15 +22,15 @@ def locate(path: Path, finished: bool = False) -> Path:
         if any(step_of(p) is not None for p in _folders(folder)):
             return _newest(find(folder), folder)
     stages = {p: find(p / "checkpoints") for p in _folders(path) if (p / "checkpoints").is_dir()}
-    good = {stage: found.manifest for stage, found in stages.items() if found.manifest}
+    good = {stage: newest.manifest for stage, newest in stages.items() if newest.manifest}
     done = {stage: manifest for stage, manifest in good.items() if is_done(stage)}
     candidates = done if finished and done else good
     if candidates:
         last = max(candidates, key=lambda stage: _age(candidates[stage]))
         return _newest(stages[last], last)
-    for stage, found in stages.items():
-        if found.skipped:
-            return _newest(found, stage)  # raises, and says what is wrong with them
+    for stage, newest in stages.items():
+        if newest.skipped:
+            return _newest(newest, stage)  # raises, and says what is wrong with them
     what = "no checkpoint in it" if path.is_dir() else "no such folder"
     raise UserError(f"{path}: {what}: name a checkpoint (runs/NAME/STAGE/checkpoints/step-...), a stage or a run")
 
@@ -44,10 +44,10 @@ def _age(manifest: Manifest) -> tuple[int, int, int]:
     return manifest.progress.get("tokens", 0), len(manifest.events), manifest.step
 
 
-def _newest(found: Found, where: Path) -> Path:
-    for path, reason in found.skipped:
+def _newest(newest: Found, where: Path) -> Path:
+    for path, reason in newest.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    if found.path is None or found.manifest is None:
+    if newest.path is None or newest.manifest is None:
         raise UserError(f"{where}: none of its checkpoints verifies")
-    model_of(found.manifest, found.path)
-    return found.path
+    model_of(newest.manifest, newest.path)
+    return newest.path

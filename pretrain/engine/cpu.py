@@ -40,7 +40,7 @@ def adapt() -> None:
     def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
         torch.set_rng_state(state)
 
-    malloc.kept()
+    malloc.keep_freed()
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *_: None

@@ -35,9 +35,9 @@ class Memory:
     buffers: int
     """Buffers for communication: gathered sequences, and what a pipeline rank sends."""
     event: int
-    """What a growth event needs beyond a step: which parameters have been reached by a gradient, a byte for each,
-    beside a backward pass that fills a pipeline less; or the model before, where that needs more, since it may be too
-    small to be cut as the grown one is."""
+    """What a growth event needs beyond a step: a byte a parameter notes whether a gradient has reached it, while fewer
+    micro-batches are in flight. Measuring the model before may need more, since it may be too small to be cut as the
+    grown one is."""
     allowance: int = 0
     """Allowance for the context and for fragmentation, on a GPU."""
 
@@ -69,8 +69,8 @@ def of_rank(
 ) -> Memory:
     """The memory of a rank of pipeline rank `pp_rank` (tensor-parallel and data-parallel ranks are alike).
 
-    before: the models that grow into this one in the stage, see `growing`. gpu: False is of a process without one, as
-    in the tests: there kernels are not compiled unless train.compile says so.
+    before: the models that grow into this one in the stage, see `growing`. gpu: whether the rank has a GPU; without
+    one (in the tests) kernels are not compiled unless train.compile says so.
     """
     numel = count(arch, layout, pp_rank)
     share = ceil(numel / (2 * layout.dp)) * 2
@@ -85,8 +85,8 @@ def of_rank(
     event = 0
     if before:  # the certificate's backward passes have pp micro-batches
         activations_of_event, _ = _activations(shapes, train, pp_rank, layout.pp)
-        others = [_measured(old, layout, train, pp_rank, gpu) - allocated for old in before]
-        event = max(0, numel + activations_of_event - activations, *others)
+        older = [_measured(old, layout, train, pp_rank, gpu) - allocated for old in before]
+        event = max(0, numel + activations_of_event - activations, *older)
     allocated += event
     allowance = CONTEXT + int(FRAGMENTATION * allocated) if gpu else 0
     return Memory(weights, 4 * numel, optimizer, activations, workspace, buffers, event, allowance)
@@ -102,7 +102,7 @@ def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
 
 
 def _measured(old: Architecture, layout: Layout, train: Train, pp_rank: int, gpu: bool) -> int:
-    """Bytes of tensors while a growth event measures the model before, of the same pipeline rank."""
+    """Bytes of tensors on the same pipeline rank while a growth event measures the model before it."""
     spread = layout.of_parent(old)
     train = replace(
         train,
@@ -124,13 +124,14 @@ def worst(
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What activations are made of: bytes of a token's element, and how many elements of each kind a rank holds of it.
+    """What activations are made of: how many elements of each kind a rank holds for a token, on average.
 
-    hidden and whole: of the residual stream where sequence parallelism cuts it, and where it is gathered. gated and
-    transform: see families.Costs. fused: whether what lies between matrix products is
-    kernels; fused_norm: whether an RMSNorm is at least one operation, which keeps its input alone (torch on CUDA; on a
-    CPU it keeps two fp32 copies). weights: of an attention, where they are a tensor: with dropout on a CPU. dropout:
-    whether branches have one, so that their gradient is not that of the stream.
+    tokens: of a micro-batch. element: bytes of an element. hidden and whole: elements of the residual stream, where
+    sequence parallelism cuts it and where it is gathered. gated and transform: see families.Costs. fused: whether what
+    lies between matrix products is fused into kernels. fused_norm: whether an RMSNorm is at least one operation, which
+    saves only its input (torch on CUDA; on a CPU it saves two fp32 copies). weights: the attention weights, which are a
+    tensor only with dropout on a CPU. dropout: whether branches have one, so that their gradient is not that of the
+    stream.
     """
 
     layout: Layout
@@ -185,7 +186,7 @@ class _Shapes:
         # Inputs of both norms and of the matrices after them; queries, keys, values and the output of the attention.
         saved = 2 * (self.norm() + self.element * self.hidden) + self.element * (2 * self.queries + 2 * self.keys)
         if recompute != "selective":
-            # The log-sum-exp of each, in fp32; or the weights, in fp32 and what is left of them.
+            # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
             saved += (4 + self.element) * self.weights or 4 * self.heads
         if self.gated and not self.fused:
             saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too

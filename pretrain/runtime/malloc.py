@@ -10,7 +10,7 @@ _LARGEST = 32 << 20  # bytes: glibc raises this threshold by itself up to here
 _KEPT = 1 << 30  # bytes that may stay free at the end of the heap
 
 
-def kept() -> None:
+def keep_freed() -> None:
     """Lets freed memory stay in this process from now on, for the most part.
 
     Activations on a CPU come and go by the gigabyte in each step, and the system clears every page that it gives again,

@@ -161,8 +161,8 @@ def rates(births: Sequence[Birth], stage: Stage, tokens: int) -> list[float]:
     return [f * b.pace.rate(curve, tokens) for f, b in zip(factors, births, strict=True) if b.pace]
 
 
-def still(births: Sequence[Birth], stage: Stage) -> set[int]:
-    """The generations that have no learning rate for the whole of the stage."""
+def frozen_generations(births: Sequence[Birth], stage: Stage) -> set[int]:
+    """The numbers of the generations whose learning rate is 0 for the whole of the stage."""
     factors = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
     return {
         n for n, (f, b) in enumerate(zip(factors, births, strict=True)) if not f * (b.pace.factor if b.pace else 1.0)

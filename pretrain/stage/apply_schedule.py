@@ -8,7 +8,7 @@ from math import prod
 from pretrain.config import Curriculum, Stage
 from pretrain.engine.engine import Engine
 from pretrain.engine.frozen import Frozen
-from pretrain.schedule.curve import paced, sharing, still, weight_decays
+from pretrain.schedule.curve import frozen_generations, paced, sharing, weight_decays
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
 
@@ -34,5 +34,5 @@ class Pacing:
         births = paced(state.births, self.stage, begins, state.progress.tokens, self.curve_ends)
         engine.adam.weight_decays = weight_decays(births, self.stage)
         engine.clip_at(self.stage.train.clip * prod(event.get("clip_scale", 1.0) for event in state.events))
-        engine.freeze(Frozen.of(state.arch, state.generations, still(births, self.stage)))
+        engine.freeze(Frozen.of(state.arch, state.generations, frozen_generations(births, self.stage)))
         return replace(state, births=births)

@@ -34,7 +34,7 @@ class Encoded:
 class Encoder(ABC, Generic[T]):
     """A kind of tokenizer, given or to be trained."""
 
-    file: str  # of the files of a tokenizer, the one that is written last
+    file: str  # the file of a tokenizer that is written last
     given: T | None
     vocab_size: int
 
