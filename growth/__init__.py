@@ -4,7 +4,7 @@ from growth.architecture import Architecture, LogicalTensor
 from growth.between import between
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate.sources import Kept
+from growth.evaluate.sources import MixCache
 from growth.generations import Generations
 from growth.plan import Plan, identity, initial
 
@@ -13,8 +13,8 @@ __all__ = [
     "Box",
     "Generations",
     "GrowthError",
-    "Kept",
     "LogicalTensor",
+    "MixCache",
     "Plan",
     "between",
     "identity",

@@ -8,8 +8,8 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import GrowthError
-from growth.evaluate.recipe import DEFAULT_MOMENTS, Moments
 from growth.family import LAYERS
+from growth.moments import DEFAULT_MOMENTS, Moments
 from growth.operators import AXES, OPERATORS, Operator, default
 from growth.plan import Plan, merge
 from growth.step import Step
@@ -57,7 +57,7 @@ def between(
             f"{axis} is {old.sizes[axis]} in every {old.family} of this lineage: keep it, not {new.sizes[axis]}"
         )
     if not steps and moments.old == "reset":
-        steps.append(Step(arch, arch, ("moments: reset",), True))  # all that there is to do
+        steps.append(Step(arch, arch, ("moments: reset",), True))  # There is nothing else to do.
     return Plan(old, arch, merge(tuple(replace(s, moments=moments) for s in steps)), seed, init_std)
 
 

@@ -17,7 +17,7 @@ from growth.describe import table
 from growth.errors import GrowthError
 from growth.plan import Plan
 
-TOLERANCE = 1e-5  # of logits in fp32: rounding, not growth
+TOLERANCE = 1e-5  # A relative error of logits up to this is rounding in fp32, not growth.
 
 
 def relative_error(new: torch.Tensor, old: torch.Tensor) -> float:

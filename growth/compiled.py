@@ -16,7 +16,7 @@ def compiled(signature: str | None = None) -> Callable[[Callable[..., Any]], Cal
         signatures = [signature] if signature else []
         try:
             return njit(*signatures, error_model="numpy", nogil=True, cache=True)(function)
-        except RuntimeError:  # no folder for the cache; any other error comes again
+        except RuntimeError:  # There is no folder for the cache. Any other error is raised again below.
             return njit(*signatures, error_model="numpy", nogil=True)(function)
 
     return decorate

@@ -17,7 +17,7 @@ from growth.family import LAYERS
 from growth.maps import AxisMap, LayerMap
 from growth.step import Step
 
-_MOST = 256  # an element's generation is a byte
+_MOST = 256  # The generation of an element is stored as a byte.
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Generations:
 
     def present(self, tensor: LogicalTensor) -> set[int]:
         """The generations of the elements of a tensor."""
-        found = {0 if tensor.layer is None else int(self.along(LAYERS)[tensor.layer])}
+        generations = {0 if tensor.layer is None else int(self.along(LAYERS)[tensor.layer])}
         for dim in tensor.spec.dims:
             for axis in dim.axes:
-                found = {max(a, g) for a in found for g, n in self.births[axis] if n}
-        return found
+                generations = {max(a, g) for a in generations for g, n in self.births[axis] if n}
+        return generations
 
-    def grow(self, steps: tuple[Step, ...], kept: bool = True) -> Generations:
+    def grow(self, steps: tuple[Step, ...], by_moments: bool = True) -> Generations:
         """The generations after an event of these steps: what is born in it makes one generation, `count`.
 
-        Where moments decide (`kept`), new elements that keep those of their source keep its generation too, and
+        With `by_moments`, new elements that keep those of their source keep its generation too, and
         everything whose moments are reset joins the newest, so that Adam's step is that of the moments.
 
         Raises GrowthError when the steps begin at another size, or when there would be more than 256 generations.
@@ -82,12 +82,12 @@ class Generations:
                     raise GrowthError(f"{axis}: at most {_MOST} generations are kept; grow in fewer events")
                 source = m.source[:, 0]
                 old = source >= 0
-                if not kept or step.moments.new == "reset":
+                if not by_moments or step.moments.new == "reset":
                     old &= ~m.born
                 grown_births = np.full(m.new, newest, dtype=np.uint8)
                 grown_births[old] = births[axis][source[old]]
                 births[axis] = grown_births
-            if kept and step.moments.old == "reset":
+            if by_moments and step.moments.old == "reset":
                 if newest >= _MOST:
                     raise GrowthError(f"moments: at most {_MOST} generations are kept; grow in fewer events")
                 births = {axis: np.full_like(b, newest) for axis, b in births.items()}

@@ -32,7 +32,7 @@ class Learner:
         grown = [axis for axis in new.sizes if new.sizes[axis] != old.sizes[axis]]
         if other := sorted(set(grown) - {*AXES, "layers"}):
             raise GrowthError(f"{', '.join(other)}: dense growth is learned for layers, {', '.join(AXES)} only")
-        if {"heads", "kv_heads"} & set(grown):  # one operator, hence factors of both
+        if {"heads", "kv_heads"} & set(grown):  # One operator makes both, so that it needs the factors of both.
             both = [axis for axis in ("heads", "kv_heads") if axis in new.sizes]
             grown = [*(axis for axis in grown if axis not in both), *both]
         self._old, self._new = old, new
@@ -65,11 +65,11 @@ class Learner:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What another Learner of the same growth needs to go on: factors and Adam's moments."""
-        found = {"steps": torch.tensor(self.steps)}
+        state = {"steps": torch.tensor(self.steps)}
         for (axis, role), factor in self._factors.items():
-            found[f"{axis}.{role}"] = factor.detach()
-            found |= {f"{axis}.{role}.{key}": value for key, value in self._optimizer.state[factor].items()}
-        return found
+            state[f"{axis}.{role}"] = factor.detach()
+            state |= {f"{axis}.{role}.{key}": value for key, value in self._optimizer.state[factor].items()}
+        return state
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from the `state` of another one."""
@@ -110,9 +110,9 @@ def _grown(
 
 
 def _policy(factors: Factors) -> dict[str, Any]:
-    found = {key: matrix.detach().double().numpy() for key, matrix in factors.items()}
     policy: dict[str, Any] = {}
-    for (axis, role), matrix in found.items():
+    for (axis, role), factor in factors.items():
+        matrix = factor.detach().double().numpy()
         if axis == "kv_heads":
             policy.setdefault("heads", {"operator": "dense"})["kv_write"] = matrix
         else:

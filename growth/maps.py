@@ -63,55 +63,47 @@ class AxisMap:
         axis: str,
         old: int,
         source: ArrayLike,
+        factors: Mapping[str, ArrayLike] | None = None,
         *,
-        write: ArrayLike = 1.0,
-        read: ArrayLike = 1.0,
-        gain: ArrayLike = 1.0,
-        shift: ArrayLike = 1.0,
         gradient: Mapping[str, ArrayLike] | None = None,
         born: ArrayLike | None = None,
         zero: Sequence[str] = (),
-        mixes: Mapping[str, ArrayLike] | None = None,
-        mix: ArrayLike | None = None,
         noise: float = 0.0,
-        ahead: ArrayLike = False,
-        **writers: ArrayLike,
     ) -> AxisMap:
-        """A map from the factors of the roles (numbers, [new] or [new, K]).
+        """A map from the factors of roles: role -> a number, [new] or [new, K]. The general roles (write, read, gain,
+        shift) have factor 1 by default, the special ones (query, key, gate, last_gain, last_shift) that of the role
+        that they specialise.
 
-        The factors of the gradients follow: where the weights of writers take `write` and those of readers `read`,
-        gradients take the pair swapped, and those of gains and shifts `write * read / own`; `gradient` overrides.
-        `born` is by default every index without a source. `writers` are the other roles (query, key, gate, last_gain,
-        last_shift), which default to those that they specialise.
+        The factors of gradients follow: where the weights of writers take `e` and those of readers `r`, gradients take
+        the pair swapped, and those of any other role `e * r / own`; `gradient` overrides. `born` is by default every
+        index without a source.
         Raises GrowthError for a source outside the old axis.
         """
-        src = _columns(source, np.int64)
-        if src.size and (src.max() >= old or src.min() < -1):
+        columns = _columns(source, np.int64)
+        if columns.size and (columns.max() >= old or columns.min() < -1):
             raise GrowthError(f"{axis}: a source index lies outside the old axis of size {old}")
 
         def full(values: ArrayLike) -> Floats:
             array = np.asarray(values, dtype=np.float64)
-            return np.broadcast_to(array[:, None] if array.ndim == 1 else array, src.shape)
+            return np.broadcast_to(array[:, None] if array.ndim == 1 else array, columns.shape)
 
-        e, r = full(write), full(read)
-        weights = {"write": e, "read": r, "gain": full(gain), "shift": full(shift)}
-        gradients = {"write": r, "read": e, "gain": e * r / full(gain), "shift": e * r / full(shift)}
-        for role, values in writers.items():
-            weights[role] = full(values)
-            gradients[role] = r * e / full(values)
+        general = dict.fromkeys(GENERAL.values(), 1.0)
+        weights = {role: full(values) for role, values in {**general, **(factors or {})}.items()}
+        write, read = weights["write"], weights["read"]
+        gradients = {"write": read, "read": write}
+        gradients |= {role: write * read / own for role, own in weights.items() if role not in gradients}
         gradients |= {role: full(values) for role, values in (gradient or {}).items()}
         return AxisMap(
             axis,
             old,
-            src,
-            _but_ones(weights),
-            _but_ones(gradients),
-            np.asarray(src[:, 0] < 0 if born is None else born, dtype=bool),
-            frozenset(zero),
-            {role: np.asarray(rows, dtype=np.float64).reshape(-1, old) for role, rows in (mixes or {}).items()},
-            np.full(len(src), -1) if mix is None else np.asarray(mix, dtype=np.int64),
-            noise,
-            np.broadcast_to(np.asarray(ahead, dtype=bool), len(src)),
+            columns,
+            weight=_but_ones(weights),
+            gradient=_but_ones(gradients),
+            born=np.asarray(columns[:, 0] < 0 if born is None else born, dtype=bool),
+            zero=frozenset(zero),
+            mix=np.full(len(columns), -1),
+            noise=noise,
+            ahead=np.zeros(len(columns), dtype=bool),
         )
 
     @staticmethod
@@ -122,21 +114,22 @@ class AxisMap:
     def new(self) -> int:
         return len(self.source)
 
+    def mixing(self, mixes: Mapping[str, ArrayLike], mix: ArrayLike) -> AxisMap:
+        """The same map with linear combinations: role -> [M, old], and which row of it each new index is, or -1."""
+        rows = {role: np.asarray(matrix, dtype=np.float64).reshape(-1, self.old) for role, matrix in mixes.items()}
+        return replace(self, mixes=rows, mix=np.asarray(mix, dtype=np.int64))
+
     def made_ahead(self, which: Bools) -> AxisMap:
         """The same map with the writers of some indices made of the next layer."""
         return replace(self, ahead=which)
 
-    def without_noise(self) -> AxisMap:
-        """The same map without its noise."""
-        return replace(self, noise=0.0)
-
     def factor(self, role: str, kind: str) -> Floats:
         """float64 [new, K]: the factor for this role of "weight", "exp_avg" or "exp_avg_sq"."""
         table = self.weight if kind == "weight" else self.gradient
-        found = table.get(role, table.get(GENERAL[role]))
-        if found is None:
+        factor = table.get(role, table.get(GENERAL[role]))
+        if factor is None:
             return np.broadcast_to(1.0, self.source.shape)
-        return found * found if kind == "exp_avg_sq" else found
+        return factor * factor if kind == "exp_avg_sq" else factor
 
     def starts_at_zero(self, role: str) -> bool:
         """Whether indices without a source are zero in a dimension of this role."""
@@ -189,14 +182,14 @@ class AxisMap:
             axis,
             old,
             source,
-            weight,
-            gradient,
-            decode_floats(data["born"], new)[:, 0].astype(bool),
-            frozenset(data["zero"]),
-            mixes,
-            mix,
-            data["noise"],
-            decode_floats(data["ahead"], new)[:, 0].astype(bool),
+            weight=weight,
+            gradient=gradient,
+            born=decode_floats(data["born"], new)[:, 0].astype(bool),
+            zero=frozenset(data["zero"]),
+            mixes=mixes,
+            mix=mix,
+            noise=data["noise"],
+            ahead=decode_floats(data["ahead"], new)[:, 0].astype(bool),
         )
 
 
@@ -206,10 +199,11 @@ def _check_sources(what: str, source: Ints, old: int) -> None:
 
 
 def _mixes_from_json(data: Mapping[str, Any], old: int) -> dict[str, Floats]:
-    found = {role: decode_matrix(rows, old) for role, rows in data.items() if not isinstance(rows, str)}
-    if unknown := sorted({rows for rows in data.values() if isinstance(rows, str)} - set(found)):
+    """The inverse of `_mixes_to_json`; raises GrowthError for a role that names one without a matrix."""
+    matrices = {role: decode_matrix(rows, old) for role, rows in data.items() if not isinstance(rows, str)}
+    if unknown := sorted({rows for rows in data.values() if isinstance(rows, str)} - set(matrices)):
         raise GrowthError(f"linear combinations as those of {unknown[0]!r}, which has none")
-    return {role: found[rows] if isinstance(rows, str) else found[role] for role, rows in data.items()}
+    return {role: matrices[rows] if isinstance(rows, str) else matrices[role] for role, rows in data.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from growth.architecture import Architecture, in_words
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.evaluate.box_values import evaluate, init
+from growth.evaluate.box_values import FreshInit, evaluate, init
 from growth.evaluate.recipe import Recipe, check_box
-from growth.evaluate.sources import Kept, Read
+from growth.evaluate.sources import MixCache, Read
 from growth.generations import Generations
 from growth.step import Step
 
@@ -63,14 +64,14 @@ class Plan:
         kind: str = "weight",
         dtype: torch.dtype = torch.float32,
         out: torch.Tensor | None = None,
-        kept: Kept | None = None,
+        cache: MixCache | None = None,
     ) -> torch.Tensor:
         """The region `box` of the new tensor `name`, or of its "exp_avg" or "exp_avg_sq".
 
         `read(kind, old_name, old_box)` returns that region of an old tensor, of exactly that shape; arithmetic is in
         `dtype` (float32 or float64). The result is `out`, written to, if that is given (a tensor of the box's shape, of
         any strides); else it may be what `read` returned: copy before writing into it. It does not depend on how a
-        tensor is cut into boxes, bit for bit. A dictionary `kept`, given with every box of one plan and one `read`,
+        tensor is cut into boxes, bit for bit. A dictionary `cache`, given with every box of one plan and one `read`,
         spares each box what all boxes of a tensor need, such as the mean of its rows.
         Raises GrowthError for a name, box or kind that the new model does not have.
         """
@@ -78,13 +79,18 @@ class Plan:
             tensor = self.new.tensor(name)
             check_box(tensor, box, kind)
             if kind != "weight":
-                found = torch.zeros(box.shape, dtype=dtype) if out is None else out.zero_()
+                value = torch.zeros(box.shape, dtype=dtype) if out is None else out.zero_()
             else:
-                found = init(tensor, box, self.seed, self.init_std, self.new.branches).to(dtype)
+                value = init(tensor, box, FreshInit(self.seed, self.init_std, self.new.branches)).to(dtype)
         else:
             place = out if out is not None and out.dtype == dtype else None
-            found = self._through(len(self.steps), name, box, read, kind, dtype, place, kept)
-        return found if out is None or found is out else out.copy_(found)
+            value = self._through(len(self.steps), name, box, read, kind, dtype, place, cache)
+        return value if out is None or value is out else out.copy_(value)
+
+    @cached_property
+    def _fresh(self) -> tuple[FreshInit, ...]:
+        """What the fresh elements of each step are drawn with."""
+        return tuple(FreshInit(draws(self.seed, s.old), self.init_std, s.new.branches) for s in self.steps)
 
     def _through(
         self,
@@ -95,7 +101,7 @@ class Plan:
         kind: str,
         dtype: torch.dtype,
         out: torch.Tensor | None = None,
-        kept: Kept | None = None,
+        cache: MixCache | None = None,
     ) -> torch.Tensor:
         """The box after the first n steps; in `out` if that is given and the way to it allows."""
         if n == 0:
@@ -105,26 +111,22 @@ class Plan:
         step = self.steps[n - 1]
 
         def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
-            return self._through(n - 1, name, box, read, kind, dtype, None, kept)
+            return self._through(n - 1, name, box, read, kind, dtype, None, cache)
 
-        seed = draws(self.seed, step.old)
-        own = None if kept is None else kept.setdefault(n, {})
+        own = None if cache is None else cache.setdefault(n, {})
         parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
 
-        def value(recipe: Recipe, place: torch.Tensor | None) -> torch.Tensor:
-            std, branches = self.init_std, step.new.branches
-            return evaluate(
-                recipe, kind, earlier, seed=seed, init_std=std, branches=branches, dtype=dtype, out=place, kept=own
-            )
+        def value_of(recipe: Recipe, place: torch.Tensor | None) -> torch.Tensor:
+            return evaluate(recipe, kind, earlier, self._fresh[n - 1], dtype, place, own)
 
         if len(parts) == 1:
-            return value(parts[0][1], out)
+            return value_of(parts[0][1], out)
         whole = torch.empty(box.shape, dtype=dtype) if out is None else out
         for part, recipe in parts:
             place = whole[part.relative_to(box).slices()]
-            found = value(recipe, place)
-            if found is not place:
-                place.copy_(found)
+            value = value_of(recipe, place)
+            if value is not place:
+                place.copy_(value)
         return whole
 
     def reads(self, name: str, box: Box, kind: str = "weight") -> Iterator[tuple[str, Box]]:
@@ -158,7 +160,7 @@ class Plan:
         tensor = self.new.tensor(name)
         if self.old is None:
             return torch.ones(box.shape, dtype=torch.bool)
-        return Generations.first(self.old).grow(self.steps, kept=False).of(tensor, box) > 0
+        return Generations.first(self.old).grow(self.steps, by_moments=False).of(tensor, box) > 0
 
     def then(self, later: Plan) -> Plan:
         """This plan and then another one, as one event; neighbouring steps on different axes become one step.

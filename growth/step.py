@@ -9,9 +9,10 @@ from typing import Any
 
 from growth.architecture import Architecture
 from growth.errors import GrowthError
-from growth.evaluate.recipe import DEFAULT_MOMENTS, Maps, Moments
+from growth.evaluate.recipe import Maps
 from growth.family import LAYERS
 from growth.maps import AxisMap, LayerMap
+from growth.moments import DEFAULT_MOMENTS, Moments
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from growth import Box, Kept, Plan
+from growth import Box, MixCache, Plan
 from growth.certificate import Certificate
 from growth.describe import describe_plan
 from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
@@ -115,10 +115,10 @@ def grow(
     event["seconds"] = time.monotonic() - began
     state = replace(state, events=(*state.events, event))
 
-    cache: Kept = {}
+    cache: MixCache = {}
 
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return plan.evaluate(name, box, reader.read, kind, kept=cache)
+        return plan.evaluate(name, box, reader.read, kind, cache=cache)
 
     return write_checkpoint(
         target,

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from growth.compiled import compiled, flat
-from growth.evaluate.recipe import Copies
+from growth.evaluate.dimension import Copies
 
-_SHORT = 8  # indices in a run, on average, that are too few for vector instructions
+_SHORT = 8  # Runs of fewer indices than this, on average, are too short for vector instructions.
 
 
 class Null:

@@ -9,7 +9,7 @@ import torch
 
 from growth.compiled import compiled, flat
 
-_WIDTH = 1 << 10  # columns that are summed at a time, in the cache
+_WIDTH = 1 << 10  # So many columns are summed at a time: their sums stay in the cache.
 
 
 def add_rows(

@@ -35,7 +35,7 @@ def _matrix(axis: str, what: str, value: ArrayLike, old: int, new: int) -> NDArr
 def _map(axis: str, old: int, new: int, write: ArrayLike, read: ArrayLike) -> AxisMap:
     rows = _matrix(axis, "write", write, old, new)
     mixes = {"write": rows, "read": _matrix(axis, "read", read, old, new), "gain": rows, "shift": rows}
-    return AxisMap.make(axis, old, np.full(new, -1), mixes=mixes, mix=np.arange(new))
+    return AxisMap.make(axis, old, np.full(new, -1)).mixing(mixes, np.arange(new))
 
 
 @operator("hidden", "dense")

@@ -35,7 +35,7 @@ def dead_ffn(arch: Architecture, sizes: Mapping[str, int]) -> Step:
 
 def _copied(arch: Architecture, new: int, source: np.ndarray, snr_db: float | None, split: float | None = None) -> Step:
     noise = noise_of("ffn", snr_db)
-    m = AxisMap.make("ffn", arch.sizes["ffn"], source, read=shares("ffn", source, split), noise=noise)
+    m = AxisMap.make("ffn", arch.sizes["ffn"], source, {"read": shares("ffn", source, split)}, noise=noise)
     return _step(arch, new, m, ("ffn: noise changes the gradients of copied neurons",) if noise else ())
 
 

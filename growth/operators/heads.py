@@ -54,7 +54,7 @@ def zero_heads(arch: Architecture, sizes: Mapping[str, int]) -> Step:
             f"become groups of {new_per}; keep heads / kv_heads at {per}, raise it, or divide it by a whole number "
             f"while kv_heads grows by at least that number"
         )
-    old_per = per // parts  # queries of each part that have a source
+    old_per = per // parts  # So many queries of each part have a source.
     group, within = np.divmod(np.arange(new_heads), new_per)
     has_source = (group < groups * parts) & (within < old_per)
     query = np.where(has_source, group * old_per + within, -1)
@@ -81,9 +81,10 @@ def _copied(
     group, within = np.divmod(np.arange(new_heads), new_per)
     query = group_source[group] * per + within % per
     noise, share = noise_of("heads", snr_db), shares("heads", query, split)
-    served = share.reshape(new_groups, new_per).sum(axis=1) / per  # of what the queries of a group did, in each copy
+    # What each copy of a group serves, as a share of what the queries of the group did.
+    served = share.reshape(new_groups, new_per).sum(axis=1) / per
     maps = [
-        AxisMap.make("heads", heads, query, read=share, noise=noise),
+        AxisMap.make("heads", heads, query, {"read": share}, noise=noise),
         AxisMap.make("kv_heads", groups, group_source, gradient={"write": served}),
     ]
     return _step(arch, sizes, maps, ("heads: noise changes the gradients of copied heads",) if noise else ())
@@ -181,7 +182,7 @@ def zero_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
 
 def _wider(arch: Architecture, source: np.ndarray, rope_frequencies: tuple[float, ...] = ()) -> Step:
     old, new = arch.sizes["head_dim"], len(source)
-    m = AxisMap.make("head_dim", old, source, query=sqrt(new / old), zero=("query", "read"))
+    m = AxisMap.make("head_dim", old, source, {"query": sqrt(new / old)}, zero=("query", "read"))
     scale = arch.scalars["softmax_scale"] * sqrt(old / new)
     grown = arch.replace({"head_dim": new}, {"softmax_scale": scale}, rope_frequencies)
     return Step(arch, grown, (), True, axes={"head_dim": m})

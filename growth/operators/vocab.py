@@ -49,9 +49,8 @@ def mean_rows(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     old, new = arch.sizes["vocab"], sizes["vocab"]
     mean = np.full((1, old), 1.0 / old)
     mix = np.where(np.arange(new) < old, -1, 0)
-    return _step(
-        arch, new, AxisMap.make("vocab", old, appended(old, new), mixes={"write": mean, "read": mean}, mix=mix)
-    )
+    m = AxisMap.make("vocab", old, appended(old, new)).mixing({"write": mean, "read": mean}, mix)
+    return _step(arch, new, m)
 
 
 @operator("vocab", "pieces")
@@ -86,4 +85,4 @@ def _sums(old: int, parts: Sequence[Sequence[int]]) -> AxisMap:
         source[row, : len(part)] = part
         factor[row] = 1.0 / len(part)
     born = np.arange(len(source)) >= old
-    return AxisMap.make("vocab", old, source, write=factor, read=factor, shift=factor, born=born)
+    return AxisMap.make("vocab", old, source, {"write": factor, "read": factor, "shift": factor}, born=born)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
 from growth.step import Step
-
-NOISE = 10 ** (-10 / 20)  # relative standard deviation at a signal-to-noise ratio of 10 dB
 
 
 def appended(old: int, new: int) -> np.ndarray:
@@ -85,18 +82,17 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
     d, new = arch.sizes["hidden"], sizes["hidden"]
     s = sqrt(d / new)
     source = appended(d, new)
-    roles: dict[str, Any] = {"gain": s, "zero": ("write",)}
-    if keep_eps:  # the scale of the stream is that of the embedding too: before a tied head the last norm undoes it
-        roles |= {"write": 1 / s, "last_gain": s * s, "last_shift": s}
-        roles["gradient"] = {"write": s, "read": 1.0, "gain": 1 / s, "shift": 1.0}
-        roles["gradient"] |= {"last_gain": 1 / s**2, "last_shift": 1 / s}
-    if arch.table.norm == "layer":
-        mean = {"write": np.full((1, d), 1.0 / d)}
-        roles |= {"zero": (), "mixes": mean, "mix": np.where(source < 0, 0, -1)}
-        roles.setdefault("gradient", {"shift": 1.0})
-    m = AxisMap.make("hidden", d, source, **roles)
+    layer_norm = arch.table.norm == "layer"
+    factors, gradient = {"gain": s}, {"shift": 1.0} if layer_norm else {}
+    if keep_eps:
+        # The embedding takes the scale of the stream too; before a tied head the last norm undoes it.
+        factors |= {"write": 1 / s, "last_gain": s * s, "last_shift": s}
+        gradient = {"write": s, "read": 1.0, "gain": 1 / s, "shift": 1.0, "last_gain": 1 / s**2, "last_shift": 1 / s}
+    m = AxisMap.make("hidden", d, source, factors, gradient=gradient, zero=() if layer_norm else ("write",))
+    if layer_norm:
+        m = m.mixing({"write": np.full((1, d), 1.0 / d)}, np.where(source < 0, 0, -1))
     scalars = {} if keep_eps else {"norm_eps": arch.scalars["norm_eps"] * d / new}
-    padded = ("hidden: gradients of old rows change with the mean that pads",) if arch.table.norm == "layer" else ()
+    padded = ("hidden: gradients of old rows change with the mean that pads",) if layer_norm else ()
     grown = arch.replace({"hidden": new}, scalars)
     return Step(arch, grown, (), arch.table.pads, axes={"hidden": m}, approximate=padded)
 
@@ -110,9 +106,7 @@ def _copied(
         "hidden",
         arch.sizes["hidden"],
         source,
-        read=share,
-        last_gain=share,
-        last_shift=share,
+        {"read": share, "last_gain": share, "last_shift": share},
         noise=noise_of("hidden", snr_db),
     )
     notes: tuple[str, ...] = (

@@ -14,7 +14,7 @@ import torch
 
 from growth.box import Box
 
-_CHUNK = 1 << 14  # elements drawn at a time: the temporaries stay in the cache
+_CHUNK = 1 << 14  # So many elements are drawn at a time: the temporaries stay in the cache.
 
 
 def normal(
@@ -22,7 +22,7 @@ def normal(
 ) -> torch.Tensor:
     """Normal numbers, float32 of `box.shape`, for the region `box` of the tensor `name` of this `shape`; in `out` if
     it is given, which must be contiguous along its last dimension."""
-    from growth.random.normals import normals, words  # compiles when it is imported
+    from growth.random.normals import normals, words  # It compiles when it is imported.
 
     out = torch.empty(box.shape) if out is None else out
     if not box.numel:
@@ -30,7 +30,7 @@ def normal(
     digest = blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
     key = [int.from_bytes(half, "little") for half in (digest[:8], digest[8:])]
     starts, to = _rows(shape, box), out.view(-1, box.shape[-1]).numpy()
-    count = max(1, _CHUNK // box.shape[-1])  # short rows are drawn together, long ones in parts
+    count = max(1, _CHUNK // box.shape[-1])  # Short rows are drawn together, long ones in parts.
     for i in range(0, len(starts), count):
         some = starts[i : i + count]
         for j in range(0, box.shape[-1], _CHUNK):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from growth import Box, Kept, Plan
+from growth import Box, MixCache, Plan
 from pretrain.checkpoint import KINDS, Reader
 from pretrain.engine.engine import Engine
 from pretrain.engine.staging import Staging
@@ -33,7 +33,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
     on_host = all(owned.weight.device.type == "cpu" for owned in engine.owned)
     staging = None if on_host else Staging(FILLED_AT_ONCE // 4, pinned=True)
     with given_back(FILLED_AT_ONCE // 2):
-        kept: Kept = {}
+        cache: MixCache = {}
         for owned in engine.owned:
             for kind in kinds:
                 fragment = getattr(owned, kind)
@@ -42,7 +42,7 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
                     view = box.view(fragment)
                     for part in box.box.parts(FILLED_AT_ONCE):
                         target = view[part.relative_to(box.box).slices()]
-                        evaluate = partial(plan.evaluate, box.tensor, part, read, kind, kept=kept)
+                        evaluate = partial(plan.evaluate, box.tensor, part, read, kind, cache=cache)
                         if staging:
                             staging.put(target, evaluate)
                         else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from growth import Box, Kept, Plan
+from growth import Box, MixCache, Plan
 from pretrain.checkpoint import KINDS, Reader
 from pretrain.checkpoint.writer import PIECE
 
@@ -46,13 +46,13 @@ def differences(plan: Plan, parent: Reader, child: Reader, progress: bool = Fals
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
         return parent.read(kind, name, box) if parent.has(kind) else torch.zeros(box.shape)
 
-    kept: Kept = {}
+    cache: MixCache = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="against the plan", disable=not progress) as bar:
         for kind in kinds:
             for name, tensor in tensors.items():
                 sums = _Sums(rounding)
                 for box in Box.whole(tensor.shape).parts(PIECE):
-                    sums.add(plan.evaluate(name, box, read, kind, kept=kept), child.read(kind, name, box))
+                    sums.add(plan.evaluate(name, box, read, kind, cache=cache), child.read(kind, name, box))
                     bar.update(4 * box.numel)
                 if sums.different:
                     size = tensor.numel

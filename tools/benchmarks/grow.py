@@ -168,11 +168,11 @@ def _evaluate(plan: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor], 
     def read(kind: str, name: str, box: Box) -> Tensor:
         return old[name][box.slices()]
 
-    kept: growth.Kept = {}
+    cache: growth.MixCache = {}
     with given_back(FILLED_AT_ONCE // 2):
         for name, destination in new.items():
             for box in Box.whole(destination.shape).parts(FILLED_AT_ONCE):
-                plan.evaluate(name, box, read, kind, out=destination[box.slices()], kept=kept)
+                plan.evaluate(name, box, read, kind, out=destination[box.slices()], cache=cache)
 
 
 def _cpu(work: Callable[[], object]) -> float:

@@ -104,11 +104,9 @@ def test_rescaling_keeps_the_trajectory() -> None:
     old = Architecture("llama2", s, {"norm_eps": 1e-2})
     stream = {"write": 1.7, "gain": 1 / 1.3, "read": 1.3}
     maps = (
-        AxisMap.make(
-            "hidden", s["hidden"], range(s["hidden"]), **stream, gradient={r: 1 / f for r, f in stream.items()}
-        ),
-        AxisMap.make("head_dim", s["head_dim"], range(s["head_dim"]), query=3.0),
-        AxisMap.make("ffn", s["ffn"], range(s["ffn"]), write=0.6, read=1 / 0.6, gate=1.0),
+        AxisMap.make("hidden", s["hidden"], range(s["hidden"]), stream, gradient={r: 1 / f for r, f in stream.items()}),
+        AxisMap.make("head_dim", s["head_dim"], range(s["head_dim"]), {"query": 3.0}),
+        AxisMap.make("ffn", s["ffn"], range(s["ffn"]), {"write": 0.6, "read": 1 / 0.6, "gate": 1.0}),
     )
     assert_same_trajectory(rescaled(old, maps, {"norm_eps": 1e-2 * 1.7**2, "softmax_scale": 1 / 6}))
 

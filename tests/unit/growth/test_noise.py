@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growth.evaluate.copy_noise import Null
-from growth.evaluate.recipe import Copies
+from growth.evaluate.dimension import Copies
 
 NOISE = 0.25
 PATTERNS = {  # the old index that each new one copies

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from growth import Box, GrowthError, Plan, between
 from growth.certificate import relative_error
 from growth.describe import describe_plan
-from growth.evaluate import box_values, index_runs, recipe
+from growth.evaluate import dimension, gather, index_runs
 from growth.evaluate.box_values import Read
-from growth.evaluate.sources import Kept
+from growth.evaluate.sources import MixCache
 from pretrain.families.bert import reference
 from pretrain.families.reference import logits
 from tests.unit.growth.events import events
@@ -87,15 +87,15 @@ def test_slices_gathers_and_chunks_are_the_same(plan: Plan) -> None:
             (index_runs, "_FEW", 0),
             (index_runs, "_LARGE", 6),
             (index_runs, "_NARROW", 2),
-            (box_values, "_CHUNK", 5),
-            (recipe, "_SCATTERED", 0),
-            (recipe, "_GAP", 0),
+            (gather, "_CHUNK", 5),
+            (dimension, "_SCATTERED", 0),
+            (dimension, "_GAP", 0),
         ):
             patch.setattr(module, name, value)
-        kept: Kept = {}
+        cache: MixCache = {}
         for (name, kind), want in zip(every, expected, strict=True):
             box = Box.whole(want.shape)
-            assert torch.equal(replayed.evaluate(name, box, read, kind, kept=kept), want)
+            assert torch.equal(replayed.evaluate(name, box, read, kind, cache=cache), want)
 
 
 @given(events(exact=False))
