@@ -35,6 +35,7 @@ def test_the_newest(root: Path) -> None:
     assert found.path == step_folder(root, 2)
     assert found.skipped == ()
     assert restore(root, load).path == found.path
+    assert restore(root, lambda reader: reader.manifest.step).loaded == 2
     assert verify_all(step_folder(root, 2)) == []
 
 
