@@ -112,7 +112,7 @@ def _judged(how: dict[str, Any]) -> Any:
 
     (batch,) = ranks.batches(ranks.GQA, 1)
     passes = engine._passes
-    engine._passes = lambda samples: passes(samples) + dist.get_rank()  # type: ignore[method-assign]
+    engine._passes = lambda *given: passes(*given) + dist.get_rank()  # type: ignore[method-assign]
     result = engine.train_step(part(batch, engine.dp_rank, engine.layout.dp), 1e-2, veto)
     same = all(np.array_equal(x[-1], y[-1]) for x, y in zip(before, ranks.collected(engine), strict=True))
     return asked, (result.loss, result.grad_norm, result.trouble), same, engine.adam.steps
