@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -117,3 +118,10 @@ def test_every_piece_of_a_configuration_is_one(document: Document, tmp_path: Pat
             assert config.load(path).stages
         else:
             assert not unknown(Stage, given), block
+
+
+def test_the_pictures_are_what_is_drawn() -> None:
+    pictures = runpy.run_path(str(ROOT / "docs/pictures.py"))["PICTURES"]
+    assert pictures
+    for name, draw in pictures.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == draw(), "python docs/pictures.py makes it again"
