@@ -6,6 +6,7 @@ import re
 from math import prod
 
 import pytest
+import torch
 
 import growth
 from growth import Box, Plan
@@ -71,6 +72,19 @@ def plan() -> Plan:
     return growth.between(OLD, NEW, {**WIDE.grow.policy(), "vocab": "mean"}, seed=seed, init_std=WIDE.model.init_std)
 
 
+def nothing(kind: str, name: str, box: Box) -> torch.Tensor:
+    raise AssertionError("a first stage reads nothing")
+
+
+START = growth.initial(OLD, SEED.seed, SEED.model.init_std)
+"""What `seed` is before its first step."""
+
+
+def evaluated() -> torch.Tensor:
+    """The box, grown from that."""
+    return plan().evaluate(Q, the_box(), lambda kind, name, box: START.evaluate(name, box, nothing, kind))
+
+
 def stored() -> tuple[str, Box, int, int]:
     """The file and the box of the finished stage that hold the old numbers, the box's offset and the file's size."""
     layout, shapes = layout_of(SEED, SEED.parallel.dp or 0), {name: t.shape for name, t in OLD.tensors().items()}
@@ -132,8 +146,7 @@ def test_what_the_box_is_made_of() -> None:
     ((name, old),) = made.reads(Q, box)
     (step,) = made.steps
     assert (name, {"heads: zero", "hidden: zero"} <= set(step.operators)) == (Q, True)
-    recipe = step.maps.recipe(Q, box, "weight")
-    assert all((dim.factor == 1).all() for dim in recipe.dims)
+    assert torch.equal(evaluated()[:, : old.stop[1]], START.evaluate(Q, old, nothing))
     for axis in ("heads", "hidden"):
         source, what = step.axes[axis].source[:, 0], "channels" if axis == "hidden" else axis
         says(f"`{axis}: zero`, {(source >= 0).sum()} old {what} and {(source < 0).sum()} new")
@@ -149,9 +162,7 @@ def test_what_the_box_is_made_of() -> None:
 
 
 def test_its_numbers() -> None:
-    start, made = growth.initial(OLD, SEED.seed, SEED.model.init_std), plan()
-    values = made.evaluate(Q, the_box(), lambda kind, name, box: start.evaluate(name, box, None, kind))  # type: ignore[arg-type]
-    row, column = the_box().start[0], OLD.sizes["hidden"]
+    values, row, column = evaluated(), the_box().start[0], OLD.sizes["hidden"]
     says(f"would be {values[0, 0]:.6f}, that of `seed`", f"row {row}, column {column} would be {values[0, column]:.6f}")
 
 
