@@ -143,8 +143,8 @@ class Architecture:
     def branches(self) -> int:
         """Residual branches over all blocks: two in a block of attention and MLP, each ending in a matrix whose init
         is "branch"."""
-        ends = [spec.kinds for spec in self.table.tensors if spec.layered and spec.init == "branch"]
-        return sum(sum(kind in kinds for kinds in ends) for kind in (block.kind for block in self.blocks))
+        ends = {kind: sum(row.init == "branch" for row in self.table.rows(kind)) for kind in set(self.kinds)}
+        return sum(ends[block.kind] for block in self.blocks)
 
     def next_like(self, layer: int) -> int:
         """The number of the next layer of the same kind; the layer itself where there is none."""
@@ -157,13 +157,12 @@ class Architecture:
     def _walk(self) -> Iterator[LogicalTensor]:
         specs = self.table.tensors
         layered = [s for s in specs if s.layered]
-        first = specs.index(layered[0])
+        first, rows = specs.index(layered[0]), {kind: self.table.rows(kind) for kind in set(self.kinds)}
         for spec in specs[:first]:
             yield self._tensor(spec, None)
         for layer in range(self.layers):
-            for spec in layered:
-                if self.kinds[layer] in spec.kinds:
-                    yield self._tensor(spec, layer)
+            for spec in rows[self.kinds[layer]]:
+                yield self._tensor(spec, layer)
         for spec in specs[first + len(layered) :]:
             yield self._tensor(spec, None)
 

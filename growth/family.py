@@ -87,6 +87,10 @@ class Family:
     fixed: Mapping[str, int] = field(default_factory=dict, hash=False)
     rule: Callable[[Mapping[str, int]], None] = _no_rule
 
+    def rows(self, kind: str) -> tuple[TensorSpec, ...]:
+        """The rows of which a layer of this kind is made."""
+        return tuple(spec for spec in self.tensors if spec.layered and kind in spec.kinds)
+
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise GrowthError unless `sizes` (axis -> size, and "layers") describe a model of this family."""
         wanted = {*self.axes, LAYERS}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from growth import Plan
+from growth.architecture import in_words
 from growth.certificate import Certificate
 from growth.describe import describe_plan, table
 from pretrain.checkpoint import Manifest, model_of
@@ -65,6 +66,7 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
         "stage": manifest.stage,
         "step": manifest.step,
         "architecture": arch.to_json(),
+        **({"blocks": in_words(arch)} if in_words(arch) else {}),
         "parameters": arch.parameters(),
         "parts": summary.parts(arch),
         "kinds": [kind for kind in ("weight", "exp_avg", "exp_avg_sq") if manifest.has(kind)],
@@ -91,6 +93,7 @@ def _head(data: dict[str, Any]) -> str:
         ["model", f"{data['architecture']['family']}, {data['parameters']:,} parameters, {moments}"],
         ["sizes", ", ".join(f"{axis} {size:,}" for axis, size in sizes.items())],
         ["scalars", ", ".join(f"{name} {value:.10g}" for name, value in scalars.items())],
+        *([["blocks", data["blocks"]]] if "blocks" in data else []),
         *([["rope_frequencies", ", ".join(f"{f:.6g}" for f in frequencies)]] if frequencies else []),
         ["stage", f"{data['stage']}, step {data['step']:,}, {progress.get('stage_tokens', 0):,} tokens of this stage"],
         ["run", f"{progress.get('tokens', 0):,} tokens, {progress.get('flops', 0):.4g} FLOPs, {seconds} of training"],

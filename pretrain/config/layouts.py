@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from growth.architecture import Architecture
 from pretrain.config.keys import Stage, Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
+from pretrain.layout.work import totals
 
 
 def ranks_of(stage: Stage, gpus: int) -> int:
@@ -15,8 +17,8 @@ def ranks_of(stage: Stage, gpus: int) -> int:
     return model * (stage.parallel.dp or max(1, gpus // model))
 
 
-def layout_of(stage: Stage, world: int, layers: int | None = None) -> Layout:
-    """The layout of a stage on `world` ranks; layers: how many it has by then (default: as many as it begins with).
+def layout_of(stage: Stage, world: int, arch: Architecture | None = None) -> Layout:
+    """The layout of a stage on `world` ranks; arch: its model by then (default: as the stage begins).
 
     Raises UserError when the ranks do not make up tp * pp * dp, naming the keys and the number that would fit, and when
     a batch does not fit the layout.
@@ -33,7 +35,7 @@ def layout_of(stage: Stage, world: int, layers: int | None = None) -> Layout:
             "or change parallel in the config"
         )
     layout = Layout.make(
-        layers or stage.model.layers,
+        totals(arch or stage.model.architecture(), stage.train.seq_len),
         tp=p.tp,
         pp=p.pp,
         dp=dp,

@@ -11,6 +11,7 @@ from pretrain.config import Curriculum, Stage, checks
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.layout import Layout
 from pretrain.layout.layout import balanced_pipeline
+from pretrain.layout.work import totals
 
 GPUS_OF_A_NODE = 8
 EPOCHS_ARE = 1000
@@ -67,7 +68,7 @@ def _short(stage: Stage) -> Stage:
     """With a step that just fills the pipeline, whatever its batch is."""
     train, p = stage.train, stage.parallel
     dp = ranks_of(stage, GPUS_OF_A_NODE) // (p.tp * p.pp)
-    layout = Layout.make(stage.model.layers, pp=p.pp, dp=dp, pipeline=p.pipeline)
+    layout = Layout.make(totals(stage.model.architecture(), train.seq_len), pp=p.pp, dp=dp, pipeline=p.pipeline)
     samples, unit = train.micro_batch * dp, layout.batch_unit(train.micro_batch)
     n = max(1, min(train.global_batch // samples, micro_batches(layout)))
     batch = -(-n * samples // unit) * unit
@@ -82,7 +83,8 @@ def _overridden(stage: Stage, o: Overrides) -> Stage:
     tp, pp = o.tp or parallel.tp, o.pp or parallel.pp
     pipeline = parallel.pipeline
     if o.pp or o.chunks:
-        pipeline = balanced_pipeline(stage.model.layers, pp * (o.chunks or 1)) if pp > 1 else None
+        work = totals(stage.model.architecture(), stage.train.seq_len)
+        pipeline = balanced_pipeline(work, pp * (o.chunks or 1)) if pp > 1 else None
     parallel = replace(
         parallel,
         tp=tp,

@@ -27,7 +27,7 @@ from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.zero import Zero
 from pretrain.families.common import dropout
-from pretrain.families.parameters import parameters
+from pretrain.families.parameters import parameters, spanning
 from pretrain.guard.recheck import unlike
 from pretrain.kernels import fused
 from pretrain.layout import Layout, Parameter, fragment_boxes
@@ -97,6 +97,9 @@ class Engine:
         self._one = torch.ones((), dtype=torch.int, device=self.device)
         self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
         self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
+        here = {parameter.pieces[0].tensor: p for parameter, p in self.parameters if parameter.pieces}
+        spread = spanning(arch, layout, tp_rank)
+        self._spanning = [(p.pieces[0].tensor, p.shape, here.get(p.pieces[0].tensor)) for p in spread]
         self.frozen = Frozen()
 
     def _owned(self) -> list[Owned]:
@@ -145,15 +148,17 @@ class Engine:
             tensor.requires_grad_(not parts <= frozen.parts)
         self._sequence_parallel = [p for p in self._sequence_parallel if p.requires_grad]
         self._tied = [p for p in self._tied if p.requires_grad]
+        self._spanning = [part for part in self._spanning if part_of(self.arch, part[0]) not in frozen.parts]
         trained = {parameter.name for parameter, tensor in self.parameters if tensor.requires_grad}
         spans = [(o.offset, o.offset + o.weight.numel()) for o in self.owned if o.parameter.name in trained]
         self.adam.segments = [s for s in self.adam.segments if any(a <= s.start < b for a, b in spans)]
         self.adam.resting = frozen.resting
-        first_trained = frozen.prefix(self.arch.layers)
+        first_trained = frozen.prefix(self.arch)
         pp_rank, _, _ = self.layout.coordinates(dist.get_rank())
-        for chunk, (number, layers) in zip(self.chunks, self.layout.chunks(pp_rank), strict=True):
-            if layers.start <= first_trained:
-                whole = self.numerics.recompute == "full" and bool(set(layers) - frozen.parts)
+        for chunk, (number, blocks) in zip(self.chunks, self.layout.chunks(pp_rank), strict=True):
+            if blocks.start <= first_trained:
+                trained_here = {self.arch.calls[block] for block in blocks} - frozen.parts
+                whole = self.numerics.recompute == "full" and bool(trained_here)
                 enter_without_gradient(chunk, first=number == 0, recomputed=whole)
 
     def clip_at(self, norm: float) -> None:
@@ -259,6 +264,12 @@ class Engine:
         # The norms' in one collective, for there are many and small ones; a tied embedding's where it lies.
         whole = [self.gradient(parameter) for parameter in self._sequence_parallel]
         reduce_together(whole, parallel_state.get_tensor_model_parallel_group())
+        if self._spanning:  # of a rank that has no block of such a layer, zeros
+            parts = [
+                torch.zeros(shape, device=self.device) if parameter is None else self.gradient(parameter)
+                for _, shape, parameter in self._spanning
+            ]
+            reduce_together(parts, parallel_state.get_pipeline_model_parallel_group())
         for parameter in self._tied:
             dist.all_reduce(self.gradient(parameter), group=parallel_state.get_embedding_group())
 

@@ -39,12 +39,12 @@ class Frozen:
         moving = set().union(*(found for part, found in present.items() if part not in parts))
         return Frozen(parts, frozenset(set(range(generations.count)) - moving) if parts else frozenset())
 
-    def prefix(self, layers: int) -> int:
-        """The first layer that trains, out of so many, if nothing before it does: a gradient of what enters it, or any
-        layer before it, is of no use. -1 where the embedding trains."""
+    def prefix(self, arch: Architecture) -> int:
+        """The number of the first block that trains, if nothing before it does: a gradient of what enters it, or any
+        block before it, is of no use. -1 where the embedding trains; the number of blocks where none trains."""
         if "embedding" not in self.parts:
             return -1
-        return next((layer for layer in range(layers) if layer not in self.parts), layers)
+        return next((n for n, layer in enumerate(arch.calls) if layer not in self.parts), arch.depth)
 
 
 def part_of(arch: Architecture, name: str) -> Part:
@@ -64,9 +64,9 @@ def enter_without_gradient(chunk: torch.nn.Module, *, first: bool, recomputed: b
     layers are computed again, some of which train, and Megatron's recomputation begins with an input that has a
     gradient; then the pass ends at the chunk's entrance.
     """
-    from megatron.core.transformer.transformer_block import TransformerBlock  # seconds
+    from pretrain.engine.megatron import transformer_block  # brings Megatron-core: seconds
 
-    block = next(module for module in chunk.modules() if isinstance(module, TransformerBlock))
+    block = transformer_block(chunk)
 
     def cut(block: TransformerBlock, inputs: Any) -> None:
         received = block.input_tensor

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlock
 
 from growth.architecture import Architecture
 from pretrain import families
@@ -136,14 +137,16 @@ def build(
             arch,
             config,
             seq_len=seq_len,
-            layers=len(layers),
+            kinds=[arch.blocks[number].kind for number in numbers],
             first=chunk == 0,
             last=chunk == last,
             chunk=i if layout.virtual > 1 else None,
             fused=compiled,
         )
-        for i, (chunk, layers) in enumerate(layout.chunks(pp_rank))
+        for i, (chunk, numbers) in enumerate(layout.chunks(pp_rank))
     )
+    if arch.shared:
+        _share(arch, layout, pp_rank, chunks)
     expected = parameters(arch, layout, pp_rank, tp_rank)
     built = [(name, tuple(p.shape)) for name, p in chunks.named_parameters()]
     if built != [(p.name, p.shape) for p in expected]:
@@ -160,3 +163,20 @@ def build(
     if (device := torch.get_default_device()).type != "meta":
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     return chunks.to(device=device, dtype=numerics.dtype)
+
+
+def _share(arch: Architecture, layout: Layout, pp_rank: int, chunks: torch.nn.ModuleList) -> None:
+    """Gives blocks that call one layer the same parameters, so that their gradients add up; each keeps its number."""
+    made: dict[int, torch.nn.Module] = {}
+    for chunk, (_, numbers) in zip(chunks, layout.chunks(pp_rank), strict=True):
+        block = transformer_block(chunk)
+        for local, number in enumerate(numbers):
+            first = made.setdefault(arch.calls[number], block.layers[local])
+            for name, parameter in first.named_parameters():
+                module, _, attribute = name.rpartition(".")
+                setattr(block.layers[local].get_submodule(module), attribute, parameter)
+
+
+def transformer_block(chunk: torch.nn.Module) -> TransformerBlock:
+    """That of a pipeline chunk, whatever its family calls it."""
+    return next(module for module in chunk.modules() if isinstance(module, TransformerBlock))

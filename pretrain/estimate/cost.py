@@ -12,6 +12,7 @@ from pretrain.estimate import flops, memory, speed
 from pretrain.estimate.memory import Memory
 from pretrain.estimate.speed import Gpu, Speed
 from pretrain.layout import Layout
+from pretrain.layout.work import totals
 
 STORED_BYTES = 12
 """Bytes of a parameter in a checkpoint: its weight and two moments in fp32."""
@@ -95,7 +96,7 @@ def of_stage(
         )
     arch, train = stage.at_end().architecture(), stage.train
     world = nodes * gpus_per_node if nodes else ranks_of(stage, gpus_per_node)
-    layout = layout_of(stage, world, arch.layers)
+    layout = layout_of(stage, world, arch)
     step_speed = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
     node_count = -(-layout.world // gpus_per_node)
     event = event_flops = 0.0
@@ -168,9 +169,8 @@ def remedies(cost: Cost, gpu: Gpu) -> list[str]:
     heads = (sizes["heads"], sizes.get("kv_heads", sizes["heads"]), sizes["ffn"])
     for tp in (2 * layout.tp, 4 * layout.tp):
         if tp <= 8 and layout.dp % (tp // layout.tp) == 0 and not any(size % tp for size in heads):
-            wide = Layout.make(
-                sizes["layers"], tp=tp, pp=layout.pp, dp=layout.dp * layout.tp // tp, sequence_parallel=True
-            )
+            work, dp = totals(cost.arch, train.seq_len), layout.dp * layout.tp // tp
+            wide = Layout.make(work, tp=tp, pp=layout.pp, dp=dp, sequence_parallel=True)
             tried.append((f"parallel.tp {tp} with sequence_parallel and dp {wide.dp}", wide, train))
     needs = [
         (words, memory.worst(cost.arch, other, changed, before=cost.before).total) for words, other, changed in tried

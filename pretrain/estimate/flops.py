@@ -15,39 +15,26 @@ from dataclasses import dataclass
 
 from growth import Architecture
 from pretrain import families
+from pretrain.layout.work import Work, work_of
 
 Frozen = Collection[int | str]
-"""The parts that are not trained: numbers of layers, "embedding" (a tied head's matrix with it) and "head"."""
+"""The parts that are not trained: numbers of layers (with all blocks that call them), "embedding" (a tied head's matrix
+with it) and "head"."""
 
 
 @dataclass(frozen=True)
 class Forward:
     """The FLOPs of one sample's forward pass, by part."""
 
-    projections: int
-    """The projections q, k, v and o of one layer."""
-    scores: int
-    """q k^T and its product with v, in one layer."""
-    mlp: int
-    """The MLP of one layer."""
+    blocks: tuple[Work, ...]
     vocabulary: int
     """The head's product with the rows of the vocabulary."""
     head: int
     """What a family's head computes before that product, such as a transform of every token."""
-    layers: int
-
-    @property
-    def matrices(self) -> int:
-        """All products with weights in one layer."""
-        return self.projections + self.mlp
-
-    @property
-    def layer(self) -> int:
-        return self.matrices + self.scores
 
     @property
     def total(self) -> int:
-        return self.layers * self.layer + self.vocabulary + self.head
+        return sum(block.total for block in self.blocks) + self.vocabulary + self.head
 
 
 def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
@@ -55,18 +42,9 @@ def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
 
     tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded.
     """
-    costs = families.of(arch.family).costs
-    size, hidden = arch.sizes, arch.sizes["hidden"]
-    queries = size["heads"] * size["head_dim"]
-    keys = size.get("kv_heads", size["heads"]) * size["head_dim"]
-    return Forward(
-        projections=2 * hidden * (2 * queries + 2 * keys) * seq_len,
-        scores=2 * 2 * queries * seq_len * seq_len,
-        mlp=2 * costs.mlp_matrices * hidden * size["ffn"] * seq_len,
-        vocabulary=2 * hidden * -(-size["vocab"] // tp) * tp * seq_len,
-        head=costs.head_flops(size, seq_len),
-        layers=size["layers"],
-    )
+    vocabulary = 2 * arch.sizes["hidden"] * -(-arch.sizes["vocab"] // tp) * tp * seq_len
+    head = families.of(arch.family).costs.head_flops(arch.sizes, seq_len)
+    return Forward(work_of(arch, seq_len), vocabulary, head)
 
 
 def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = ()) -> float:
@@ -88,9 +66,9 @@ def hardware_flops(
     q k^T again (Dao et al. 2022, algorithm 4).
     """
     forward_flops = forward(arch, seq_len, tp)
-    backward, layers = _backward(arch, forward_flops, frozen)
-    recomputed = {"none": 0, "selective": forward_flops.scores, "full": forward_flops.layer}[recompute]
-    return (forward_flops.total + backward + layers * (recomputed + forward_flops.scores // 2)) / seq_len
+    backward, reached = _backward(arch, forward_flops, frozen)
+    again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] + b.scores // 2 for b in reached)
+    return (forward_flops.total + backward + again) / seq_len
 
 
 def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: int, dp: int) -> float:
@@ -104,26 +82,26 @@ def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: 
     return samples * dp * (before + after + trained * seq_len)
 
 
-def _backward(arch: Architecture, forward_flops: Forward, frozen: Frozen) -> tuple[int, int]:
-    """(FLOPs of the backward pass over a sample, number of layers that it goes through).
+def _backward(arch: Architecture, forward_flops: Forward, frozen: Frozen) -> tuple[int, list[Work]]:
+    """(FLOPs of the backward pass over a sample, the blocks that it goes through).
 
     The pass ends at the first part that trains. For a product with weights it computes two, for the gradients of the
     input and of the weights (if they train); for a product of two activations always two.
     """
-    reached, layers, flops = "embedding" not in frozen, 0, 0
-    for layer in range(forward_flops.layers):
+    reached, blocks, flops = "embedding" not in frozen, list[Work](), 0
+    for layer, block in zip(arch.calls, forward_flops.blocks, strict=True):
         trains = layer not in frozen
         reached = reached or trains
         if reached:
-            layers += 1
-            flops += (1 + trains) * forward_flops.matrices + 2 * forward_flops.scores
+            blocks.append(block)
+            flops += (1 + trains) * block.matrices + 2 * block.scores
     tied = families.of(arch.family).costs.tied_head
     trains = "head" not in frozen
     if reached or trains:
         flops += (1 + trains) * forward_flops.head + (
             1 + (("embedding" not in frozen) if tied else trains)
         ) * forward_flops.vocabulary
-    return flops, layers
+    return flops, blocks
 
 
 def mfu(flops_per_token: float, tokens_per_second: float, gpus: int, peak_flops: float) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from math import ceil, inf, prod
 
 from growth import Architecture
+from growth.family import Family as Table
 from pretrain import families
 from pretrain.config import Stage, Train
 from pretrain.families.parameters import parameters
@@ -52,7 +53,8 @@ _counts: dict[tuple[object, ...], int] = {}
 def count(arch: Architecture, layout: Layout, pp_rank: int) -> int:
     """How many parameters each rank of pipeline rank `pp_rank` has, padding included (its tensor-parallel ranks are
     alike)."""
-    key = (arch.family, tuple(sorted(arch.sizes.items())), layout.tp, layout.pp, layout.pipeline, pp_rank)
+    shape = (arch.family, tuple(sorted(arch.sizes.items())), arch.kinds, arch.calls)
+    key = (*shape, layout.tp, layout.pp, layout.pipeline, pp_rank)
     if key not in _counts:
         _counts[key] = sum(prod(p.shape) for p in parameters(arch, layout, pp_rank, 0))
     return _counts[key]
@@ -103,7 +105,7 @@ def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
 
 def _measured(old: Architecture, layout: Layout, train: Train, pp_rank: int, gpu: bool) -> int:
     """Bytes of tensors on the same pipeline rank while a growth event measures the model before it."""
-    spread = layout.of_parent(old)
+    spread = layout.of_parent(old, train.seq_len)
     train = replace(
         train,
         seq_len=min(train.seq_len, old.sizes.get("positions", train.seq_len)),
@@ -126,14 +128,16 @@ def worst(
 class _Shapes:
     """What activations are made of: how many elements of each kind a rank holds for a token, on average.
 
-    tokens: of a micro-batch. element: bytes of an element. hidden and whole: elements of the residual stream, where
-    sequence parallelism cuts it and where it is gathered. gated and transform: see families.Costs. fused: whether what
-    lies between matrix products is fused into kernels. fused_norm: whether an RMSNorm is at least one operation, which
-    saves only its input (torch on CUDA; on a CPU it saves two fp32 copies). weights: the attention weights, which are a
-    tensor only with dropout on a CPU. dropout: whether branches have one, so that their gradient is not that of the
-    stream.
+    table: of the family. kinds: of each block. tokens: of a micro-batch. element: bytes of an element. hidden and
+    whole: elements of the residual stream, where sequence parallelism cuts it and where it is gathered. gated and
+    transform: see families.Costs. fused: whether what lies between matrix products is fused into kernels. fused_norm:
+    whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
+    copies). weights: the attention weights, which are a tensor only with dropout on a CPU. dropout: whether branches
+    have one, so that their gradient is not that of the stream.
     """
 
+    table: Table
+    kinds: tuple[str, ...]
     layout: Layout
     tokens: int
     element: int
@@ -155,6 +159,8 @@ class _Shapes:
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
         size, tp, costs = arch.sizes, layout.tp, families.of(arch.family).costs
         return _Shapes(
+            arch.table,
+            tuple(block.kind for block in arch.blocks),
             layout,
             tokens=train.micro_batch * train.seq_len,
             element=2 if train.precision == "bf16" else 4,
@@ -180,19 +186,30 @@ class _Shapes:
             return (self.element if self.fused or self.fused_norm else 8) * self.hidden + 4 * parts
         return self.element * self.hidden + 8 * parts
 
-    def layer(self, recompute: str) -> float:
-        """Bytes a token that a layer saves for its backward pass (after Korthikanti et al. 2022, section 4, with
+    def block(self, kind: str, recompute: str) -> float:
+        """Bytes a token that a block saves for its backward pass (after Korthikanti et al. 2022, section 4, with
         flash attention and without masks of dropout, which are drawn again)."""
-        # Inputs of both norms and of the matrices after them; queries, keys, values and the output of the attention.
-        saved = 2 * (self.norm() + self.element * self.hidden) + self.element * (2 * self.queries + 2 * self.keys)
-        if recompute != "selective":
-            # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
-            saved += (4 + self.element) * self.weights or 4 * self.heads
-        if self.gated and not self.fused:
-            saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too
-        # Gated: gate, up and their product; single operations also save silu(gate) and its operand. Otherwise the
-        # input and the output of gelu.
-        return saved + self.element * self.ffn * ((3 if self.fused else 5) if self.gated else 2)
+        saved = 0.0
+        if self._attends(kind):
+            # Inputs of the norm and of the matrix after it; queries, keys, values and the output of the attention.
+            saved += self.norm() + self.element * self.hidden + self.element * (2 * self.queries + 2 * self.keys)
+            if recompute != "selective":
+                # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
+                saved += (4 + self.element) * self.weights or 4 * self.heads
+            if self.gated and not self.fused:
+                saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too
+        if self._has_mlp(kind):
+            # Inputs of the norm and of the matrix after it. Gated: gate, up and their product; single operations also
+            # save silu(gate) and its operand. Otherwise the input and the output of gelu.
+            inside = self.element * self.ffn * ((3 if self.fused else 5) if self.gated else 2)
+            saved += self.norm() + self.element * self.hidden + inside
+        return saved
+
+    def _attends(self, kind: str) -> bool:
+        return any(dim.role == "query" for row in self.table.rows(kind) for dim in row.dims)
+
+    def _has_mlp(self, kind: str) -> bool:
+        return any("ffn" in dim.axes for row in self.table.rows(kind) for dim in row.dims)
 
     def head(self) -> float:
         """Bytes a token that the last pipeline rank saves beside its layers: for norm, matrix and logits."""
@@ -212,11 +229,13 @@ class _Shapes:
         biased = self.element * self.tokens * self.vocabulary if self.transform else 0
         return max(gradients, biased, 0 if self.fused else 3 * 4 * logits)
 
-    def inside_layer(self) -> float:
-        """Bytes of the largest temporary of a layer's backward pass: the gradient of the residual stream, with what the
-        second linear layer of the MLP needs or, if it is gated, the gate."""
-        linear = self.ffn * (self.tokens + self.whole)
-        gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.gated else 0
+    def inside_block(self, kind: str) -> float:
+        """Bytes of the largest temporary of a block's backward pass: the gradient of the residual stream, with what the
+        second linear layer of the MLP needs or, if it is gated, the gate; without an MLP, what the projections to
+        queries, keys and values need."""
+        mlp = self._has_mlp(kind)
+        linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
+        gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.gated and mlp else 0
         branch = self.hidden * self.tokens if self.dropout else 0
         return self.element * (self.whole * self.tokens + branch + max(linear, gate))
 
@@ -224,15 +243,18 @@ class _Shapes:
 def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> tuple[int, int]:
     """(bytes saved for the backward pass, bytes of the largest temporary) of a rank."""
     layout, tokens = shapes.layout, shapes.tokens
-    layer = shapes.layer(train.recompute)
-    inside = shapes.inside_layer()
+    kinds = {kind: (shapes.block(kind, train.recompute), shapes.inside_block(kind)) for kind in set(shapes.kinds)}
+    blocks = [kinds[kind] for kind in shapes.kinds]
+    inside = max((within for _, within in blocks), default=0.0)
     saved = 0.0
-    for layers in _in_flight(layout, pp_rank, micro_batches):
+    for numbers in _in_flight(layout, pp_rank, micro_batches):
         if train.recompute == "full":
-            saved += ceil(layers / train.recompute_layers) * shapes.element * shapes.hidden * tokens
-            inside = max(inside, min(layers, train.recompute_layers) * layer * tokens + shapes.inside_layer())
+            saved += ceil(len(numbers) / train.recompute_layers) * shapes.element * shapes.hidden * tokens
+            for first in numbers[:: train.recompute_layers]:
+                unit = blocks[first : min(first + train.recompute_layers, numbers.stop)]
+                inside = max(inside, sum(each for each, _ in unit) * tokens + max(within for _, within in unit))
         else:
-            saved += layers * layer * tokens
+            saved += sum(blocks[number][0] for number in numbers) * tokens
     if pp_rank < layout.pp - 1:
         return int(saved), int(inside)
     # What the head saves is free again before the backward pass reaches the layers.
@@ -246,12 +268,12 @@ def _buffers(shapes: _Shapes, layout: Layout) -> int:
     return int(shapes.element * shapes.tokens * (gathered + sent))
 
 
-def _in_flight(layout: Layout, pp_rank: int, micro_batches: int) -> Iterator[int]:
-    """Yields for each (micro-batch, chunk) whose activations are alive at once how many layers it has.
+def _in_flight(layout: Layout, pp_rank: int, micro_batches: int) -> Iterator[range]:
+    """Yields for each (micro-batch, chunk) whose activations are alive at once the numbers of its blocks.
 
     This holds for the 1F1B schedules of Megatron-core (Narayanan et al. 2021, section 2.2).
     """
-    chunks = [len(layers) for _, layers in layout.chunks(pp_rank)]
+    chunks = [numbers for _, numbers in layout.chunks(pp_rank)]
     if layout.virtual == 1:
         alive = min(layout.pp - pp_rank, micro_batches)
         yield from [chunks[0]] * alive

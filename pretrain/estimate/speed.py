@@ -115,11 +115,12 @@ def traffic(arch: Architecture, layout: Layout, train: Train, gpus_per_node: int
     """(bytes within its node, bytes to other nodes) that a GPU sends in a step; ring algorithms."""
     hidden, element = arch.sizes["hidden"], 2 if train.precision == "bf16" else 4
     tokens = train.global_batch * train.seq_len / layout.dp  # per step, through one model replica
-    # Two all-reduces a layer forward and two backward, or as many reduce-scatter and all-gather pairs; with sequence
-    # parallelism the inputs are gathered once more for the gradients of the weights; recomputed layers send again.
+    # For each residual branch an all-reduce forward and one backward, which send everything twice, or a reduce-scatter
+    # and an all-gather; with sequence parallelism the inputs are gathered once more for the gradients of the weights;
+    # recomputed layers send again.
     passes = 4 + (1 if layout.sequence_parallel else 0) + (2 if train.recompute == "full" else 0)
     around = (layout.tp - 1) / layout.tp
-    tensor = passes * 2 * around * element * hidden * tokens * arch.sizes["layers"] / layout.pp
+    tensor = passes * around * element * hidden * tokens * arch.branches / layout.pp
     share = max(count(arch, layout, rank) for rank in range(layout.pp))
     others = (layout.dp - 1) / layout.dp
     data = 2 * others * 4 * share + others * element * share  # all-reduce of fp32 gradients, all-gather of weights

@@ -11,6 +11,7 @@ from pretrain.estimate import memory, speed
 from pretrain.estimate.memory import Memory
 from pretrain.estimate.speed import Gpu, Speed
 from pretrain.layout import Layout, balanced_pipeline
+from pretrain.layout.work import totals
 
 POWERS = (1, 2, 4, 8, 16, 32, 64)
 RECOMPUTE: tuple[Literal["none", "full"], ...] = ("none", "full")
@@ -68,16 +69,16 @@ def _rank(suggestion: Suggestion) -> tuple[float, ...]:
 
 
 def _layouts(arch: Architecture, train: Train, world: int, gpus_per_node: int) -> Iterator[Layout]:
-    sizes, layers = arch.sizes, arch.sizes["layers"]
+    sizes, work = arch.sizes, totals(arch, train.seq_len)
     cut = (sizes["heads"], sizes.get("kv_heads", sizes["heads"]), sizes["ffn"], train.seq_len)
     for tp in POWERS:
         if tp > gpus_per_node or any(size % tp for size in cut):
             continue
         for pp in POWERS:
-            if world % (tp * pp) or pp > layers:
+            if world % (tp * pp) or pp > arch.depth:
                 continue
             for virtual in (1, 2, 4) if pp > 1 else (1,):
-                if pp * virtual <= layers:
-                    chunks = balanced_pipeline(layers, pp * virtual)
+                if pp * virtual <= arch.depth:
+                    chunks = balanced_pipeline(work, pp * virtual)
                     dp = world // (tp * pp)
-                    yield Layout.make(layers, tp=tp, pp=pp, dp=dp, pipeline=chunks, sequence_parallel=True)
+                    yield Layout.make(work, tp=tp, pp=pp, dp=dp, pipeline=chunks, sequence_parallel=True)

@@ -81,7 +81,7 @@ def _held_out(plan: Plan, stage: Stage, layout: Layout, feed: Feed) -> tuple[Sam
 def _before(source: Source, stage: Stage, layout: Layout, probe: Samples) -> Before:
     """What the model that will grow does, on an engine of its own, before that of the grown model is made."""
     train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1)
-    engine = engine_of(source.arch, layout.of_parent(source.arch), train)
+    engine = engine_of(source.arch, layout.of_parent(source.arch, train.seq_len), train)
     source.restored(lambda reader: fill(engine, identity(source.arch), reader, kinds=("weight",)))
     engine.publish_weights()
     before = Before.of(engine, probe)

@@ -34,8 +34,8 @@ class Model(Protocol):
         """The part of Megatron's TransformerConfig that the architecture decides."""
 
     def build_chunk(self, arch: Architecture, config: Any, **where: Any) -> torch.nn.Module:
-        """One pipeline chunk; where: seq_len, layers, first, last, chunk (its index on this rank, None without
-        interleaving) and fused (whether what lies between matrix products is kernels)."""
+        """One pipeline chunk; where: seq_len, kinds (of its blocks), first, last, chunk (its index on this rank, None
+        without interleaving) and fused (whether what lies between matrix products is kernels)."""
 
     def forward(self, model: torch.nn.Module, samples: Samples) -> Any:
         """On the last pipeline rank what `outputs` takes; elsewhere what goes on to the next one."""
@@ -51,13 +51,12 @@ class Model(Protocol):
 class Costs:
     """What counting FLOPs and bytes must know beside the sizes of an architecture.
 
-    mlp_matrices: of a layer's MLP (gate, up and down, or in and out). gated: the MLP has a gate, the norms no mean and
+    gated: the MLP has a gate, the norms no mean and
     the positions are rotations; or there are biases and learned positions. tied_head: the head's matrix is the
     embedding. head_flops: of one sample, of what lies before the product with the vocabulary, from sizes and length.
     transform: whether that includes a transform of every token, and a bias of the logits.
     """
 
-    mlp_matrices: int
     gated: bool
     tied_head: bool
     head_flops: Callable[[Mapping[str, int], int], int] = lambda sizes, seq_len: 0

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from growth import Architecture, Box
+from growth.architecture import in_words
 from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import MODULES, HfForm
@@ -57,6 +58,10 @@ def export(
         manifest = reader.manifest
         arch = Architecture.from_json(manifest.architecture)
         family = form_of(arch.family)
+        if blocks := in_words(arch):
+            raise UserError(
+                f"transformers' {family.model_class} cannot express this model: its blocks are not all alike ({blocks})"
+            )
         words = vocabulary(checkpoint, manifest, tokenizer)
         origin = imported(manifest)
         order = origin.get("shard_order", MODULES)

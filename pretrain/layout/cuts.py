@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
+from growth.architecture import Block
 from growth.box import Box
 
 
@@ -39,11 +40,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Place:
-    """What a pipeline chunk of one tensor-parallel rank holds."""
+    """What a pipeline chunk of one tensor-parallel rank holds. blocks: those that bring weights, each with its number
+    in the chunk: not those whose layer is there already, because an earlier block of this rank calls it too."""
 
     tp_rank: int
     tp: int
-    layers: range
+    blocks: tuple[tuple[int, Block], ...]
     first: bool
     last: bool
 

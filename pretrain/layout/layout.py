@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 
 from growth.architecture import Architecture
 from pretrain.errors import UserError
+from pretrain.layout.work import totals
 
 LONGEST = 1 << 14  # letters of a pipeline layout
 
 
-def balanced_pipeline(layers: int, chunks: int) -> tuple[int, ...]:
-    """Layers of each pipeline chunk: as equal as possible, earlier chunks get the remainder.
+def balanced_pipeline(work: int | Sequence[int], chunks: int) -> tuple[int, ...]:
+    """Blocks of each pipeline chunk: their work as equal as possible, earlier chunks get the remainder.
 
-    >>> balanced_pipeline(7, 3)
-    (3, 2, 2)
+    work: that of each block, in any unit, or the number of blocks that are alike. The chunk with most work has as
+    little as can be, for it is what the others wait for; the rest is spread by least squares.
+
+    >>> balanced_pipeline(7, 3), balanced_pipeline([2, 1, 1, 4], 2)
+    ((3, 2, 2), (3, 1))
     """
-    return tuple(layers // chunks + (i < layers % chunks) for i in range(chunks))
+    if isinstance(work, int) or len(set(work)) < 2:
+        blocks = work if isinstance(work, int) else len(work)
+        return tuple(blocks // chunks + (i < blocks % chunks) for i in range(chunks))
+    most, _ = _split(work, chunks, max, sum(work))
+    return _split(work, chunks, lambda chunk, behind: chunk * chunk + behind, most)[1]
+
+
+def _split(work: Sequence[int], chunks: int, cost: Callable[[int, int], int], most: int) -> tuple[int, tuple[int, ...]]:
+    """(its cost, blocks of each chunk) of the cheapest split whose chunks have at most so much work each. cost: of a
+    chunk's work and the cost of those behind it. Of equally cheap splits, that whose earlier chunks are longer."""
+    until = [0, *accumulate(work)]
+
+    @cache
+    def cheapest(start: int, chunks: int) -> tuple[int, tuple[int, ...]] | None:
+        if not chunks:
+            return None if start < len(work) else (0, ())
+        found = []
+        for stop in range(start, len(work) + 1):
+            own = until[stop] - until[start]
+            if own <= most and (behind := cheapest(stop, chunks - 1)):
+                found.append((cost(own, behind[0]), (stop - start, *behind[1])))
+        return min(found, key=lambda split: (split[0], [-n for n in split[1]]), default=None)
+
+    split = cheapest(0, chunks)
+    assert split is not None  # the whole work is at most that of one chunk
+    return split
 
 
 def parse_pipeline(text: str) -> tuple[int, ...]:
@@ -57,7 +87,7 @@ def parse_pipeline(text: str) -> tuple[int, ...]:
 class Layout:
     """TP x PP x DP of one stage.
 
-    pipeline holds the number of layers of each pipeline chunk, in layer order; chunk c belongs to pipeline rank
+    pipeline holds the number of blocks of each pipeline chunk, in order; chunk c belongs to pipeline rank
     c % pp. There are pp chunks, or a multiple of it when the pipeline is interleaved (Megatron-LM 2021, section 2.2).
     """
 
@@ -69,7 +99,7 @@ class Layout:
 
     @staticmethod
     def make(
-        layers: int,
+        work: int | Sequence[int],
         *,
         tp: int = 1,
         pp: int = 1,
@@ -79,16 +109,18 @@ class Layout:
     ) -> Layout:
         """A checked layout; `pipeline` is a Megatron layout string, layers per chunk, or None for a balanced split.
 
-        Raises UserError when the pipeline does not cover the layers or has no whole number of chunks per rank.
+        work: that of each block, or how many blocks there are: see balanced_pipeline. Raises UserError when the
+        pipeline does not cover the blocks or has no whole number of chunks per rank.
         """
+        layers = work if isinstance(work, int) else len(work)
         if pipeline is None:
-            chunks = balanced_pipeline(layers, pp)
+            chunks = balanced_pipeline(work, pp)
         else:
             chunks = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
         if sum(chunks) != layers:
             raise UserError(
                 f"parallel.pipeline {pipeline!r} places {sum(chunks)} layers, but model.layers is {layers}: "
-                f"place every layer once, for example {'|'.join(['t' * n for n in balanced_pipeline(layers, pp)])!r}"
+                f"place every layer once, for example {'|'.join(['t' * n for n in balanced_pipeline(work, pp)])!r}"
                 " between E and L"
             )
         if len(chunks) % pp:
@@ -118,17 +150,17 @@ class Layout:
         interleaved pipeline as many micro-batches as there are pipeline ranks."""
         return micro_batch * self.dp * (self.pp if self.virtual > 1 else 1)
 
-    def resized(self, layers: int) -> Layout:
-        """The same ranks for a model of so many layers, split evenly."""
-        return replace(self, pipeline=balanced_pipeline(layers, self.pp))
+    def resized(self, arch: Architecture, seq_len: int) -> Layout:
+        """The same ranks for another model, split evenly."""
+        return replace(self, pipeline=balanced_pipeline(totals(arch, seq_len), self.pp))
 
-    def of_parent(self, old: Architecture) -> Layout:
+    def of_parent(self, old: Architecture, seq_len: int) -> Layout:
         """Of the same ranks, that of the model that grows into this one's, while a growth event measures it: without
         tensor parallelism where it is too small to be cut like that."""
         whole = any(old.sizes.get(axis, self.tp) % self.tp for axis in ("heads", "kv_heads", "ffn"))
         tp = 1 if whole else self.tp
         dp = self.dp * self.tp // tp
-        return Layout.make(old.layers, tp=tp, pp=self.pp, dp=dp, sequence_parallel=self.sequence_parallel)
+        return Layout.make(totals(old, seq_len), tp=tp, pp=self.pp, dp=dp, sequence_parallel=self.sequence_parallel)
 
     @property
     def megatron(self) -> str:
@@ -143,6 +175,6 @@ class Layout:
         return rank // (self.tp * self.dp), rank // self.tp % self.dp, rank % self.tp
 
     def chunks(self, pp_rank: int) -> list[tuple[int, range]]:
-        """(chunk, its layers) for every chunk of a pipeline rank."""
+        """(chunk, the numbers of its blocks) for every chunk of a pipeline rank."""
         offsets = [0, *accumulate(self.pipeline)]
         return [(c, range(offsets[c], offsets[c + 1])) for c in range(pp_rank, len(self.pipeline), self.pp)]

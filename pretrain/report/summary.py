@@ -18,8 +18,9 @@ def parts(arch: Architecture) -> list[dict[str, Any]]:
     rows = []
     for spec in arch.table.tensors:
         shape = [dim.size(arch.sizes) for dim in spec.dims]
-        count = arch.layers if spec.layered else 1
-        rows.append({"name": spec.name, "shape": shape, "count": count, "parameters": count * prod(shape)})
+        count = sum(kind in spec.kinds for kind in arch.kinds) if spec.layered else 1
+        if count or not arch.mixed:
+            rows.append({"name": spec.name, "shape": shape, "count": count, "parameters": count * prod(shape)})
     return rows
 
 

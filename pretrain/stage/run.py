@@ -104,7 +104,7 @@ class Run:
             self.watchdog.beat("growth event", step)
             self.engine.free()
             growth = of_patch(self.resolved.curriculum, self.stage, self.state, before)
-            layout = self.resolved.layout.resized(growth.plan.new.layers)
+            layout = self.resolved.layout.resized(growth.plan.new, self.stage.train.seq_len)
             engine, state = grow(growth, self.stage, layout, self.feed)
             # After a rollback neither is what the checkpoint holds.
             self._drive(engine, replace(state, cursor=self.feed.cursor, health=self.state.health.grown()))

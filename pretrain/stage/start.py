@@ -50,7 +50,7 @@ def _resume(root: Path, newest: Found, resolved: Resolved) -> tuple[Engine, Stat
     arch, bad = Architecture.from_json(newest.manifest.architecture), dict(newest.skipped)
     layout = resolved.layout
     if resolved.stage.patches:  # some of them may have been applied
-        layout = layout.resized(arch.layers)
+        layout = layout.resized(arch, resolved.stage.train.seq_len)
     engine = engine_of(arch, layout, resolved.stage.train)
 
     def load(reader: Reader) -> State:

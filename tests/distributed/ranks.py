@@ -17,6 +17,7 @@ from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.shards import boxes, fill, publish
 from pretrain.layout import Layout
+from pretrain.layout.work import totals
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
@@ -33,7 +34,7 @@ POLICY = {"vocab": "random"}
 
 
 def layout(arch: Architecture, how: dict[str, Any]) -> Layout:
-    return Layout.make(arch.layers, **how)
+    return Layout.make(totals(arch, SEQ_LEN), **how)
 
 
 def engine_for(arch: Architecture, how: dict[str, Any], numerics: Numerics = FP32, clip: float = 0.5) -> Engine:

@@ -21,7 +21,7 @@ from tests.distributed.test_families import BERT, GPT2
 from tests.distributed.test_layouts import LAYOUTS, world
 
 
-def _reduced(arch: Architecture, how: dict[str, Any], precision: str) -> Any:
+def reduced(arch: Architecture, how: dict[str, Any], precision: str) -> Any:
     """(boxes of the reduced gradient that this rank would write, its norm) of a step that is then not made, and what
     was left: the largest gradient after it."""
     engine = ranks.engine_for(arch, how, ranks.Numerics(precision))
@@ -42,7 +42,7 @@ def _reduced(arch: Architecture, how: dict[str, Any], precision: str) -> Any:
     return found, result.grad_norm, left
 
 
-def _reference(arch: Architecture) -> dict[str, Tensor]:
+def reference(arch: Architecture) -> dict[str, Tensor]:
     """By torch's autograd, in one process, in fp64, on the whole batch at once."""
     plan = growth.initial(arch, 3, 0.05)
 
@@ -71,11 +71,15 @@ def _reference(arch: Architecture) -> dict[str, Tensor]:
 )
 def test_the_gradient_and_its_norm_are_the_reference_models(arch: Architecture, name: str, precision: str) -> None:
     """Each element once, wherever there are copies of it."""
-    how = LAYOUTS[name]
-    expected = _reference(arch)
+    check_gradient(arch, LAYOUTS[name], precision)
+
+
+def check_gradient(arch: Architecture, how: dict[str, Any], precision: str) -> None:
+    """That the gradient and its norm under a layout are the reference model's."""
+    expected = reference(arch)
     found = {key: np.full(x.shape, np.nan) for key, x in expected.items()}
     norms = set()
-    for boxes, norm, left in run(world(how), _reduced, arch, how, precision):
+    for boxes, norm, left in run(world(how), reduced, arch, how, precision):
         norms.add(norm)
         assert left == 0
         for tensor, box, values in boxes:

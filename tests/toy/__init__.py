@@ -53,7 +53,7 @@ def logits(read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype)
 
     turn = rotary(arch, samples["inputs"].shape[1], dtype)
     x_BSD = weight("embedding")[samples["inputs"]]
-    for i in range(arch.layers):
+    for _, i in arch.blocks:
         h_BSD = norm(x_BSD, f"layers.{i}.attention_norm")
         q, k, v = (h_BSD @ weight(f"layers.{i}.{p}").T for p in "qkv")
         x_BSD = x_BSD + attention(arch, q, k, v, causal=True, turn=turn) @ weight(f"layers.{i}.o").T
@@ -66,7 +66,7 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
     """The layout: the parameters of one chunk, in Megatron-core's order."""
     vocab, hidden, heads, size, ffn = (arch.sizes[axis] for axis in TABLE.axes)
     made = [place.rows("embedding.word_embeddings.weight", "embedding", (vocab, hidden))] if place.first else []
-    for local, number in enumerate(place.layers):
+    for local, (_, number) in place.blocks:
         to, of = f"decoder.layers.{local}.", f"layers.{number}."
         made += [
             place.whole(f"{to}input_layernorm.weight", f"{of}attention_norm", (hidden,)),
@@ -92,7 +92,7 @@ families.register(
         ahead=1,
         reference=logits,
         layout=parameters,
-        costs=Costs(mlp_matrices=2, gated=False, tied_head=False),
+        costs=Costs(gated=False, tied_head=False),
         model_module="tests.toy.model",
         text_module="pretrain.families.common.text",
     )

@@ -21,7 +21,7 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 
 def config_fields(arch: Architecture) -> dict[str, object]:
     return {
-        "num_layers": arch.layers,
+        "num_layers": arch.depth,
         "hidden_size": arch.sizes["hidden"],
         "num_attention_heads": arch.sizes["heads"],
         "kv_channels": arch.sizes["head_dim"],
@@ -32,8 +32,6 @@ def config_fields(arch: Architecture) -> dict[str, object]:
         "activation_func": squared_relu,
         "bias_activation_fusion": False,
         "add_bias_linear": False,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
     }
 
 

@@ -39,7 +39,7 @@ BERT = Family(
     ahead=0,
     reference=logits,
     layout=parameters,
-    costs=Costs(mlp_matrices=2, gated=False, tied_head=True, head_flops=head_flops, transform=True),
+    costs=Costs(gated=False, tied_head=True, head_flops=head_flops, transform=True),
     model_module="pretrain.families.bert.model",
     text_module="pretrain.families.bert.text",
     hf=FORM,

@@ -31,8 +31,8 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
         for name, tensor, axis in (("position", "position", "positions"), ("tokentype", "token_type", "types")):
             to, of = f"embedding.{name}_embeddings.weight", f"{EMBEDDINGS}{tensor}_embeddings.weight"
             found.append(place.whole(to, of, (s[axis], hidden)))
-    for local, number in enumerate(place.layers):
-        found += layer(place, s, f"encoder.layers.{local}.", f"bert.encoder.layer.{number}.", NAMES)
+    for local, (kind, number) in place.blocks:
+        found += layer(place, s, kind, f"encoder.layers.{local}.", f"bert.encoder.layer.{number}.", NAMES)
     if place.last:
         found += norm(place, "encoder.final_layernorm", "bert.encoder.ln", hidden)
         found += whole_linear(place, "lm_head.dense", f"{TRANSFORM}dense", hidden, hidden)

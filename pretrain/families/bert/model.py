@@ -7,7 +7,7 @@ second part does not follow the first, -100 where it does not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from growth.architecture import Architecture
 from pretrain.families.common.attention import CoreAttention
-from pretrain.families.common.layer import layer_spec
+from pretrain.families.common.layer import layer_specs
 from pretrain.families.common.layernorm_bias import model
 from pretrain.families.common.norm import FusedLayerNorm, LayerNorm
 from pretrain.families.common.vocabulary import Vocabulary, padded
@@ -50,13 +50,13 @@ def build_chunk(
     config: TransformerConfig,
     *,
     seq_len: int,
-    layers: int,
+    kinds: Sequence[str],
     first: bool,
     last: bool,
     chunk: int | None,
     fused: bool,
 ) -> Bert:
-    """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving.
+    """One pipeline chunk with blocks of these kinds; chunk is its index on this rank, None without interleaving.
 
     Samples may be shorter than its positions. fused: whether what lies between matrix products is kernels.
     """
@@ -72,11 +72,11 @@ def build_chunk(
             submodules=replace(attention.submodules, core_attention=CoreAttention),
         ),
     )
-    spec = layer_spec(submodules, bias_gelu if fused else None)
+    specs = layer_specs(submodules, bias_gelu if fused else None, kinds)
     model = Bert(
         config=config,
         num_tokentypes=arch.sizes["types"],
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm),
         vocab_size=padded(arch.sizes["vocab"], config.tensor_model_parallel_size),
         max_sequence_length=arch.sizes["positions"],
         pre_process=first,

@@ -6,7 +6,7 @@ label counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from growth.architecture import Architecture
 from pretrain.families.common.attention import CoreAttention
-from pretrain.families.common.layer import Activation, layer_spec
+from pretrain.families.common.layer import Activation, layer_specs
 from pretrain.families.common.vocabulary import Vocabulary, padded
 from pretrain.losses import Outputs
 
@@ -34,13 +34,13 @@ def build_gpt(
     activation: Activation,
     *,
     fused: bool,
-    layers: int,
+    kinds: Sequence[str],
     first: bool,
     last: bool,
     chunk: int | None,
     **how: Any,
 ) -> CausalLM:
-    """One pipeline chunk with `layers` layers; chunk is its index on this rank, None without interleaving.
+    """One pipeline chunk with blocks of these kinds; chunk is its index on this rank, None without interleaving.
 
     fused: whether what lies between matrix products is kernels; norm and activation are then to be made of them.
     """
@@ -48,10 +48,10 @@ def build_gpt(
     layer.submodules.input_layernorm = norm
     layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.submodules.core_attention = CoreAttention
-    spec = layer_spec(layer.submodules, activation if fused else None)
+    specs = layer_specs(layer.submodules, activation if fused else None, kinds)
     model = CausalLM(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm),
         vocab_size=padded(arch.sizes["vocab"], config.tensor_model_parallel_size),
         pre_process=first,
         post_process=last,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from megatron.core.transformer.identity_op import IdentityFuncOp, IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
 from pretrain.families.common import dropout, linear
+from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.kernels.dropout import BiasDropout, Drop, Dropout, drop_channels
 from pretrain.kernels.norm import AddBias
 from pretrain.kernels.rotary import rotated_parts, table
@@ -20,10 +22,13 @@ Activation = Callable[[Tensor, Tensor | None], Tensor]
 """What lies between the two linear layers of an MLP: a function of the first one's output and bias."""
 
 
-def layer_spec(submodules: TransformerLayerSubmodules, activation: Activation | None) -> ModuleSpec:
-    """A layer of these parts: Megatron-core's own, or with an activation made of kernels a fused one."""
+def layer_specs(
+    submodules: TransformerLayerSubmodules, activation: Activation | None, kinds: Sequence[str]
+) -> list[ModuleSpec]:
+    """A layer of these parts for each of the kinds, or of some of them: Megatron-core's own, or with an activation made
+    of kernels a fused one."""
     if activation is None:
-        return ModuleSpec(module=Layer, submodules=submodules)
+        return [ModuleSpec(module=Layer, submodules=_of_kind(submodules, kind)) for kind in kinds]
     if linear.available():
         attention, mlp = submodules.self_attention, submodules.mlp
         column, row = linear.LocalColumnParallelLinear, linear.LocalRowParallelLinear
@@ -34,7 +39,17 @@ def layer_spec(submodules: TransformerLayerSubmodules, activation: Activation | 
             ),
             mlp=replace(mlp, submodules=replace(mlp.submodules, linear_fc1=column, linear_fc2=row)),
         )
-    return ModuleSpec(module=FusedLayer, params={"activation": activation}, submodules=submodules)
+    params = {"activation": activation}
+    return [ModuleSpec(module=FusedLayer, params=params, submodules=_of_kind(submodules, kind)) for kind in kinds]
+
+
+def _of_kind(parts: TransformerLayerSubmodules, kind: str) -> TransformerLayerSubmodules:
+    """The parts of a layer of this kind: Megatron-core passes by those that are the identity."""
+    if kind not in ATTENTION:
+        parts = replace(parts, input_layernorm=IdentityOp, self_attention=IdentityOp, self_attn_bda=IdentityFuncOp)
+    if kind not in MLP:
+        parts = replace(parts, pre_mlp_layernorm=IdentityOp, mlp=IdentityOp, mlp_bda=IdentityFuncOp)
+    return parts
 
 
 class Layer(TransformerLayer):
@@ -42,8 +57,9 @@ class Layer(TransformerLayer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.hidden_dropout:
+        if self.hidden_dropout and not isinstance(self.self_attention, IdentityOp):
             self.self_attn_bda = lambda *_: partial(self._add, dropout.ATTENTION)
+        if self.hidden_dropout and not isinstance(self.mlp, IdentityOp):
             self.mlp_bda = lambda *_: partial(self._add, dropout.MLP)
 
     def _drop(self, place: int, stream: Tensor) -> Drop | None:
@@ -66,7 +82,8 @@ class FusedLayer(Layer):
     def __init__(self, *args: Any, activation: Activation, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = activation
-        self.self_attention.core_attention.fused = True
+        if not isinstance(self.self_attention, IdentityOp):
+            self.self_attention.core_attention.fused = True
 
     def forward(
         self,
@@ -76,11 +93,15 @@ class FusedLayer(Layer):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
-        hidden, normed = self.input_layernorm.add(hidden_states)
-        branch, bias = self._dropped(dropout.ATTENTION, *self._attention(normed, attention_mask, rotary_pos_emb))
-        hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
-        inner, bias = self.mlp.linear_fc1(normed)
-        branch, bias = self._dropped(dropout.MLP, *self.mlp.linear_fc2(self.activation(inner, bias)))
+        hidden, branch, bias = hidden_states, None, None
+        if not isinstance(self.self_attention, IdentityOp):
+            hidden, normed = self.input_layernorm.add(hidden)
+            branch, bias = self._dropped(dropout.ATTENTION, *self._attention(normed, attention_mask, rotary_pos_emb))
+        if not isinstance(self.mlp, IdentityOp):
+            hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
+            inner, bias = self.mlp.linear_fc1(normed)
+            branch, bias = self._dropped(dropout.MLP, *self.mlp.linear_fc2(self.activation(inner, bias)))
+        assert branch is not None
         return hidden + branch if bias is None else AddBias.apply(hidden, branch, bias), None
 
     def _dropped(self, place: int, branch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ GPT2 = Family(
     ahead=1,
     reference=logits,
     layout=parameters,
-    costs=Costs(mlp_matrices=2, gated=False, tied_head=True),
+    costs=Costs(gated=False, tied_head=True),
     model_module="pretrain.families.gpt2.model",
     text_module="pretrain.families.common.text",
     hf=FORM,

@@ -28,8 +28,8 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
             place.rows("embedding.word_embeddings.weight", "transformer.wte.weight", (vocab, hidden)),
             place.whole("embedding.position_embeddings.weight", "transformer.wpe.weight", (positions, hidden)),
         ]
-    for local, number in enumerate(place.layers):
-        found += layer(place, s, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
+    for local, (kind, number) in place.blocks:
+        found += layer(place, s, kind, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
     if place.last:
         found += norm(place, "decoder.final_layernorm", "transformer.ln_f", hidden)
         found += tied_head(place, "output_layer.weight", "transformer.wte.weight", vocab, hidden)

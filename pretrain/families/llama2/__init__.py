@@ -15,7 +15,7 @@ LLAMA2 = Family(
     ahead=1,
     reference=logits,
     layout=parameters,
-    costs=Costs(mlp_matrices=3, gated=True, tied_head=False),
+    costs=Costs(gated=True, tied_head=False),
     model_module="pretrain.families.llama2.model",
     text_module="pretrain.families.common.text",
     hf=LLAMA,

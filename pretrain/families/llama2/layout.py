@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from growth.architecture import Architecture
+from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.layout.cuts import Parameter, Place
 
 
@@ -13,20 +14,24 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
     found = []
     if place.first:
         found.append(place.rows("embedding.word_embeddings.weight", "model.embed_tokens.weight", (s["vocab"], hidden)))
-    for local, layer in enumerate(place.layers):
+    for local, (kind, layer) in place.blocks:
         to, of = f"decoder.layers.{local}.", f"model.layers.{layer}."
-        q, k, v = (f"{of}self_attn.{x}_proj.weight" for x in "qkv")
-        gate, up = f"{of}mlp.gate_proj.weight", f"{of}mlp.up_proj.weight"
-        found += [
-            place.whole(f"{to}input_layernorm.weight", f"{of}input_layernorm.weight", (hidden,)),
-            place.columns(
-                f"{to}self_attention.linear_proj.weight", f"{of}self_attn.o_proj.weight", (hidden, heads * head_dim)
-            ),
-            place.qkv(f"{to}self_attention.linear_qkv.weight", (q, k, v), heads, groups, head_dim, hidden),
-            place.whole(f"{to}pre_mlp_layernorm.weight", f"{of}post_attention_layernorm.weight", (hidden,)),
-            place.gated(f"{to}mlp.linear_fc1.weight", gate, up, ffn, hidden),
-            place.columns(f"{to}mlp.linear_fc2.weight", f"{of}mlp.down_proj.weight", (hidden, ffn)),
-        ]
+        if kind in ATTENTION:
+            q, k, v = (f"{of}self_attn.{x}_proj.weight" for x in "qkv")
+            found += [
+                place.whole(f"{to}input_layernorm.weight", f"{of}input_layernorm.weight", (hidden,)),
+                place.columns(
+                    f"{to}self_attention.linear_proj.weight", f"{of}self_attn.o_proj.weight", (hidden, heads * head_dim)
+                ),
+                place.qkv(f"{to}self_attention.linear_qkv.weight", (q, k, v), heads, groups, head_dim, hidden),
+            ]
+        if kind in MLP:
+            gate, up = f"{of}mlp.gate_proj.weight", f"{of}mlp.up_proj.weight"
+            found += [
+                place.whole(f"{to}pre_mlp_layernorm.weight", f"{of}post_attention_layernorm.weight", (hidden,)),
+                place.gated(f"{to}mlp.linear_fc1.weight", gate, up, ffn, hidden),
+                place.columns(f"{to}mlp.linear_fc2.weight", f"{of}mlp.down_proj.weight", (hidden, ffn)),
+            ]
     if place.last:
         found += [
             place.whole("decoder.final_layernorm.weight", "model.norm.weight", (hidden,)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.layout.cuts import Parameter, Place
 
 
@@ -51,7 +52,7 @@ def column_parallel(place: Place, name: str, tensor: str, out: int, into: int) -
     ]
 
 
-def layer(place: Place, sizes: Mapping[str, int], to: str, of: str, names: Layer) -> list[Parameter]:
+def layer(place: Place, sizes: Mapping[str, int], kind: str, to: str, of: str, names: Layer) -> list[Parameter]:
     """One pre-norm layer with as many kv heads as heads, in the order in which Megatron-core registers it."""
     hidden, heads, head_dim, ffn = (sizes[axis] for axis in ("hidden", "heads", "head_dim", "ffn"))
     qkv = [f"{of}{name}" for name in (names.query, names.key, names.value)]
@@ -60,15 +61,16 @@ def layer(place: Place, sizes: Mapping[str, int], to: str, of: str, names: Layer
         q, k, v = (f"{name}.{part}" for name in qkv)
         return place.qkv(f"{to}self_attention.linear_qkv.{part}", (q, k, v), heads, heads, head_dim, *rest)
 
-    return [
-        *norm(place, f"{to}input_layernorm", of + names.input_norm, hidden),
-        *row_parallel(place, f"{to}self_attention.linear_proj", of + names.projection, hidden, heads * head_dim),
-        fused("weight", hidden),
-        fused("bias"),
-        *norm(place, f"{to}pre_mlp_layernorm", of + names.mlp_norm, hidden),
-        *column_parallel(place, f"{to}mlp.linear_fc1", of + names.fc1, ffn, hidden),
-        *row_parallel(place, f"{to}mlp.linear_fc2", of + names.fc2, hidden, ffn),
-    ]
+    found = []
+    if kind in ATTENTION:
+        found += norm(place, f"{to}input_layernorm", of + names.input_norm, hidden)
+        found += row_parallel(place, f"{to}self_attention.linear_proj", of + names.projection, hidden, heads * head_dim)
+        found += [fused("weight", hidden), fused("bias")]
+    if kind in MLP:
+        found += norm(place, f"{to}pre_mlp_layernorm", of + names.mlp_norm, hidden)
+        found += column_parallel(place, f"{to}mlp.linear_fc1", of + names.fc1, ffn, hidden)
+        found += row_parallel(place, f"{to}mlp.linear_fc2", of + names.fc2, hidden, ffn)
+    return found
 
 
 def tied_head(place: Place, name: str, tensor: str, vocab: int, hidden: int) -> list[Parameter]:

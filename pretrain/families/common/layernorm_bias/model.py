@@ -9,7 +9,7 @@ def config_fields(arch: Architecture) -> dict[str, object]:
     """The part of Megatron's TransformerConfig that the architecture decides, but for the activation."""
     s = arch.sizes
     return {
-        "num_layers": s["layers"],
+        "num_layers": arch.depth,
         "hidden_size": s["hidden"],
         "num_attention_heads": s["heads"],
         "kv_channels": s["head_dim"],

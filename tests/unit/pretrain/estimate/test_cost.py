@@ -31,7 +31,7 @@ def test_the_model_before_may_need_more_than_the_one_that_it_becomes() -> None:
     (old,) = memory.growing(stage, curriculum.parent(stage))
     train = replace(stage.train, micro_batch=1, global_batch=64)
     layout = Layout.make(32, tp=4, pp=4, dp=8, pipeline=[4] * 8, sequence_parallel=True)
-    assert layout.of_parent(old).tp == 1
+    assert layout.of_parent(old, 8).tp == 1
     arch = stage.model.architecture()
     alone, grown = (memory.worst(arch, layout, train, before=before) for before in ((), [old]))
     assert (alone.total - alone.allowance) / 2**30 == pytest.approx(8.7, rel=0.01)

@@ -26,14 +26,16 @@ ARCHITECTURES = [
     Architecture("gpt2", BIASED),
     Architecture("bert", {**BIASED, "types": 2, "labels": 2}),
 ]
+SHARED = [arch.replace(kinds=("mlp", "layer", "attention"), calls=(0, 1, 0, 1, 2)) for arch in ARCHITECTURES]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: arch.family)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, *SHARED], ids=lambda arch: arch.family)
 @pytest.mark.parametrize(("tp", "pp", "dp"), itertools.product([1, 2, 3], [1, 2, 3], [1, 2]))
 def test_every_element_has_one_writer(arch: Architecture, tp: int, pp: int, dp: int) -> None:
-    """Also of what several ranks hold: norms, biases of rows, and the head's copy of a tied embedding."""
+    """Also of what several ranks hold: norms, biases of rows, layers that several pipeline ranks call, and the
+    head's copy of a tied embedding."""
     written: dict[str, list[Box]] = {name: [] for name in arch.tensors()}
-    layout = Layout.make(arch.layers, tp=tp, pp=pp, dp=dp)
+    layout = Layout.make(arch.depth, tp=tp, pp=pp, dp=dp)
     for rank in range(layout.world):
         pp_rank, dp_rank, tp_rank = layout.coordinates(rank)
         table = parameters(arch, layout, pp_rank, tp_rank)
