@@ -170,3 +170,10 @@ def accepted(program: Path) -> frozenset[str]:
     added = [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "add_argument"]
     words = [a.value for call in added for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return frozenset(word for word in words if word.startswith("--")) | {"--help"}
+
+
+def docstrings(path: Path) -> Document:
+    """The docstrings of a module, and the sentences under its constants."""
+    nodes = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Expr)]
+    found = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return Document(path, "\n".join(found), tuple(found), ())

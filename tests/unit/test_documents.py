@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -46,10 +46,14 @@ def test_every_link_leads_somewhere(document: Document) -> None:
     assert not [link for link in links if documents.broken(link, document)]
 
 
-def test_every_dotted_name_is_defined(document: Document) -> None:
+def dotted(document: Document) -> list[str]:
+    """The names of modules, and of what they define."""
     found = [name for code in document.code for name in documents.DOTTED.findall(code)]
-    found = [name for name in found if name.rpartition(".")[2] not in ("yaml", "md", "py", "sh")]
-    assert not [name for name in found if not documents.defined(name)]
+    return [name for name in found if name.rpartition(".")[2] not in ("yaml", "md", "py", "sh")]
+
+
+def test_every_dotted_name_is_defined(document: Document) -> None:
+    assert not [name for name in dotted(document) if not documents.defined(name)]
 
 
 def test_a_name_that_is_said_to_be_in_a_file_is_there(document: Document) -> None:
@@ -125,3 +129,48 @@ def test_the_pictures_are_what_is_drawn() -> None:
     assert pictures
     for name, draw in pictures.items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == draw(), "python docs/pictures.py makes it again"
+
+
+def test_every_path_and_module_in_a_docstring_exists() -> None:
+    for path in (path for folder in ("growth", "pretrain", "tools") for path in (ROOT / folder).rglob("*.py")):
+        document = documents.docstrings(path)
+        assert not [found for found in documents.paths(document) if not documents.there(found, document)], path
+        assert not [name for name in dotted(document) if not documents.defined(name)], path
+
+
+def planted(text: str, tmp_path: Path) -> Document:
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    return documents.markdown(path)
+
+
+@pytest.mark.parametrize(
+    ("test", "text"),
+    [
+        (test_every_path_exists, "see `pretrain/stage/loop.py`"),
+        (test_every_path_exists, "see `loop.py`"),
+        (test_every_path_exists, "    bash slurm/everything.sh\n"),
+        (test_every_path_exists, "one file each: `pretrain/families/NAME/tables.py`"),
+        (test_every_link_leads_somewhere, "[see](tour.md)"),
+        (test_every_link_leads_somewhere, "# A heading\n\n[see](#another)"),
+        (test_every_dotted_name_is_defined, "the function `growth.plan.Plan.evaluated`"),
+        (test_every_dotted_name_is_defined, "the module `pretrain.stages`"),
+        (test_a_name_that_is_said_to_be_in_a_file_is_there, "`fragment_box` in `pretrain/layout/zero.py`"),
+        (test_every_command_line_is_understood, "`python -m pretrain.launch CONFIG`"),
+        (test_every_command_line_is_understood, "    python tools/plan.py CONFIG --suggestions\n"),
+        (test_every_command_line_is_understood, "    python -m pretrain CONFIG --stage NAME --train.rate 1\n"),
+        (test_every_command_line_is_understood, "`python -m pretrain configs/demo.yaml --stage widest`"),
+        (test_every_make_target_is_one, "`make tests`"),
+        (test_every_key_exists, "`train.rate`"),
+        (test_every_environment_variable_is_read, "set `CAMBIUM_NODES`"),
+    ],
+)
+def test_what_does_not_exist_is_seen(test: Callable[[Document], None], text: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        test(planted(text, tmp_path))
+
+
+def test_a_key_in_a_piece_of_a_configuration_that_does_not_exist_is_seen(tmp_path: Path) -> None:
+    document = planted("```yaml\ntrain: {rate: 1}\n```\n", tmp_path)
+    with pytest.raises(AssertionError):
+        test_every_piece_of_a_configuration_is_one(document, tmp_path)
