@@ -19,8 +19,8 @@ def test_a_run_in_every_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = tmp_path / "runs/small/seed"
     (folder / "checkpoints").mkdir(parents=True)
     lines = [
-        {"step": 0, "tokens": 5000, "flops": 0.0, "validation_loss": 7.0},
-        {"step": 10, "tokens": 205_000, "flops": 1e12, "loss": 6.5, "tokens_per_second": 100.0},
+        {"step": 0, "tokens": 5000, "flops": 0.0, "seconds": 0.0, "validation_loss": 7.0},
+        {"step": 10, "tokens": 205_000, "flops": 1e12, "seconds": 60.0, "loss": 6.5, "tokens_per_second": 100.0},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 11, "tok')  # a kill in the middle of a line
