@@ -47,12 +47,12 @@ def _evaluate(evaluate: Callable[..., Tensor], done: set[Any]) -> Callable[..., 
         kind: str = "weight",
         dtype: torch.dtype = torch.float32,
         out: Tensor | None = None,
-        kept: Any = None,
+        cache: Any = None,
     ) -> Tensor:
         key = (plan.operators, plan.new.tensor(name).spec.name, kind)
         if key not in done or (out is not None and out.device.type != "cpu"):
             done.add(key)
-            return evaluate(plan, name, box, read, kind, dtype, out, kept)
+            return evaluate(plan, name, box, read, kind, dtype, out, cache)
         return torch.zeros(box.shape, dtype=dtype) if out is None else out
 
     return sampled
