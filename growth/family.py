@@ -91,6 +91,22 @@ class Family:
         """The rows of which a layer of this kind is made."""
         return tuple(spec for spec in self.tensors if spec.layered and kind in spec.kinds)
 
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return any(dim.role == "gate" for row in self.tensors for dim in row.dims)
+
+    @property
+    def rotary(self) -> bool:
+        """Whether positions are rotations of queries and keys."""
+        return "rope_theta" in self.scalars
+
+    @property
+    def tied(self) -> bool:
+        """Whether the matrix of the head is the embedding."""
+        heads = (row.dims for row in self.tensors if len(row.dims) == 2 and row.dims[0].axes == ("vocab",))
+        return not any(out.role == "write" and into.role == "read" for out, into in heads)
+
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise GrowthError unless `sizes` (axis -> size, and "layers") describe a model of this family."""
         wanted = {*self.axes, LAYERS}

@@ -1,8 +1,9 @@
 """The checkpoint store: boxes of logical fp32 tensors in safetensors files. README.md in this folder is the format."""
 
+from growth.evaluate.recipe import KINDS
 from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
-from pretrain.checkpoint.manifest import KINDS, CorruptCheckpoint, FileRecord, Manifest, ManifestFields
+from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields
 from pretrain.checkpoint.model import model_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint

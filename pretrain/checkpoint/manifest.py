@@ -13,13 +13,13 @@ from typing import Any
 import xxhash
 
 from growth.box import Box
+from growth.evaluate.recipe import KINDS
 from pretrain.checkpoint import schema
 from pretrain.checkpoint.places import StoredBox, StoredFile, TensorEntry, check_places
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 
 FORMAT_VERSION = 2
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
 MANIFEST = "manifest.json"
 
 

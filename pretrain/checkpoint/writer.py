@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from growth.box import Box
+from growth.evaluate.recipe import KINDS
 from pretrain.checkpoint.blocks import BLOCK, BlockWriter
-from pretrain.checkpoint.manifest import KINDS, FileRecord
+from pretrain.checkpoint.manifest import FileRecord
 
 Source = torch.Tensor | Callable[[Box], torch.Tensor]
 """The content of a box: a tensor of its shape, strided or not, on any device; or a function that gives any part of the

@@ -76,7 +76,7 @@ class Engine:
         self.family = families.of(arch.family)
         self.seq_len, self.micro_batch = seq_len, micro_batch
         pp_rank, self.dp_rank, tp_rank = layout.coordinates(dist.get_rank())
-        self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
+        self.last = pp_rank == layout.pp - 1
         chunks = megatron.build(arch, layout, numerics, seq_len=seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
         self.device = next(chunks.parameters()).device
         self.adam = AdamW(
@@ -119,10 +119,8 @@ class Engine:
         self,
         generation: Callable[[FragmentBox], Tensor],
         steps: Sequence[int],
-        weight_decays: Sequence[float] | None = None,
     ) -> None:
-        """Give every owned element its generation (uint8, of a box's shape), and every generation its Adam step and
-        its weight decay (None: the engine's for all).
+        """Give every owned element its generation (uint8, of a box's shape), and every generation its Adam step.
 
         Matrices and embeddings decay, gains and biases do not.
         """
@@ -134,7 +132,7 @@ class Engine:
             shape = owned.parameter.shape
             columns, decay = (shape[-1], True) if len(shape) > 1 else (len(ids), False)
             found += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
-        self.adam.describe(found, steps, weight_decays)
+        self.adam.describe(found, steps)
 
     def freeze(self, frozen: Frozen) -> None:
         """From here on, neither differentiate nor update these parts; once, after `describe_generations`.

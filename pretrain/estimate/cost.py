@@ -102,8 +102,7 @@ def of_stage(
     event = event_flops = 0.0
     if parent:
         old = parent.at_end().architecture()
-        samples = train.micro_batch * layout.pp
-        event_flops = flops.event_flops(old, arch, train.seq_len, samples=samples, dp=layout.dp)
+        event_flops = flops.event_flops(old, arch, layout, train.seq_len, train.micro_batch)
         # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
         steps = event_flops / flops.training_flops(arch, train.seq_len) / train.seq_len / train.global_batch

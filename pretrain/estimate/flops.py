@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from growth import Architecture
 from pretrain import families
+from pretrain.layout import Layout
 from pretrain.layout.work import Work, work_of
 
 Frozen = Collection[int | str]
@@ -43,7 +44,7 @@ def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
     tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded.
     """
     vocabulary = 2 * arch.sizes["hidden"] * -(-arch.sizes["vocab"] // tp) * tp * seq_len
-    head = families.of(arch.family).costs.head_flops(arch.sizes, seq_len)
+    head = families.of(arch.family).head.flops(arch.sizes, seq_len)
     return Forward(work_of(arch, seq_len), vocabulary, head)
 
 
@@ -71,15 +72,20 @@ def hardware_flops(
     return (forward_flops.total + backward + again) / seq_len
 
 
-def event_flops(old: Architecture, new: Architecture, seq_len: int, *, samples: int, dp: int) -> float:
+def event_flops(old: Architecture, new: Architecture, layout: Layout, seq_len: int, micro_batch: int) -> float:
     """Model FLOPs of a growth event: those of its certificate, since growing itself multiplies no matrices.
 
-    samples: how many; every data-parallel rank computes all of them. They go once forward through the old model and
-    through the new one, and with gradients once through the old one and three times through the new one.
+    layout: of the new model. Every data-parallel rank computes as many micro-batches as there are pipeline ranks: a
+    probe, which is no longer than the old model's positions, once forward and once with gradients through either model,
+    and a batch twice with gradients through the new one.
     """
-    before, after = forward(old, seq_len).total, forward(new, seq_len).total
-    trained = training_flops(old, seq_len) + 3 * training_flops(new, seq_len)
-    return samples * dp * (before + after + trained * seq_len)
+    length, old_dp = min(seq_len, old.sizes.get("positions", seq_len)), layout.of_parent(old, seq_len).dp
+
+    def of_probe(arch: Architecture) -> float:
+        return forward(arch, length).total + length * training_flops(arch, length)
+
+    of_new = of_probe(new) + 2 * seq_len * training_flops(new, seq_len)
+    return micro_batch * layout.pp * (old_dp * of_probe(old) + layout.dp * of_new)
 
 
 def _backward(arch: Architecture, forward_flops: Forward, frozen: Frozen) -> tuple[int, list[Work]]:
@@ -95,7 +101,7 @@ def _backward(arch: Architecture, forward_flops: Forward, frozen: Frozen) -> tup
         if reached:
             blocks.append(block)
             flops += (1 + trains) * block.matrices + 2 * block.scores
-    tied = families.of(arch.family).costs.tied_head
+    tied = arch.table.tied
     trains = "head" not in frozen
     if reached or trains:
         flops += (1 + trains) * forward_flops.head + (

@@ -129,8 +129,8 @@ class _Shapes:
     """What activations are made of: how many elements of each kind a rank holds for a token, on average.
 
     table: of the family. kinds: of each block. tokens: of a micro-batch. element: bytes of an element. hidden and
-    whole: elements of the residual stream, where sequence parallelism cuts it and where it is gathered. gated and
-    transform: see families.Costs. fused: whether what lies between matrix products is fused into kernels. fused_norm:
+    whole: elements of the residual stream, where sequence parallelism cuts it and where it is gathered.
+    transform: see families.Head. fused: whether what lies between matrix products is fused into kernels. fused_norm:
     whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
     copies). weights: the attention weights, which are a tensor only with dropout on a CPU. dropout: whether branches
     have one, so that their gradient is not that of the stream.
@@ -149,7 +149,6 @@ class _Shapes:
     heads: float
     weights: float
     vocabulary: float
-    gated: bool
     transform: bool
     fused: bool
     fused_norm: bool
@@ -157,7 +156,7 @@ class _Shapes:
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
-        size, tp, costs = arch.sizes, layout.tp, families.of(arch.family).costs
+        size, tp = arch.sizes, layout.tp
         return _Shapes(
             arch.table,
             tuple(block.kind for block in arch.blocks),
@@ -172,8 +171,7 @@ class _Shapes:
             heads=size["heads"] / tp,
             weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
             vocabulary=ceil(size["vocab"] / tp),
-            gated=costs.gated,
-            transform=costs.transform,
+            transform=families.of(arch.family).head.transform,
             fused=gpu if train.compile is None else train.compile,
             fused_norm=gpu,
             dropout=train.dropout > 0,
@@ -182,7 +180,7 @@ class _Shapes:
     def norm(self) -> float:
         """Bytes a token that a norm saves for its backward pass: its input, and its statistics in fp32."""
         parts = self.hidden / self.whole
-        if self.gated:
+        if self.table.norm == "rms":
             return (self.element if self.fused or self.fused_norm else 8) * self.hidden + 4 * parts
         return self.element * self.hidden + 8 * parts
 
@@ -196,12 +194,12 @@ class _Shapes:
             if recompute != "selective":
                 # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
                 saved += (4 + self.element) * self.weights or 4 * self.heads
-            if self.gated and not self.fused:
+            if self.table.rotary and not self.fused:
                 saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too
         if self._has_mlp(kind):
             # Inputs of the norm and of the matrix after it. Gated: gate, up and their product; single operations also
             # save silu(gate) and its operand. Otherwise the input and the output of gelu.
-            inside = self.element * self.ffn * ((3 if self.fused else 5) if self.gated else 2)
+            inside = self.element * self.ffn * ((3 if self.fused else 5) if self.table.gated else 2)
             saved += self.norm() + self.element * self.hidden + inside
         return saved
 
@@ -235,7 +233,7 @@ class _Shapes:
         queries, keys and values need."""
         mlp = self._has_mlp(kind)
         linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
-        gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.gated and mlp else 0
+        gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
         branch = self.hidden * self.tokens if self.dropout else 0
         return self.element * (self.whole * self.tokens + branch + max(linear, gate))
 

@@ -40,7 +40,7 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     """
     plan, source = growth.plan, growth.source
     probe, batch = _held_out(plan, stage, layout, feed)
-    before = _before(source, stage, layout, probe)
+    before, measured = _before(source, stage, layout, probe)
     engine = engine_of(plan.new, layout, stage.train)
 
     def load(reader: Reader) -> State:
@@ -49,8 +49,11 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
         return state
 
     restored = source.restored(load)
-    state = restored.loaded
+    state, source = restored.loaded, replace(source, path=restored.path)
     assert state is not None
+    if restored.path != measured:  # the one that was measured has damage where only growing has read it
+        engine.free()
+        return grow(replace(growth, source=source), stage, layout, feed)
     if dist.get_rank() == 0:
         restored.warn()
         log.info("grown from %s\n%s", restored.path, describe_plan(plan))
@@ -78,15 +81,16 @@ def _held_out(plan: Plan, stage: Stage, layout: Layout, feed: Feed) -> tuple[Sam
     return feed.probe(n, both, length), feed.batch(n * layout.dp)
 
 
-def _before(source: Source, stage: Stage, layout: Layout, probe: Samples) -> Before:
-    """What the model that will grow does, on an engine of its own, before that of the grown model is made."""
+def _before(source: Source, stage: Stage, layout: Layout, probe: Samples) -> tuple[Before, Path | None]:
+    """What the model that will grow does, on an engine of its own, before that of the grown model is made; and which
+    checkpoint it was."""
     train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1)
     engine = engine_of(source.arch, layout.of_parent(source.arch, train.seq_len), train)
-    source.restored(lambda reader: fill(engine, identity(source.arch), reader, kinds=("weight",)))
+    restored = source.restored(lambda reader: fill(engine, identity(source.arch), reader, kinds=("weight",)))
     engine.publish_weights()
     before = Before.of(engine, probe)
     engine.free()
-    return before
+    return before, restored.path
 
 
 def _after(state: State, plan: Plan, certificate: Certificate, stage: Stage, layout: Layout) -> State:
@@ -95,8 +99,7 @@ def _after(state: State, plan: Plan, certificate: Certificate, stage: Stage, lay
     event: dict[str, Any] = {"stage": stage.name, "plan": plan.to_json(), "certificate": certificate.to_json()}
     if stage.grow.clip == "scale" and certificate.grad_norm_ratio:
         event["clip_scale"] = certificate.grad_norm_ratio
-    samples = stage.train.micro_batch * layout.pp
-    flops = event_flops(plan.old, plan.new, stage.train.seq_len, samples=samples, dp=layout.dp)
+    flops = event_flops(plan.old, plan.new, layout, stage.train.seq_len, stage.train.micro_batch)
     progress = replace(state.progress, flops=state.progress.flops + flops, held_out=())
     return replace(state, progress=progress, events=(*state.events, event))
 

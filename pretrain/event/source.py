@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoints in `root` of a model of this architecture, if need be of one step.
+    """The checkpoints in `root` of a model of this architecture, if need be of one step, or one of them alone.
 
     Others may lie beside them: newer ones that a resume could not read, and those from before a parent's last patch.
     """
@@ -24,6 +24,7 @@ class Source:
     root: Path
     arch: Architecture
     step: int | None = None
+    path: Path | None = None
 
     def restored(self, load: Callable[[Reader], T]) -> Restored[T]:
         """As `restore`, of nothing but these (collective)."""
@@ -32,6 +33,8 @@ class Source:
             found = reader.manifest
             if Architecture.from_json(found.architecture) != self.arch or self.step not in (None, found.step):
                 raise CorruptCheckpoint(f"{reader.path}: not the model that is to grow, but one before or after it")
+            if self.path not in (None, reader.path):
+                raise CorruptCheckpoint(f"{reader.path}: the growth event has begun with {self.path}")
             return load(reader)
 
         return restore(self.root, checked)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from growth.errors import GrowthError
 from growth.family import register as register_table
 from pretrain.families.bert import BERT
-from pretrain.families.family import Costs, Family
+from pretrain.families.family import Family, Head
 from pretrain.families.gpt2 import GPT2
 from pretrain.families.llama2 import LLAMA2
 
-__all__ = ["FAMILIES", "Costs", "Family", "of", "register"]
+__all__ = ["FAMILIES", "Family", "Head", "of", "register"]
 
 FAMILIES: dict[str, Family] = {}
 

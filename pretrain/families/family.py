@@ -48,18 +48,13 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What counting FLOPs and bytes must know beside the sizes of an architecture.
-
-    gated: the MLP has a gate, the norms no mean and
-    the positions are rotations; or there are biases and learned positions. tied_head: the head's matrix is the
-    embedding. head_flops: of one sample, of what lies before the product with the vocabulary, from sizes and length.
-    transform: whether that includes a transform of every token, and a bias of the logits.
+class Head:
+    """What counting FLOPs and bytes must know of the head before the product with the vocabulary, which its table does
+    not say. flops: of one sample, from the sizes of the architecture and the sample's length. transform: whether every
+    token is transformed there, and the logits have a bias.
     """
 
-    gated: bool
-    tied_head: bool
-    head_flops: Callable[[Mapping[str, int], int], int] = lambda sizes, seq_len: 0
+    flops: Callable[[Mapping[str, int], int], int] = lambda sizes, seq_len: 0
     transform: bool = False
 
 
@@ -67,11 +62,12 @@ class Costs:
 class Family:
     """table: its logical tensors, for growth. losses: the terms of its loss; the first is of the words.
 
-    samples: samples all of whose labels count, from token ids [n, S + ahead]; ahead: how many tokens behind a sample's
-    inputs its labels reach. reference: the model in plain torch: from a reader of logical tensors, its architecture,
-    samples (of which it needs but the inputs) and a dtype to logits by name, words [B, S, V] first of all. layout: the
-    parameters of one pipeline chunk, in the order in which Megatron-core registers them. costs: see Costs. hf: its form
-    in transformers; None: it has none. model, text: modules with `Model`'s functions, and with the class `TEXT`.
+    samples: samples all of whose labels count, from token ids [n, S + ahead]; ahead: how many tokens past the end of a
+    sample's inputs its labels reach. reference: the model in plain torch: from a reader of logical tensors, its
+    architecture, samples (of which it needs but the inputs) and a dtype to logits by name, words [B, S, V] first.
+    layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
+    module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
+    it has none. head: see Head.
     """
 
     table: Table
@@ -80,10 +76,10 @@ class Family:
     ahead: int
     reference: Callable[[Read, Architecture, Samples, torch.dtype], Outputs]
     layout: Callable[[Architecture, Place], list[Parameter]]
-    costs: Costs
     model_module: str
     text_module: str
     hf: HfForm | None = None
+    head: Head = Head()
 
     @property
     def name(self) -> str:

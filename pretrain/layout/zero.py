@@ -27,6 +27,8 @@ class Fragment:
 def fragments(parameters: Sequence[Parameter], dp: int, dp_rank: int) -> list[Fragment]:
     """What one data-parallel rank owns: parameters flattened in order, padded, cut into equal partitions.
 
+    For planning and for tests: the engine asks DeepSpeed which range a rank owns.
+
     Raises nothing; the order and padding are those of DeepSpeed 0.19's ZeRO-1 and BF16 optimizers for one group.
     """
     total = sum(prod(p.shape) for p in parameters)

@@ -12,7 +12,7 @@ from growth.family import Dim, TensorSpec
 from growth.family import Family as Table
 from pretrain import families
 from pretrain.data.samples import Samples, causal
-from pretrain.families import Costs, Family
+from pretrain.families import Family
 from pretrain.families.common.reference import Weights, attention, rotary
 from pretrain.families.common.rows import GAIN, READS, WRITES
 from pretrain.layout.cuts import Parameter, Place
@@ -92,7 +92,6 @@ families.register(
         ahead=1,
         reference=logits,
         layout=parameters,
-        costs=Costs(gated=False, tied_head=False),
         model_module="tests.toy.model",
         text_module="pretrain.families.common.text",
     )

@@ -10,7 +10,7 @@ from pretrain.families.bert.hf import FORM
 from pretrain.families.bert.layout import parameters
 from pretrain.families.bert.reference import logits
 from pretrain.families.bert.table import TABLE
-from pretrain.families.family import Costs, Family
+from pretrain.families.family import Family, Head
 from pretrain.losses import MASKED_TOKEN, NEXT_SENTENCE
 
 
@@ -39,7 +39,7 @@ BERT = Family(
     ahead=0,
     reference=logits,
     layout=parameters,
-    costs=Costs(gated=False, tied_head=True, head_flops=head_flops, transform=True),
+    head=Head(head_flops, transform=True),
     model_module="pretrain.families.bert.model",
     text_module="pretrain.families.bert.text",
     hf=FORM,

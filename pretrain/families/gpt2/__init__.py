@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al., 2019)."""
 
 from pretrain.data.samples import causal
-from pretrain.families.family import Costs, Family
+from pretrain.families.family import Family
 from pretrain.families.gpt2.hf import FORM
 from pretrain.families.gpt2.layout import parameters
 from pretrain.families.gpt2.reference import logits
@@ -15,7 +15,6 @@ GPT2 = Family(
     ahead=1,
     reference=logits,
     layout=parameters,
-    costs=Costs(gated=False, tied_head=True),
     model_module="pretrain.families.gpt2.model",
     text_module="pretrain.families.common.text",
     hf=FORM,

@@ -1,7 +1,7 @@
 """LLaMA-2 (Touvron et al., 2023)."""
 
 from pretrain.data.samples import causal
-from pretrain.families.family import Costs, Family
+from pretrain.families.family import Family
 from pretrain.families.llama2.hf import LLAMA
 from pretrain.families.llama2.layout import parameters
 from pretrain.families.llama2.reference import logits
@@ -15,7 +15,6 @@ LLAMA2 = Family(
     ahead=1,
     reference=logits,
     layout=parameters,
-    costs=Costs(gated=True, tied_head=False),
     model_module="pretrain.families.llama2.model",
     text_module="pretrain.families.common.text",
     hf=LLAMA,

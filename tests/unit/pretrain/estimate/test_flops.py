@@ -15,6 +15,7 @@ from transformers import (
 from growth import Architecture
 from growth.family import family as growth_family
 from pretrain.estimate import flops
+from pretrain.layout import Layout
 
 SEQ_LEN = 48
 
@@ -91,6 +92,10 @@ def test_mfu_and_peaks() -> None:
 def test_a_growth_event_costs_its_certificate() -> None:
     sizes = dict(vocab=500, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=176)
     old, new = (Architecture("llama2", {**sizes, "layers": layers}) for layers in (2, 4))
-    found = flops.event_flops(old, new, SEQ_LEN, samples=3, dp=2)
     before, after = (flops.forward(arch, SEQ_LEN).total for arch in (old, new))
+    found = flops.event_flops(old, new, Layout.make(4, dp=2), SEQ_LEN, 3)
     assert found == 3 * 2 * (before + after + 3 * before + 3 * 3 * after)
+    # Its heads are too few for the new model's tensor parallelism: twice as many ranks compute all of it.
+    few = old.replace({"heads": 1, "kv_heads": 1})
+    found = flops.event_flops(few, new, Layout.make(4, tp=2, dp=2), SEQ_LEN, 3)
+    assert found == 3 * (4 * 4 * flops.forward(few, SEQ_LEN).total + 2 * 10 * after)
