@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tests.toy  # noqa: F401, which registers it
+import growth.family
+from pretrain import families
 from pretrain.checkpoint import is_done
 from pretrain.errors import UserError
 from pretrain.hf import form_of
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, losses, stage
+from tests.toy import TOY
 from tools import plan, show, verify
 
 SIZES = {"vocab": 350, "hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "ffn": 64}
 
 
+@pytest.fixture
+def toy() -> Iterator[None]:
+    """The family, known in this process for the time of a test."""
+    families.register(TOY)
+    yield
+    del families.FAMILIES["toy"], growth.family._families["toy"]
+
+
 def registered(path: str, name: str, overrides: list[str]) -> str:
-    """A stage, in a process that has imported the toy."""
+    """A stage, in a process that knows the toy."""
+    families.register(TOY)
     return stage(path, name, overrides)
 
 
+@pytest.mark.usefixtures("toy")
 def test_it_trains_grows_and_saves(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small: dict[str, Any] = {**SIZES, "family": "toy"}
     stages = [

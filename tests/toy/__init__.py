@@ -10,11 +10,10 @@ from growth.architecture import Architecture
 from growth.evaluate.box_values import Read
 from growth.family import Dim, TensorSpec
 from growth.family import Family as Table
-from pretrain import families
 from pretrain.data.samples import Samples, causal
-from pretrain.families import Family
 from pretrain.families.common.reference import Weights, attention, rotary
 from pretrain.families.common.rows import GAIN, READS, WRITES
+from pretrain.families.family import Family
 from pretrain.layout.cuts import Parameter, Place
 from pretrain.losses import NEXT_TOKEN, Outputs
 
@@ -84,15 +83,13 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
     return made
 
 
-families.register(
-    Family(
-        table=TABLE,
-        losses=(NEXT_TOKEN,),
-        samples=causal,
-        ahead=1,
-        reference=logits,
-        layout=parameters,
-        model_module="tests.toy.model",
-        text_module="pretrain.families.common.text",
-    )
+TOY = Family(
+    table=TABLE,
+    losses=(NEXT_TOKEN,),
+    samples=causal,
+    ahead=1,
+    reference=logits,
+    layout=parameters,
+    model_module="tests.toy.model",
+    text_module="pretrain.families.common.text",
 )

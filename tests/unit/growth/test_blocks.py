@@ -10,6 +10,7 @@ import torch
 from growth import Architecture, Box, Generations, GrowthError, Plan, between, identity, initial
 from growth.architecture import in_words
 from growth.certificate import relative_error
+from growth.describe import describe_plan
 from growth.evaluate.box_values import Read
 from pretrain.families.reference import logits
 from tests.unit.growth.models import SMALL, STD, reader, tokens, trained
@@ -70,7 +71,7 @@ def test_growth_of_several_kinds(usual: Architecture) -> None:
     assert sources(plan) == [0, 1, 1, 2, 3, 0]
     assert plan.new == new.replace(scalars=plan.new.scalars)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).to_json() == plan.to_json()
-    assert "blocks: 1 attention, 1 mlp, 1 layer, 1 mlp to 1 attention, 2 mlp, 1 layer, 1 mlp" in plan.describe()
+    assert "blocks: 1 attention, 1 mlp, 1 layer, 1 mlp to 1 attention, 2 mlp, 1 layer, 1 mlp" in describe_plan(plan)
     grown = plan.generations(initial(old, 0, STD).generations())
     assert grown.along("layers").tolist() == [0, 0, 1, 0, 0, 1]
 

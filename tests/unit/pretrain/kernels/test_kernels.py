@@ -255,7 +255,7 @@ def test_an_observer_is_asked_in_place_of_a_compiler(monkeypatch: pytest.MonkeyP
         seen.append((called.name, called.bytes_moved(args, found)))
         return found
 
-    monkeypatch.setattr(kernel, "observer", observer)
+    monkeypatch.setattr(fused, "observer", observer)
     assert fused.chosen(True)
     x = torch.ones(3, 8)
     assert torch.equal(activation.swiglu(x), torch.full((3, 4), torch.sigmoid(torch.tensor(1.0)).item()))

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch.distributed as dist
-from pretrain import startup
+from pretrain.runtime import startup
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 for part in ("imports", "engine", "imports"):
