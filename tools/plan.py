@@ -226,8 +226,8 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
     mfu = "MFU as given"
     if options.mfu == "auto":
         mfu = (
-            f"MFU from that of MPT models as wide on as many GPUs as a node has ({SOURCE}), times {SINGLE} for "
-            "operations that are not fused here, less recomputation, the pipeline's bubble and communication that is "
+            f"MFU from that of MPT models as wide on as many GPUs as a node has ({SOURCE}), times {SINGLE} since this "
+            "stack has not been measured, less recomputation, the pipeline's bubble and communication that is "
             f"not hidden ({gpu.nvlink / 1e9:.0f} GB/s within a node, {gpu.network / 1e9:.0f} to others, for each GPU); "
             "measure yours (mfu in metrics.jsonl) and give it with --mfu"
         )

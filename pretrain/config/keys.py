@@ -1,8 +1,7 @@
 """The keys of a curriculum: frozen dataclasses, one for each section, and the stage that holds them."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -295,7 +294,7 @@ class Grow(Section):
 
     def tried(self, candidate: Mapping[str, Any]) -> "Grow":
         """The same settings with the operators of one candidate of the trial."""
-        return dataclasses.replace(self, **candidate)
+        return replace(self, **candidate)
 
 
 @dataclass(frozen=True)
@@ -381,16 +380,16 @@ class Stage(Section):
 
     def __post_init__(self) -> None:
         if not self.model.positions and "positions" in family(self.model.family).axes:
-            model = dataclasses.replace(self.model, positions=self.train.seq_len)
+            model = replace(self.model, positions=self.train.seq_len)
             object.__setattr__(self, "model", model)
 
     def at_end(self) -> Model:
         """The shape after all patches."""
-        return dataclasses.replace(self.model, layers=self.model.layers + len(self.patches))
+        return replace(self.model, layers=self.model.layers + len(self.patches))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings: what a checkpoint and config.yaml hold."""
-        return _plain(dataclasses.asdict(self))
+        return _plain(asdict(self))
 
 
 def _plain(value: Any) -> Any:

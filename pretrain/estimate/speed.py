@@ -51,7 +51,7 @@ GPUS = {
 }
 """GPUs by the name that the plan has for them; SOURCE measured the MFU of MPT models of 125M to 7B on eight of them."""
 SINGLE = 0.75
-"""The share of SOURCE's MFU that is assumed here, where norms, SwiGLU and loss are not fused."""
+"""The share of SOURCE's MFU that is assumed here, until this stack has been measured on a GPU."""
 LAUNCH = 5e-4
 """Seconds that a host is assumed to take to launch the kernels of a layer, forward and backward: some 80 of them."""
 

@@ -17,7 +17,7 @@ POWERS = (1, 2, 4, 8, 16, 32, 64)
 RECOMPUTE: tuple[Literal["none", "full"], ...] = ("none", "full")
 """Recomputation to suggest; "selective" frees next to nothing, since a fused attention never saves its scores."""
 ROOM = 0.9
-"""The share of a GPU's memory that a suggestion fills at most, since activations are known to 15 %."""
+"""The share of a GPU's memory that a suggestion fills at most, since what the allocator cannot use is a guess."""
 ENOUGH = 16_384
 """Tokens of a micro-batch beyond which matrix products do not get faster."""
 
