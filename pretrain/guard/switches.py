@@ -45,7 +45,7 @@ class Switches:
                     log.warning("%s was there before this start: removed; make it anew to have its effect", path)
 
     def wish(self) -> Asked:
-        """What this rank asks for now."""
+        """What this rank asks for: STOP on a signal or, on the first rank, a file; else SAVE on a file, or nothing."""
         if self._signalled() or (self._first and self._stop.exists()):
             return Asked.STOP
         return Asked.SAVE if self._first and self._save.exists() else Asked.NOTHING

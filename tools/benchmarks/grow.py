@@ -21,6 +21,7 @@ import growth
 from benchmarks import memory
 from benchmarks.report import Report, spread
 from growth import Architecture, Box, GrowthError, Plan
+from growth.family import family, names
 from growth.operators import AXES, OPERATORS, Operator
 from growth.random import philox
 from pretrain.config.keys import Model
@@ -47,10 +48,10 @@ def run(options: argparse.Namespace) -> Report:
         raise UserError("--rounds must be at least 1")
     sizes = {name: getattr(options, name) for name in ("vocab", "hidden", "layers", "heads", "ffn")}
     llama = {**sizes, "kv_heads": options.heads, "head_dim": options.hidden // options.heads}
-    gpt2 = {**sizes, "head_dim": options.hidden // options.heads, "positions": 1024}
+    learned = {**sizes, "head_dim": options.hidden // options.heads, "positions": 1024}
     archs = [
         Architecture(Model.family, llama),
-        Architecture("gpt2", gpt2),
+        *(Architecture(name, learned) for name in names() if {*family(name).axes} == {*learned} - {"layers"}),
         Architecture(Model.family, llama, calls=tuple(i // 2 for i in range(2 * options.layers))),
     ]
     cases = [case for case in _cases(archs) if not options.only or options.only in case[0]]

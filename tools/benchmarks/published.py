@@ -161,11 +161,12 @@ def trained(family: str) -> tuple[Architecture, Weights]:
 
 
 def _steps(arch: Architecture, weights: Weights, lr: float, count: int, first: int) -> Iterator[Weights]:
-    """Steps of Adam; gives the gradients before each and after the last one."""
+    """Steps of Adam in the weights' precision; gives the gradients before each and after the last one."""
+    dtype = next(iter(weights.values())).dtype
     optimizer = torch.optim.Adam(list(weights.values()), lr=lr, betas=(0.9, 0.95))
     for number in range(count + 1):
         optimizer.zero_grad()
-        loss(_reader(weights), arch, _batch(first + number), torch.float32).backward()
+        loss(_reader(weights), arch, _batch(first + number), dtype).backward()
         yield {name: w.grad for name, w in weights.items() if w.grad is not None}
         if number < count:
             optimizer.step()
@@ -180,7 +181,8 @@ def _figures(arch: Architecture, weights: Weights, grown: Grown) -> Figures:
             _reader(weights), arch, ids, torch.float32
         )
     error = float((after - before).abs().max() / before.abs().max())
-    live = {name: w.clone().requires_grad_() for name, w in grown.weights.items()}
+    # In double precision: rounding, which Adam magnifies, would part copies that the rule leaves as they are.
+    live = {name: w.double().requires_grad_() for name, w in grown.weights.items()}
     dead, locked = [], []
     for number, gradients in enumerate(_steps(grown.arch, live, 1e-3, AFTER[-1], 10_000)):
         if number in AFTER:
