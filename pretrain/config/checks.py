@@ -12,9 +12,11 @@ from growth import GrowthError
 from growth.family import family
 from growth.operators import OPERATORS
 from pretrain.config import factor_files
-from pretrain.config.keys import Patch, Stage, Train
+from pretrain.config.grow_keys import Patch
+from pretrain.config.keys import Stage
 from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
+from pretrain.config.train_keys import Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 

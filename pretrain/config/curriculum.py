@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from growth.family import family
 from pretrain.config import checks, reading
-from pretrain.config.keys import Section, Stage
+from pretrain.config.keys import Stage
+from pretrain.config.section import Section
 from pretrain.errors import UserError
 
 SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard", "log")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from growth.architecture import Architecture
-from pretrain.config.keys import Stage, Train
+from pretrain.config.keys import Stage
+from pretrain.config.train_keys import Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 from pretrain.layout.work import totals

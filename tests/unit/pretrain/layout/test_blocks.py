@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import Architecture
-from pretrain.config.keys import Train
+from pretrain.config.train_keys import Train
 from pretrain.estimate import flops, memory
 from pretrain.families.parameters import parameters, spanning
 from pretrain.layout.layout import Layout, balanced_pipeline

@@ -1,0 +1,116 @@
+"""The keys of a curriculum under `train`: how a stage is trained."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pretrain.config.kinds import Count, Derived, Fraction, Positive, Size, Tokens
+from pretrain.config.section import Section
+
+
+@dataclass(frozen=True)
+class Plateau(Section):
+    """When the held-out loss counts as one that has stopped falling."""
+
+    window: Positive = 4
+    """Validations whose mean loss is compared with that of as many before them."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.002
+    """Share of the loss by which a window is to be below the one before it."""
+    patience: Positive = 3
+    """Validations in a row at which it is not."""
+
+
+@dataclass(frozen=True)
+class Train(Section):
+    """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
+
+    seq_len: Size
+    """Length of a sample, in tokens."""
+    global_batch: Size
+    """Samples in an optimizer step, over all data-parallel ranks."""
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    tokens: Tokens = 0
+    """Tokens trained on in this stage; 0 or absent: `epochs` says so."""
+    epochs: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Instead of `tokens`: as many as the corpus's training text has, this many times."""
+    until: Literal["tokens", "plateau", "gstack"] = "tokens"
+    """What ends the stage; `tokens` or `epochs` are the most, and what the schedule reckons with. plateau: the held-out
+    loss stops falling. gstack: the formula for the time to grow into the next stage (Du et al. 2024). After an early
+    end the next stage goes on at the rate that this one had, and runs the rest of the curve over the tokens left."""
+    plateau: Plateau = Plateau()
+    """What `until: plateau` calls one; see train.eval_interval."""
+    ramp_from: Derived = 0
+    """Samples in the first optimizer steps of the stage; 0 or absent: `global_batch`, from the beginning."""
+    ramp_by: Derived = 0
+    """Samples by which a step grows, again and again, to `global_batch`; 0 or absent: `ramp_from`."""
+    ramp_tokens: Count = 0
+    """Tokens of the stage over which its steps grow; they are spread evenly over the sizes."""
+    micro_batch: Size = 1
+    """Samples in one forward pass of one data-parallel rank."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the cosine or the line."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up, over this stage and those after it up to one whose grow.schedule is
+    restart. wsd: constant, then a line over the last `decay` of it (Hu et al. 2024)."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the schedule over which wsd decays."""
+    warmup_tokens: Count = 0
+    """Tokens over which the learning rate of what this stage begins with, or adds to its parent, rises linearly."""
+    warmup: Fraction = 0.0
+    """Instead of `warmup_tokens`: as a share of the stage's tokens."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices and embeddings (never of norms)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay of the first and second moment, per step."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    dropout: Fraction = 0.0
+    """Probability with which a channel of a token is dropped, after the embedding and after the attention and the MLP
+    of each layer; never in validation or a growth certificate. A function of the seed, the stage, the step and the
+    sample's place in the global batch, the same under every layout."""
+    attention_dropout: Fraction = 0.0
+    """The same of an attention weight. On CUDA, where attention is one kernel, only the probability is the same under
+    another layout."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
+    deterministic: bool = False
+    """On GPUs too the same bits each time, after a resume as well, at some cost of speed; a resume may change it."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, those of the attention core, or whole layers."""
+    recompute_layers: Positive = 1
+    """Layers in one recomputed unit when `recompute` is full."""
+    compile: bool | None = None
+    """Whether what lies between matrix products (norms, rotation, activations, the loss) and the update of several
+    generations are compiled kernels: half of the memory traffic. null: on a CUDA device. It needs Triton there, and g++
+    on a CPU; the first steps on a new shape take longer."""
+    eval_interval: Positive = 100
+    """Steps between validations; there is one at each end of the stage as well."""
+    eval_bytes: Positive = 1 << 20
+    """Bytes of held-out text in a validation."""
+
+    def batch_at(self, tokens: int) -> int:
+        """Samples in the optimizer step that begins when the stage has trained on so many tokens.
+
+        A function of what was trained on alone, whatever the layout (as Megatron-LM's --rampup-batch-size).
+        """
+        if tokens >= self.ramp_tokens or not self.ramp_from:
+            return self.global_batch
+        by = self.ramp_by or self.ramp_from
+        return self.ramp_from + by * (tokens * (self.global_batch - self.ramp_from) // by // self.ramp_tokens)
+
+    def steps(self) -> int:
+        """Optimizer steps in which a stage trains on `tokens`."""
+        done = steps = 0
+        end = min(self.ramp_tokens, self.tokens) if self.ramp_from else 0
+        by, grows = self.ramp_by or self.ramp_from, self.global_batch
+        while done < end:  # counts all steps of one size at a time
+            size = self.batch_at(done)
+            larger = -(-(size - self.ramp_from + by) * self.ramp_tokens // (grows - self.ramp_from))
+            count = max(1, -(-(min(larger, end) - done) // (size * self.seq_len)))
+            done += count * size * self.seq_len
+            steps += count
+        return steps + -(-max(0, self.tokens - done) // (self.global_batch * self.seq_len))
