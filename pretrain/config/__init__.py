@@ -1,4 +1,5 @@
-"""What a curriculum is. Its keys are in keys.py, train_keys.py and grow_keys.py; curriculum.py reads a file, checks.py says what does not fit."""
+"""What a curriculum is. Its keys are in keys.py, train_keys.py and grow_keys.py; curriculum.py reads a file, checks.py
+says what does not fit."""
 
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, stage_from, to_yaml
 from pretrain.config.grow_keys import Grow, Patch, Trial
