@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from growth import Architecture
-from growth.evaluate.box_values import Read
 from growth.family import Family as Table
 from pretrain.data.samples import Samples
 from pretrain.families.common.hf.form import HfForm
+from pretrain.families.common.reference import Reference
 from pretrain.layout.cuts import Parameter, Place
 from pretrain.losses import Outputs, Term
 
@@ -63,8 +63,7 @@ class Family:
     """table: its logical tensors, for growth. losses: the terms of its loss; the first is of the words.
 
     samples: samples all of whose labels count, from token ids [n, S + ahead]; ahead: how many tokens past the end of a
-    sample's inputs its labels reach. reference: the model in plain torch: from a reader of logical tensors, its
-    architecture, samples (of which it needs but the inputs) and a dtype to logits by name, words [B, S, V] first.
+    sample's inputs its labels reach. reference: the model in plain torch, which of samples needs but the inputs.
     layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
     module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
     it has none. head: see Head.
@@ -74,7 +73,7 @@ class Family:
     losses: tuple[Term, ...]
     samples: Callable[[Tensor], Samples]
     ahead: int
-    reference: Callable[[Read, Architecture, Samples, torch.dtype], Outputs]
+    reference: Reference
     layout: Callable[[Architecture, Place], list[Parameter]]
     model_module: str
     text_module: str

@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from growth.architecture import Architecture
-from growth.evaluate.box_values import Read
 from growth.family import Dim, TensorSpec
 from growth.family import Family as Table
 from pretrain.data.samples import Samples, causal
-from pretrain.families.common.reference import Weights, attention, rotary
+from pretrain.families.common.reference import Reference, Weights, attention, rotary
 from pretrain.families.common.rows import GAIN, READS, WRITES
 from pretrain.families.family import Family
 from pretrain.layout.cuts import Parameter, Place
-from pretrain.losses import NEXT_TOKEN, Outputs
+from pretrain.losses import NEXT_TOKEN
 
 LAYER = "layers.{layer}."
 HEADS = ("heads", "head_dim")
@@ -43,22 +42,29 @@ TABLE = Table(
 )
 
 
-def logits(read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype) -> Outputs:
-    """The reference model."""
-    weight, eps = Weights(read, arch, dtype), arch.scalars["norm_eps"]
+def _norm(weight: Weights, x_BSD: torch.Tensor, name: str) -> torch.Tensor:
+    eps = weight.arch.scalars["norm_eps"]
+    return x_BSD * torch.rsqrt(x_BSD.square().mean(-1, keepdim=True) + eps) * weight(name)
 
-    def norm(x_BSD: torch.Tensor, name: str) -> torch.Tensor:
-        return x_BSD * torch.rsqrt(x_BSD.square().mean(-1, keepdim=True) + eps) * weight(name)
 
-    turn = rotary(arch, samples["inputs"].shape[1], dtype)
-    x_BSD = weight("embedding")[samples["inputs"]]
-    for _, i in arch.blocks:
-        h_BSD = norm(x_BSD, f"layers.{i}.attention_norm")
-        q, k, v = (h_BSD @ weight(f"layers.{i}.{p}").T for p in "qkv")
-        x_BSD = x_BSD + attention(arch, q, k, v, causal=True, turn=turn) @ weight(f"layers.{i}.o").T
-        h = F.relu(norm(x_BSD, f"layers.{i}.mlp_norm") @ weight(f"layers.{i}.up").T).square()
-        x_BSD = x_BSD + h @ weight(f"layers.{i}.down").T
-    return {"words": norm(x_BSD, "norm") @ weight("head").T}
+def _attention(weight: Weights, i: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
+    h_BSD = _norm(weight, x_BSD, f"layers.{i}.attention_norm")
+    q, k, v = (h_BSD @ weight(f"layers.{i}.{p}").T for p in "qkv")
+    turn = rotary(weight.arch, x_BSD)
+    return attention(weight.arch, q, k, v, causal=True, turn=turn) @ weight(f"layers.{i}.o").T
+
+
+def _mlp(weight: Weights, i: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
+    h = F.relu(_norm(weight, x_BSD, f"layers.{i}.mlp_norm") @ weight(f"layers.{i}.up").T).square()
+    return h @ weight(f"layers.{i}.down").T
+
+
+REFERENCE = Reference(
+    embed=lambda weight, samples: weight("embedding")[samples["inputs"]],
+    sublayers={TABLE.kinds[0]: (_attention, _mlp)},
+    head=lambda weight, x_BSD: {"words": _norm(weight, x_BSD, "norm") @ weight("head").T},
+)
+"""The reference model."""
 
 
 def parameters(arch: Architecture, place: Place) -> list[Parameter]:
@@ -88,7 +94,7 @@ TOY = Family(
     losses=(NEXT_TOKEN,),
     samples=causal,
     ahead=1,
-    reference=logits,
+    reference=REFERENCE,
     layout=parameters,
     model_module="tests.toy.model",
     text_module="pretrain.families.common.text",

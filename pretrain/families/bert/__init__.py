@@ -8,7 +8,7 @@ from torch import Tensor
 from pretrain.data.samples import Samples
 from pretrain.families.bert.hf import FORM
 from pretrain.families.bert.layout import parameters
-from pretrain.families.bert.reference import logits
+from pretrain.families.bert.reference import REFERENCE
 from pretrain.families.bert.table import TABLE
 from pretrain.families.family import Family, Head
 from pretrain.losses import MASKED_TOKEN, NEXT_SENTENCE
@@ -37,7 +37,7 @@ BERT = Family(
     losses=(MASKED_TOKEN, NEXT_SENTENCE),
     samples=samples,
     ahead=0,
-    reference=logits,
+    reference=REFERENCE,
     layout=parameters,
     head=Head(head_flops, transform=True),
     model_module="pretrain.families.bert.model",

@@ -5,12 +5,18 @@ Shape suffixes: B batch, S sequence, D hidden, N heads, G kv heads, Q queries of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.evaluate.box_values import Read
+from pretrain.data.samples import Samples
+from pretrain.families.common.kinds import ATTENTION, KINDS, MLP
+from pretrain.losses import Outputs
 
 
 class Weights:
@@ -18,9 +24,16 @@ class Weights:
 
     def __init__(self, read: Read, arch: Architecture, dtype: torch.dtype) -> None:
         self.read, self.arch, self.dtype = read, arch, dtype
+        self._kept: dict[str, torch.Tensor] = {}
 
     def __call__(self, name: str) -> torch.Tensor:
         return self.read("weight", name, Box.whole(self.arch.tensor(name).shape)).to(self.dtype)
+
+    def kept(self, name: str) -> torch.Tensor:
+        """One that is used at both ends of the model, such as a tied embedding: it is read once."""
+        if name not in self._kept:
+            self._kept[name] = self(name)
+        return self._kept[name]
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """x [..., in] -> [..., out], with a bias."""
@@ -31,11 +44,40 @@ class Weights:
         return F.layer_norm(x_BSD, x_BSD.shape[-1:], self(f"{name}.weight"), self(f"{name}.bias"), eps)
 
 
-def rotary(arch: Architecture, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+Sublayer = Callable[[Weights, int, torch.Tensor, Samples], torch.Tensor]
+"""What a part of a layer adds to the residual stream [B, S, D]: from the weights, the number of the layer, the stream
+and the samples."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference model in its parts: what the first block gets, [B, S, D]; for each kind of layer what adds to it, one
+    after the other; and the logits by name, from what the last block gives."""
+
+    embed: Callable[[Weights, Samples], torch.Tensor]
+    sublayers: Mapping[str, tuple[Sublayer, ...]]
+    head: Callable[[Weights, torch.Tensor], Outputs]
+
+    def __call__(self, read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype) -> Outputs:
+        """The logits of a model that `read` gives, by name; the words first, [B, S, V]."""
+        weight = Weights(read, arch, dtype)
+        x_BSD = self.embed(weight, samples)
+        for kind, number in arch.blocks:
+            for sublayer in self.sublayers[kind]:
+                x_BSD = x_BSD + sublayer(weight, number, x_BSD, samples)
+        return self.head(weight, x_BSD)
+
+
+def by_kind(attention: Sublayer, mlp: Sublayer) -> dict[str, tuple[Sublayer, ...]]:
+    """The sublayers of each of the usual kinds."""
+    return {kind: (attention,) * (kind in ATTENTION) + (mlp,) * (kind in MLP) for kind in KINDS}
+
+
+def rotary(arch: Architecture, like_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine [S, H] of the rotate-half rotary embedding; the angles are float64 whatever the precision."""
     frequency = torch.from_numpy(arch.frequencies())
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * torch.cat((frequency, frequency))
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    angle = torch.arange(like_BSD.shape[1], dtype=torch.float64)[:, None] * torch.cat((frequency, frequency))
+    return angle.cos().to(like_BSD), angle.sin().to(like_BSD)
 
 
 def _turn(x_BNSH: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -65,7 +107,7 @@ def attention(
     q = q.reshape(batch, groups, heads // groups, length, dim)
     score = (q @ k.unsqueeze(2).transpose(-1, -2)) * arch.scalars["softmax_scale"]  # [B, G, Q, S, S]
     if causal:
-        score = score.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("-inf"))
+        score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
     if valid_BS is not None:
         score = score.masked_fill(~valid_BS[:, None, None, None, :], float("-inf"))
     out = score.softmax(-1) @ v.unsqueeze(2)

@@ -4,7 +4,7 @@ from pretrain.data.samples import causal
 from pretrain.families.family import Family
 from pretrain.families.gpt2.hf import FORM
 from pretrain.families.gpt2.layout import parameters
-from pretrain.families.gpt2.reference import logits
+from pretrain.families.gpt2.reference import REFERENCE
 from pretrain.families.gpt2.table import TABLE
 from pretrain.losses import NEXT_TOKEN
 
@@ -13,7 +13,7 @@ GPT2 = Family(
     losses=(NEXT_TOKEN,),
     samples=causal,
     ahead=1,
-    reference=logits,
+    reference=REFERENCE,
     layout=parameters,
     model_module="pretrain.families.gpt2.model",
     text_module="pretrain.families.common.text",

@@ -4,7 +4,7 @@ from pretrain.data.samples import causal
 from pretrain.families.family import Family
 from pretrain.families.llama2.hf import LLAMA
 from pretrain.families.llama2.layout import parameters
-from pretrain.families.llama2.reference import logits
+from pretrain.families.llama2.reference import REFERENCE
 from pretrain.families.llama2.table import TABLE
 from pretrain.losses import NEXT_TOKEN
 
@@ -13,7 +13,7 @@ LLAMA2 = Family(
     losses=(NEXT_TOKEN,),
     samples=causal,
     ahead=1,
-    reference=logits,
+    reference=REFERENCE,
     layout=parameters,
     model_module="pretrain.families.llama2.model",
     text_module="pretrain.families.common.text",
