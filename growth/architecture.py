@@ -7,7 +7,7 @@ layer. Usually every layer is called once, in order; layers that several blocks 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from math import inf, prod
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from growth.adapters import RANK, Adapters, names
 from growth.errors import GrowthError
 from growth.family import LAYERS, MOST_LAYERS, Family, TensorSpec, family
 
@@ -51,8 +52,10 @@ class Architecture:
     number of the layer that it calls (empty: each layer once). Layers are numbered in the order of their first calls:
     calls (0, 0, 1, 1) are four blocks, of which two at a time share their weights.
 
-    Raises GrowthError for an unknown family, axis, scalar or kind, for sizes, kinds and calls that do not fit together
-    and for scalars that are not positive numbers.
+    With `adapters` the sizes have the axis `rank` too.
+
+    Raises GrowthError for an unknown family, axis, scalar or kind, for sizes, kinds and calls that do not fit together,
+    for scalars that are not positive numbers and for adapters that the model cannot have.
     """
 
     family: str
@@ -61,10 +64,11 @@ class Architecture:
     rope_frequencies: tuple[float, ...] = ()
     kinds: tuple[str, ...] = ()
     calls: tuple[int, ...] = ()
+    adapters: Adapters | None = None
 
     def __post_init__(self) -> None:
         table = family(self.family)
-        table.check(self.sizes)
+        table.check({axis: size for axis, size in self.sizes.items() if axis != RANK})
         if unknown := sorted(set(self.scalars) - set(table.scalars)):
             raise GrowthError(
                 f"{self.family} has no scalar {', '.join(unknown)}: its scalars are {', '.join(sorted(table.scalars))}"
@@ -81,6 +85,9 @@ class Architecture:
         object.__setattr__(self, "kinds", tuple(self.kinds) or self.layers * table.kinds[:1])
         object.__setattr__(self, "calls", tuple(self.calls) or tuple(range(self.layers)))
         self._check_blocks()
+        if self.adapters:
+            self.adapters.check(table, dict(self.sizes))
+            object.__setattr__(self, "sizes", {**self.sizes, RANK: self.adapters.rank})
 
     def _check_blocks(self) -> None:
         if unknown := sorted({str(kind) for kind in self.kinds} - set(self.table.kinds)):
@@ -108,7 +115,7 @@ class Architecture:
 
     def __hash__(self) -> int:
         sizes, scalars = tuple(self.sizes.items()), tuple(self.scalars.items())
-        return hash((self.family, sizes, scalars, self.rope_frequencies, self.kinds, self.calls))
+        return hash((self.family, sizes, scalars, self.rope_frequencies, self.kinds, self.calls, self.adapters))
 
     @property
     def table(self) -> Family:
@@ -151,13 +158,30 @@ class Architecture:
         return next((i for i in range(layer + 1, self.layers) if self.kinds[i] == self.kinds[layer]), layer)
 
     @cached_property
+    def rows(self) -> tuple[TensorSpec, ...]:
+        """The rows of the family's table, and those of adapters: of what the model's tensors are."""
+        if self.adapters is None:
+            return self.table.tensors
+        return tuple(each for row in self.table.tensors for each in self.adapters.rows(row))
+
+    def rows_of(self, kind: str) -> tuple[TensorSpec, ...]:
+        """Those of which a layer of this kind is made."""
+        return tuple(row for row in self.rows if row.layered and kind in row.kinds)
+
+    def adapter(self, name: str) -> tuple[str, str] | None:
+        """The names of A and B beside a tensor; None where it has none."""
+        if self.adapters is None or not self.adapters.adapts(self.tensor(name).spec):
+            return None
+        return names(name)
+
+    @cached_property
     def _tensors(self) -> dict[str, LogicalTensor]:
         return {t.name: t for t in self._walk()}
 
     def _walk(self) -> Iterator[LogicalTensor]:
-        specs = self.table.tensors
+        specs = self.rows
         layered = [s for s in specs if s.layered]
-        first, rows = specs.index(layered[0]), {kind: self.table.rows(kind) for kind in set(self.kinds)}
+        first, rows = specs.index(layered[0]), {kind: self.rows_of(kind) for kind in set(self.kinds)}
         for spec in specs[:first]:
             yield self._tensor(spec, None)
         for layer in range(self.layers):
@@ -223,20 +247,27 @@ class Architecture:
             rope_frequencies,
             self.kinds if kinds is None else kinds,
             self.calls if calls is None else calls,
+            self.adapters,
         )
 
+    def with_adapters(self, adapters: Adapters | None) -> Architecture:
+        """The same model with other adapters, or with none."""
+        return replace(self, adapters=adapters)
+
     def to_json(self) -> dict[str, Any]:
-        """Frequencies, kinds and calls only where they are not the usual ones."""
-        data: dict[str, Any] = {"family": self.family, "sizes": dict(self.sizes), "scalars": dict(self.scalars)}
+        """Frequencies, kinds and calls only where they are not the usual ones, adapters where there are any."""
+        sizes = {axis: size for axis, size in self.sizes.items() if axis != RANK}
+        data: dict[str, Any] = {"family": self.family, "sizes": sizes, "scalars": dict(self.scalars)}
         for name, unusual in (("rope_frequencies", True), ("kinds", self.mixed), ("calls", self.shared)):
             if unusual and getattr(self, name):
                 data[name] = list(getattr(self, name))
-        return data
+        return data | ({"adapters": self.adapters.to_json()} if self.adapters else {})
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Architecture:
         more = {name: tuple(data[name]) for name in ("rope_frequencies", "kinds", "calls") if name in data}
-        return Architecture(data["family"], data["sizes"], data["scalars"], **more)
+        adapters = Adapters.from_json(data["adapters"]) if "adapters" in data else None
+        return Architecture(data["family"], data["sizes"], data["scalars"], **more, adapters=adapters)
 
 
 def in_words(arch: Architecture) -> str:

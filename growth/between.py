@@ -12,7 +12,7 @@ from growth.family import LAYERS
 from growth.moments import DEFAULT_MOMENTS, Moments
 from growth.operators import AXES, OPERATORS, Operator, default
 from growth.plan import Plan, merge
-from growth.step import Step
+from growth.step import Step, attaching, merging
 
 
 def between(
@@ -28,9 +28,10 @@ def between(
 
     `policy` names for each axis an operator, or a mapping {"operator": name, option: value, ...}; axes that do not
     grow ignore theirs. Its key "moments" is "transform", "copy" or "reset", or a mapping of "old" and "new" to these.
-    The scalars of `new` are not used: they follow from those of `old` and the operators, and the plan's `new` holds
-    them. `pieces` are, for each new token, the old ids that spell it: the vocabulary needs them unless its policy is
-    another than the default.
+    Adapters of `old` are merged before anything grows, and those of `new` attached afresh after it, even where nothing
+    grows. The scalars of `new` are not used: they follow from those of `old` and the operators, and the plan's `new`
+    holds them. `pieces` are, for each new token, the old ids that spell it: the vocabulary needs them unless its policy
+    is another than the default.
     Raises GrowthError for another family, an unknown policy, an axis that shrinks without an operator that was named
     for it, and what an operator cannot do.
     """
@@ -39,7 +40,8 @@ def between(
     given = dict(policy or {})
     moments = _moments(given.pop("moments", {}))
     chosen = {key: _choose(key, value, old, new) for key, value in given.items()}
-    arch, steps = old, list[Step]()
+    steps = [merging(old)] if old.adapters else list[Step]()
+    arch = old.with_adapters(None)
     for key, axes in AXES.items():
         target = {axis: new.sizes[axis] for axis in axes if axis in new.sizes}
         blocks = new if key == LAYERS else arch
@@ -51,11 +53,14 @@ def between(
             _check_direction(operator, axis, arch.sizes[axis], size)
         steps.append(operator(arch, target, options, {"seed": seed, "pieces": pieces, "grown": grown}))
         arch = steps[-1].new
-    if remaining := [axis for axis in new.sizes if arch.sizes[axis] != new.sizes[axis]]:
+    if remaining := [axis for axis in arch.sizes if arch.sizes[axis] != new.sizes[axis]]:
         axis = remaining[0]
         raise GrowthError(
             f"{axis} is {old.sizes[axis]} in every {old.family} of this lineage: keep it, not {new.sizes[axis]}"
         )
+    if new.adapters:
+        steps.append(attaching(arch, new.adapters))
+        arch = steps[-1].new
     if not steps and moments.old == "reset":
         steps.append(Step(arch, arch, ("moments: reset",), True))  # There is nothing else to do.
     return Plan(old, arch, merge(tuple(replace(s, moments=moments) for s in steps)), seed, init_std)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from growth.adapters import RANK
 from growth.architecture import in_words
 from growth.family import LAYERS, TensorSpec
 from growth.maps import AxisMap, LayerMap
@@ -25,7 +26,7 @@ def describe_plan(plan: Plan) -> str:
         head = f"a fresh {plan.new.family} of {plan.new.parameters():,} parameters (seed {plan.seed})"
         shapes = [
             [s.name, _shape(plan.new.sizes, s), f"{s.init}, std {plan.init_std:g}" if s.init == "normal" else s.init]
-            for s in plan.new.table.tensors
+            for s in plan.new.rows
         ]
         head += f"\nblocks: {blocks}" if (blocks := in_words(plan.new)) else ""
         return head + "\n" + table([["tensor", "shape", "init"], *shapes])
@@ -46,8 +47,8 @@ def describe_plan(plan: Plan) -> str:
             lines.append(f"  layers: {_layers(step.layers)}")
         rows = [["  tensor", "from", "to", "how"]]
         rows += [
-            ["  " + s.name, _shape(step.old.sizes, s), _shape(step.new.sizes, s), _how(step, s)]
-            for s in step.new.table.tensors
+            ["  " + s.name, _shape({RANK: 0, **step.old.sizes}, s), _shape(step.new.sizes, s), _how(step, s)]
+            for s in step.new.rows
         ]
         lines.append(table(rows))
     return "\n".join(lines)
@@ -74,6 +75,9 @@ def _how(step: Step, spec: TensorSpec) -> str:
                 parts.append(f"dim {d} {axis}: {_axis(step.axes[axis], dim.role, spec)}")
     if step.layers and step.layers.zero_branch.any() and spec.branch:
         parts.append(f"{LAYERS}: zero where the branch is")
+    adapters = step.old.adapters
+    if adapters and not step.new.adapters and adapters.adapts(spec):
+        parts.append(f"old + {adapters.scale:g} * lora_B lora_A, of rank {adapters.rank}")
     return "; ".join(parts) or "copied"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from growth.adapters import RANK
 from growth.architecture import Architecture, LogicalTensor
 from growth.box import Box
 from growth.errors import GrowthError
@@ -74,10 +75,9 @@ class Generations:
         for step in steps:
             maps: dict[str, AxisMap | LayerMap] = {**step.axes, **({LAYERS: step.layers} if step.layers else {})}
             for axis, m in maps.items():
-                if len(births.get(axis, ())) != m.old:
-                    raise GrowthError(
-                        f"{axis}: the plan begins at {m.old}, but the generations know {len(births.get(axis, ()))}"
-                    )
+                known = births.get(axis, np.zeros(0, dtype=np.uint8))
+                if len(known) != m.old:
+                    raise GrowthError(f"{axis}: the plan begins at {m.old}, but the generations know {len(known)}")
                 if newest >= _MOST and (m.born | (m.source[:, 0] < 0)).any():
                     raise GrowthError(f"{axis}: at most {_MOST} generations are kept; grow in fewer events")
                 source = m.source[:, 0]
@@ -85,8 +85,10 @@ class Generations:
                 if not by_moments or step.moments.new == "reset":
                     old &= ~m.born
                 grown_births = np.full(m.new, newest, dtype=np.uint8)
-                grown_births[old] = births[axis][source[old]]
+                grown_births[old] = known[source[old]]
                 births[axis] = grown_births
+            if step.old.adapters and not step.new.adapters:
+                del births[RANK]
             if by_moments and step.moments.old == "reset":
                 if newest >= _MOST:
                     raise GrowthError(f"moments: at most {_MOST} generations are kept; grow in fewer events")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from growth.adapters import factors, merged
 from growth.architecture import Architecture, in_words
 from growth.box import Box
 from growth.errors import GrowthError
@@ -113,6 +114,12 @@ class Plan:
         def earlier(kind: str, name: str, box: Box) -> torch.Tensor:
             return self._through(n - 1, name, box, read, kind, dtype, None, cache)
 
+        if kind == "weight" and (adapter := step.merged(name)):
+            check_box(step.new.tensor(name), box, kind)
+            assert step.old.adapters is not None
+            pair = zip(adapter, factors(box, step.old.adapters.rank), strict=True)
+            a, b = (earlier(kind, which, part) for which, part in pair)
+            return merged(earlier(kind, name, box), a, b, step.old.adapters.scale)
         own = None if cache is None else cache.setdefault(n, {})
         parts = [(part, step.maps.recipe(name, part, kind)) for part in step.maps.cuts(name, box)]
 
@@ -140,7 +147,12 @@ class Plan:
         if n == 0:
             yield name, box
             return
-        maps = self.steps[n - 1].maps
+        step = self.steps[n - 1]
+        if kind == "weight" and (adapter := step.merged(name)):
+            assert step.old.adapters is not None
+            for which, part in zip(adapter, factors(box, step.old.adapters.rank), strict=True):
+                yield from self._reads(n - 1, which, part, kind)
+        maps = step.maps
         for part in maps.cuts(name, box):
             recipe = maps.recipe(name, part, kind)
             for source in recipe.sources:

@@ -1,4 +1,5 @@
-"""A step: one layer map and at most one map per axis, between two architectures of a family."""
+"""A step: one layer map and at most one map per axis, between two architectures of a family. Adapters are attached and
+merged by steps that do nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from growth.adapters import RANK, Adapters
 from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.evaluate.recipe import Maps
@@ -36,7 +38,7 @@ class Step:
         if self.old.family != self.new.family:
             raise GrowthError(f"a {self.old.family} cannot grow into a {self.new.family}")
         for axis, size in self.new.sizes.items():
-            old = self.old.sizes[axis]
+            old = self.old.sizes.get(axis, 0)
             m = self.layers if axis == LAYERS else self.axes.get(axis)
             made = (m.old, m.new) if m else (old, old)
             if made != (old, size):
@@ -49,6 +51,10 @@ class Step:
             self._check_kinds(self.layers)
         if unknown := sorted(set(self.axes) - set(self.new.sizes)):
             raise GrowthError(f"{self.new.family} has no axis {', '.join(unknown)}")
+        if (self.old.adapters or self.new.adapters) and (
+            self.layers or set(self.axes) - {RANK} or (self.old.adapters and self.new.adapters)
+        ):
+            raise GrowthError("adapters are merged before anything else grows, and attached after it")
 
     def _check_kinds(self, layers: LayerMap) -> None:
         for i, kind in enumerate(self.new.kinds):
@@ -64,8 +70,14 @@ class Step:
         """What evaluates boxes of this step."""
         return Maps(self.old, self.new, self.layers, self.axes, self.moments)
 
+    def merged(self, name: str) -> tuple[str, str] | None:
+        """The names of A and B that this step merges into a tensor; None where it merges none."""
+        return self.old.adapter(name) if self.new.adapters is None else None
+
     def merge(self, later: Step) -> Step | None:
-        """This step and then `later` as one step, or None when both map the same axis."""
+        """This step and then `later` as one step, or None when both map the same axis or one of them is of adapters."""
+        if any(arch.adapters for arch in (self.old, self.new, later.new)):
+            return None
         if (self.layers and later.layers) or set(self.axes) & set(later.axes) or self.moments != later.moments:
             return None
         return Step(
@@ -94,9 +106,9 @@ class Step:
     def from_json(old: Architecture, data: Mapping[str, Any]) -> Step:
         """Raises GrowthError for a step that does not lead from the old sizes to its new ones."""
         new = Architecture.from_json(data["new"])
-        if unknown := sorted({m["axis"] for m in data["axes"]} - set(new.table.axes)):
+        if unknown := sorted({m["axis"] for m in data["axes"]} - {*new.table.axes, RANK}):
             raise GrowthError(f"{new.family} has no axis {unknown[0]!r}")
-        maps = [AxisMap.from_json(m, new.sizes[m["axis"]]) for m in data["axes"]]
+        maps = [AxisMap.from_json(m, new.sizes.get(m["axis"], 0)) for m in data["axes"]]
         return Step(
             old,
             new,
@@ -107,3 +119,14 @@ class Step:
             Moments(*data["moments"]),
             tuple(data["approximate"]),
         )
+
+
+def merging(old: Architecture) -> Step:
+    """Adapters become a part of what they are on. The moments of that stay as they are."""
+    return Step(old, old.with_adapters(None), ("adapters: merge",), True)
+
+
+def attaching(old: Architecture, adapters: Adapters) -> Step:
+    """New adapters: A as fresh weights are, B zero."""
+    rank = AxisMap.make(RANK, 0, [-1] * adapters.rank)
+    return Step(old, old.with_adapters(adapters), ("adapters: attach",), True, axes={RANK: rank})

@@ -22,6 +22,14 @@ Numbers = list[Number]
 Seconds = Annotated[Number, Field(ge=0, le=1e12)]
 
 
+class Adapters(TypedDict):
+    """Low-rank adapters, as growth.adapters.Adapters.to_json writes them."""
+
+    rank: Count
+    alpha: Number
+    on: list[Text]
+
+
 class Shape(TypedDict):
     """An architecture, as growth.Architecture.to_json writes it."""
 
@@ -31,6 +39,7 @@ class Shape(TypedDict):
     rope_frequencies: NotRequired[Numbers]
     kinds: NotRequired[list[Text]]
     calls: NotRequired[list[Count]]
+    adapters: NotRequired[Adapters]
 
 
 @with_config(CLOSED)

@@ -53,7 +53,7 @@ _counts: dict[tuple[object, ...], int] = {}
 def count(arch: Architecture, layout: Layout, pp_rank: int) -> int:
     """How many parameters each rank of pipeline rank `pp_rank` has, padding included (its tensor-parallel ranks are
     alike)."""
-    shape = (arch.family, tuple(sorted(arch.sizes.items())), arch.kinds, arch.calls)
+    shape = (arch.family, tuple(sorted(arch.sizes.items())), arch.kinds, arch.calls, arch.adapters)
     key = (*shape, layout.tp, layout.pp, layout.pipeline, pp_rank)
     if key not in _counts:
         _counts[key] = sum(prod(p.shape) for p in parameters(arch, layout, pp_rank, 0))

@@ -1,24 +1,26 @@
 """Counts the parameters of a model by the part they are in: embedding, attention and so on."""
 
+from collections.abc import Sequence
+
 from growth import Architecture
-from growth.family import GENERAL, Family
+from growth.family import GENERAL, TensorSpec
 
 PARTS = ("embedding", "norms", "head", "attention", "MLP")
 
 
 def parameters_by_part(arch: Architecture) -> dict[str, int]:
     """How many parameters a model has by part, in the order of PARTS."""
-    parts = parts_of(arch.table)
+    parts = parts_of(arch.rows)
     numbers = dict.fromkeys(PARTS, 0)
     for tensor in arch.tensors().values():
         numbers[parts[tensor.spec.name]] += tensor.numel
     return numbers
 
 
-def parts_of(table: Family) -> dict[str, str]:
-    """The part of each row of a family's table, which follows from its place, its roles and its axes."""
+def parts_of(rows: Sequence[TensorSpec]) -> dict[str, str]:
+    """The part of each row of an architecture, which follows from its place, its roles and its axes."""
     parts, place, branch = {}, "embedding", "attention"
-    for row in table.tensors:
+    for row in rows:
         if row.layered:
             place = "head"  # rows after the layers that are not in one belong to the head
             if len(row.dims) > 1:  # a bias belongs to the matrix before it

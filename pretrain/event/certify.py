@@ -91,7 +91,7 @@ def _dead(engine: Engine, plan: Plan, batch: Samples, lr: float) -> dict[str, tu
     engine.backward(mine)
     after = engine.reached()
     engine.forget()
-    names = [spec.name for spec in plan.new.table.tensors]
+    names = [spec.name for spec in plan.new.rows]
     counts = torch.zeros(len(names), 2, dtype=torch.int64, device=engine.device)
     occurs = _occurs(plan.new, batch)
     for (parameter, _), first, second in zip(engine.parameters, before, after, strict=True):

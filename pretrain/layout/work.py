@@ -34,7 +34,7 @@ def totals(arch: Architecture, seq_len: int) -> list[int]:
 
 
 def _of_kind(arch: Architecture, kind: str, seq_len: int) -> Work:
+    matrices = sum(prod(dim.size(arch.sizes) for dim in row.dims) for row in arch.rows_of(kind) if len(row.dims) == 2)
     rows = [row for row in arch.table.rows(kind) if len(row.dims) == 2]
-    matrices = sum(prod(dim.size(arch.sizes) for dim in row.dims) for row in rows)
     queries = sum(row.dims[0].size(arch.sizes) for row in rows if row.dims[0].role == "query")
     return Work(2 * matrices * seq_len, 2 * 2 * queries * seq_len * seq_len)

@@ -14,9 +14,9 @@ from pretrain.errors import UserError
 
 
 def parts(arch: Architecture) -> list[dict[str, Any]]:
-    """For each row of the family's table its name, the shape of one tensor, their number, and parameters of all."""
+    """For each row of the architecture its name, the shape of one tensor, their number, and parameters of all."""
     rows = []
-    for spec in arch.table.tensors:
+    for spec in arch.rows:
         shape = [dim.size(arch.sizes) for dim in spec.dims]
         count = sum(kind in spec.kinds for kind in arch.kinds) if spec.layered else 1
         if count or not arch.mixed:

@@ -20,13 +20,22 @@ from pretrain.losses import Outputs
 
 
 class Weights:
-    """The tensors of a model by name, whole and in one precision, read when they are used."""
+    """The tensors of a model by name, whole and in one precision, read when they are used; a matrix with an adapter is
+    what the two of them come to."""
 
     def __init__(self, read: Read, arch: Architecture, dtype: torch.dtype) -> None:
         self.read, self.arch, self.dtype = read, arch, dtype
         self._kept: dict[str, torch.Tensor] = {}
 
     def __call__(self, name: str) -> torch.Tensor:
+        weight = self._whole(name)
+        if (adapter := self.arch.adapter(name)) is None:
+            return weight
+        assert self.arch.adapters is not None
+        a, b = map(self._whole, adapter)
+        return weight + self.arch.adapters.scale * (b @ a)
+
+    def _whole(self, name: str) -> torch.Tensor:
         return self.read("weight", name, Box.whole(self.arch.tensor(name).shape)).to(self.dtype)
 
     def kept(self, name: str) -> torch.Tensor:
