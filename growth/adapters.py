@@ -1,8 +1,8 @@
 """Low-rank adapters of a model's matrices (Hu et al. 2021, "LoRA", section 4.1).
 
 An adapted matrix W [out, in] has two thin ones beside it, A [rank, in] and B [out, rank], and the model multiplies by
-W + alpha / rank * B A. B starts at zero, so that attaching adapters changes nothing. Merging them makes the sum W, which
-is no linear map of the old tensors: it takes rows of B and columns of A, for any box.
+W + alpha / rank * B A. B starts at zero, so that attaching adapters changes nothing. Merging them makes the sum W,
+which is no linear map of the old tensors: it takes rows of B and columns of A, for any box.
 
 No family lists these tensors: they follow from the rows of its table. Their short dimension is the axis `rank`.
 """
