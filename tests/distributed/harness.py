@@ -42,7 +42,7 @@ def _started(
 ) -> Iterator[tuple[list[BaseProcess], Any]]:
     """The processes of the ranks, and the queue of their results; killed at the end."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pretrain.engine.engine", "growth.random.normals"])
+    context.set_forkserver_preload(["tests.distributed.preload"])
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
