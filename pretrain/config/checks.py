@@ -19,6 +19,7 @@ from pretrain.config.reading import join_problems
 from pretrain.config.train_keys import Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
+from pretrain.layout.work import totals
 
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
@@ -103,6 +104,9 @@ def _shape(stage: Stage) -> Iterator[str]:
             f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}; every key-value head serves "
             "the same number of query heads"
         )
+    if model.layers % model.share:
+        fits = ", ".join(str(k) for k in range(1, model.layers + 1) if model.layers % k == 0)
+        yield f"model.share: {model.share} does not divide model.layers {model.layers}; choose one of {fits}"
     if "kv_heads" not in table.axes and model.kv_heads != model.heads:
         yield f"model.kv_heads: {model.kv_heads}, but {model.family} has model.heads {model.heads} of them; remove it"
     if "positions" not in table.axes:
@@ -128,8 +132,9 @@ def _layout(stage: Stage) -> Iterator[str]:
             f"parallel.sequence_parallel: parallel.tp {parallel.tp} does not divide train.seq_len {train.seq_len}; "
             "change one of them or switch it off"
         )
+    work = model.depth if any(_shape(stage)) else totals(model.architecture(), train.seq_len)
     try:
-        layout = Layout.make(model.layers, pp=parallel.pp, dp=parallel.dp or 1, pipeline=parallel.pipeline)
+        layout = Layout.make(work, pp=parallel.pp, dp=parallel.dp or 1, pipeline=parallel.pipeline)
         yield from misfits(train, layout)
         if train.recompute == "full" and any(layers % train.recompute_layers for layers in layout.pipeline):
             parts = ", ".join(map(str, layout.pipeline))
@@ -194,6 +199,8 @@ def due(patch: Patch, tokens: int) -> int:
 
 def _patches(stage: Stage) -> Iterator[str]:
     layers, train, steps_before = stage.model.layers, stage.train, 0
+    if stage.patches and stage.model.share > 1:
+        yield f"patches: model.share is {stage.model.share}, and a layer is added where none is shared; choose 1"
     step = train.global_batch * train.seq_len
     for number, patch in enumerate(stage.patches):
         if number and patch.at <= stage.patches[number - 1].at:
@@ -240,6 +247,11 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         )
     if shrunk or any(_shape(old)) or any(_shape(new)):
         return  # the errors of the shape are reported already
+    share, shared = new.model.share, before.share
+    if share > shared or (new.model.layers == before.layers and shared % share):
+        fits = ", ".join(str(k) for k in range(1, shared + 1) if shared % k == 0 and new.model.layers % k == 0)
+        yield f"model.share: {share} after {shared} in stage {old.name!r}; shared layers are only untied: choose {fits}"
+        return
     grow = new.grow
     if grow.moments == "reset" and (grow.old_lr, grow.new_lr) != (1, 1):
         yield (

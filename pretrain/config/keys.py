@@ -42,7 +42,7 @@ class Model(Section):
     hidden: Size
     """Width of the residual stream."""
     layers: Layers
-    """Transformer layers."""
+    """Transformer layers, each as often as it is called: see `share`."""
     heads: Size
     """Query heads."""
     ffn: Size
@@ -61,6 +61,9 @@ class Model(Section):
     rope_theta: Annotated[float, Field(gt=0)] = 1e4
     """Where the family has rotary embeddings: base of their frequencies. Only the first stage reads it: growth carries
     the value on, and may change it."""
+    share: Layers = 1
+    """How many layers in a row have the same weights: one layer that is called so often. A later stage with a smaller
+    number unties them."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of new weights; residual branches start at this / sqrt(2 * layers)."""
 
@@ -72,12 +75,19 @@ class Model(Section):
         if not self.norm_eps:
             object.__setattr__(self, "norm_eps", family(self.family).scalars["norm_eps"]({}))
 
+    @property
+    def depth(self) -> int:
+        """The number of blocks: of the steps of a forward pass, each of which calls a layer."""
+        return self.layers
+
     def architecture(self) -> Architecture:
         """This shape for growth. Its scalars are those of a first stage: a growth plan replaces them."""
         table = family(self.family)
-        sizes = {axis: table.fixed.get(axis) or getattr(self, axis) for axis in ("layers", *table.axes)}
+        sizes = {axis: table.fixed.get(axis) or getattr(self, axis) for axis in table.axes}
+        sizes["layers"] = self.layers // self.share
         scalars = {name: getattr(self, name) for name in ("norm_eps", "rope_theta") if name in table.scalars}
-        return Architecture(self.family, sizes, scalars)
+        calls = tuple(block // self.share for block in range(self.layers))
+        return Architecture(self.family, sizes, scalars, calls=calls)
 
 
 @dataclass(frozen=True)

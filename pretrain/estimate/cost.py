@@ -107,7 +107,7 @@ def of_stage(
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
         steps = event_flops / flops.training_flops(arch, train.seq_len) / train.seq_len / train.global_batch
         event = read + steps * step_speed.seconds
-    share = _share(stage, arch)
+    share = _share(stage)
     before = memory.growing(stage, parent)
     return Cost(
         stage=stage,
@@ -128,10 +128,10 @@ def of_stage(
     )
 
 
-def _share(stage: Stage, end: Architecture) -> float:
+def _share(stage: Stage) -> float:
     bounds = [0.0, *(patch.at for patch in stage.patches), 1.0]
-    shapes = [end.replace({"layers": stage.model.layers + n}) for n in range(len(bounds) - 1)]
-    flops_by_depth = [flops.training_flops(shape, stage.train.seq_len) for shape in shapes]
+    stages = [replace(stage, patches=stage.patches[:n]) for n in range(len(bounds) - 1)]
+    flops_by_depth = [flops.training_flops(s.at_end().architecture(), s.train.seq_len) for s in stages]
     return (
         sum((b - a) * f for (a, b), f in zip(itertools.pairwise(bounds), flops_by_depth, strict=True))
         / flops_by_depth[-1]

@@ -48,7 +48,7 @@ def of_stage(curriculum: Curriculum, stage: Stage, parent: Stage, tokenizer: Tok
 
 def of_patch(curriculum: Curriculum, stage: Stage, state: State, bits_per_byte: float | None) -> Growth:
     """That of the stage's next patch, from the checkpoint of this state."""
-    plan = patch_plan(curriculum, stage, state.arch.layers - stage.model.layers, state.arch)
+    plan = patch_plan(curriculum, stage, state.arch.depth - stage.model.depth, state.arch)
     source = Source(_checkpoints(curriculum, stage), state.arch, state.progress.step)
     return Growth(plan, source, patched, bits_per_byte)
 
@@ -82,9 +82,7 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
         before = open_feed(parent)
         before.seek(None)
         feed.seek(before.cursor)
-        declared = parent.model.architecture()
-        old = declared.replace({"layers": declared.layers + len(parent.patches)})
-        _between(curriculum, stage, old, feed.tokenizer)
+        _between(curriculum, stage, parent.at_end().architecture(), feed.tokenizer)
     else:
         manifest = finished(curriculum, parent) if parent else None
         if manifest:

@@ -170,7 +170,7 @@ class Run:
         """Whether the stage has fewer layers than its patches give it by now."""
         tokens, done = self.stage.train.tokens, self.state.progress.stage_tokens
         passed = sum(due(patch, tokens) <= done for patch in self.stage.patches)
-        return self.state.arch.layers < self.stage.model.layers + passed
+        return self.state.arch.depth < self.stage.model.depth + passed
 
     def validation_is_due(self) -> bool:
         """At every interval, and when the tokens of the stage are spent."""
@@ -220,7 +220,7 @@ class Run:
         """The stage is finished: why it ended, and the marker that later stages wait for."""
         self.record = self.record or self.validation()  # not measured yet: it was killed between its end and this
         if dist.get_rank() == 0:
-            layers, planned = self.state.arch.layers, self.stage.at_end().layers
+            layers, planned = self.state.arch.depth, self.stage.at_end().depth
             if layers < planned:
                 log.warning(
                     "%s ends with %d layers, and its patches make %d: it was over before the last of them were due",

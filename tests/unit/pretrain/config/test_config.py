@@ -154,6 +154,17 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             {"stages.0.patches": [{"at": 0.96, "index": 4}, {"at": 0.97, "index": 5}]},
             ["stages[0].patches[1].at: 0.97 of train.tokens 10000 comes too late", "a step makes one patch"],
         ),
+        ({"model.share": 3}, ["stages[0].model.share: 3 does not divide model.layers 4; choose one of 1, 2, 4"]),
+        ({"stages.1.model.share": 2}, ["stages[1].model.share: 2 after 1 in stage 'one'", "only untied: choose 1"]),
+        (
+            {"stages.0.model.layers": 12, "stages.1.model.layers": 12, "stages.0.model.share": 4}
+            | {"stages.1.model.share": 3},
+            ["stages[1].model.share: 3 after 4", "choose 1, 2, 4"],
+        ),
+        (
+            {"stages.0.model.share": 2, "stages.0.patches": [{"at": 0.5, "index": 1}]},
+            ["stages[0].patches: model.share is 2"],
+        ),
         ({"model.positions": 64}, ["model.positions: 64, but llama2 has no rows of positions"]),
         ({"model.family": "gpt2", "model.positions": 32}, ["train.seq_len: 64 is more than model.positions 32"]),
         ({"train.epochs": 1.0}, ["train.epochs: 1, but train.tokens is 10000; give one of them"]),
@@ -191,6 +202,17 @@ def test_a_patch_may_come_before_the_last_step(tmp_path: Path) -> None:
     config.load(write(tmp_path, {"stages.1.patches": [{"at": 0.86, "index": 4}, {"at": 0.865, "index": 5}, last]}))
     config.load(write(tmp_path, {"train.tokens": None, "train.epochs": 1.0, "stages.1.patches": [late]}))
     config.load(write(tmp_path, {"train.ramp_from": 4, "train.ramp_tokens": 900, "stages.1.patches": [late]}))
+
+
+def test_shared_layers_are_untied(tmp_path: Path) -> None:
+    """`layers` counts calls; another depth at once is the operator's to allow."""
+    shared = {"stages.0.model.share": 4, "stages.1.model.share": 2}
+    one, two = (stage.model.architecture() for stage in config.load(write(tmp_path, shared)).stages)
+    assert (one.layers, one.calls, two.layers, two.calls) == (1, (0, 0, 0, 0), 2, (0, 0, 1, 1))
+    assert growth.between(one, two, {"vocab": "random"}, seed=0, init_std=0.02).operators[0] == "layers: untie"
+    deeper = {**shared, "stages.1.model.layers": 8, "stages.1.grow": {"layers": "stack"}}
+    assert config.load(write(tmp_path, deeper)).stages[1].model.architecture().calls == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert "untie keeps the blocks" in message(tmp_path, {**deeper, "stages.1.grow": {"layers": "untie"}})
 
 
 def test_sequence_parallel_needs_a_divisible_sequence(tmp_path: Path) -> None:

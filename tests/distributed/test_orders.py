@@ -1,0 +1,93 @@
+"""Layers that a curriculum makes unlike, on real ranks and through stages: shared ones that are untied."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import growth
+from growth import Architecture, Box
+from pretrain.checkpoint import KINDS, Reader
+from pretrain.config import Model
+from tests.distributed import ranks
+from tests.distributed.harness import run
+from tests.distributed.test_growth_on_load import assemble_one, same
+from tests.distributed.test_layouts import assemble
+from tests.distributed.test_stage import curriculum, losses, stage, state
+
+SHARED = Model(vocab=101, hidden=32, layers=4, heads=4, ffn=48, positions=16, family="gpt2", share=2)
+WIDER = {"vocab": 120, "hidden": 48, "heads": 6, "ffn": 64}
+GROUP: list[dict[str, Any]] = [
+    {"tp": 2, "dp": 2, "sequence_parallel": True},
+    {"pp": 2, "dp": 2, "pipeline": [1, 3]},
+    {"tp": 2, "pp": 2},
+]
+"""Layouts of four ranks."""
+
+
+def one_after_another(old: Architecture, new: Architecture, hows: list[dict[str, Any]], root: str) -> Any:
+    """For each layout: six steps from nothing; the last three of them again, from a checkpoint; and two steps of the
+    model that grows out of that checkpoint."""
+    found = []
+    for number, how in enumerate(hows):
+        folder, path = f"{root}/{number}", f"{root}/{number}/step-00000000"
+        straight = ranks.initial_and_trained(old, how, "fp32", "none", 6)
+        ranks.trained_and_saved(old, how, 3, folder)
+        found.append((straight, ranks.loaded(old, how, path, 3, None), ranks.grown(new, how, path, 2)))
+    return found
+
+
+@pytest.mark.parametrize(("model", "grown"), [(SHARED, replace(SHARED, **WIDER, share=1))], ids=["share"])
+def test_every_layout_is_one_process(model: Model, grown: Model, tmp_path: Path) -> None:
+    """Losses and values to rounding; a resume bit for bit; and growing shards is sharding what has grown."""
+    old, new = model.architecture(), grown.architecture()
+    (((one, _, (_, _, losses_of_grown, _, _)),),) = run(1, one_after_another, old, new, [{}], str(tmp_path / "one"))
+    by_rank = run(4, one_after_another, old, new, GROUP, str(tmp_path / "four"))
+    for number, how in enumerate(GROUP):
+        straight, resumed, after = zip(*(found[number] for found in by_rank), strict=True)
+        same(assemble(old, [before for before, _, _ in straight]), assemble(old, [one[0]]))
+        trained, expected = assemble(old, [last for _, _, last in straight]), assemble(old, [one[2]])
+        for key, value in expected.items():
+            np.testing.assert_allclose(trained[key], value, atol=2e-3 if key[0] == "weight" else 1e-5, err_msg=str(key))
+        for (_, steps, last), (_, later, final) in zip(straight, resumed, strict=True):
+            np.testing.assert_allclose(steps, one[1], rtol=1e-5, err_msg=str(how))
+            assert later == steps[3:]
+            same(assemble_one(final), assemble_one(last))
+        plan = growth.between(old, new, ranks.POLICY, seed=11, init_std=0.05)
+        with Reader(tmp_path / f"four/{number}/step-00000000") as reader:
+            whole = {
+                (kind, name): plan.evaluate(name, Box.whole(tensor.shape), reader.read, kind).numpy()
+                for kind in KINDS
+                for name, tensor in plan.new.tensors().items()
+            }
+        same(assemble(plan.new, [before for before, *_ in after]), whole)
+        for _, _, steps, _, _ in after:
+            np.testing.assert_allclose(steps, losses_of_grown, rtol=1e-5)
+
+
+def test_shared_layers_are_untied_from_stage_to_stage(corpus: Path, tmp_path: Path) -> None:
+    """One layer that is called four times, two that are called twice, four: exact; and a stop between two of a group's
+    pipeline ranks changes nothing."""
+    model = {"family": "gpt2", "vocab": 350, "hidden": 32, "layers": 4, "heads": 4, "ffn": 64}
+    stages = [
+        {"name": f"share-{k}", "model": {**model, "share": k}, "parallel": {"pp": pp, "pipeline": pipeline}}
+        for k, pp, pipeline in ((4, 2, [1, 3]), (2, 1, None), (1, 1, None))
+    ]
+    path = curriculum(corpus, tmp_path, stages=stages)
+    assert run(2, stage, str(path), "share-4", [], 4) == ["", ""]
+    assert run(2, stage, str(path), "share-4", []) == ["", ""]
+    alone = curriculum(corpus, tmp_path / "alone", stages=stages)
+    assert run(2, stage, str(alone), "share-4", []) == ["", ""]
+    same(*(state(folder / "run/share-4/checkpoints") for folder in (tmp_path, tmp_path / "alone")))
+    assert losses(tmp_path / "run/share-4") == losses(tmp_path / "alone/run/share-4")
+    for name in ("share-2", "share-1"):
+        assert run(1, stage, str(path), name, []) == [""]
+        event = json.loads((tmp_path / f"run/{name}/events/step-00000000.json").read_text())
+        assert event["plan"]["steps"][0]["operators"] == ["layers: untie"]
+        assert event["certificate"]["claims"]
+        assert event["certificate"]["error"] <= 1e-5
