@@ -1,7 +1,7 @@
 """The keys of a curriculum under `grow`, and its patches: what growth events do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -33,7 +33,8 @@ class Grow(Section):
     OPERATORS: ClassVar = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions", "moments")
 
     layers: Operator = "identity"
-    """identity: new layers whose output projections are zero, spread between the old ones; keeps the function."""
+    """identity: new layers whose output projections are zero, spread between the old ones; untie where there are as
+    many as before and fewer share their weights (model.share). Both keep the function."""
     hidden: Operator = "zero"
     """zero: new channels that nothing writes yet; keeps the function."""
     heads: Operator = "zero"
@@ -77,7 +78,8 @@ class Grow(Section):
 
     def policy(self) -> dict[str, Any]:
         """The policy that growth.between takes: operators by key, and what moments become."""
-        chosen = {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != "default"}
+        usual = {key.name: key.default for key in fields(self)}  # growth's own, where nothing is named
+        chosen = {key: getattr(self, key) for key in self.OPERATORS if getattr(self, key) != usual[key]}
         if "moments" in chosen:  # for growth, which takes this word to mean what is old only
             chosen["moments"] = {"old": self.moments, "new": self.moments}
         return chosen

@@ -18,7 +18,7 @@ from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_growth_on_load import assemble_one, same
 from tests.distributed.test_layouts import assemble
-from tests.distributed.test_stage import curriculum, losses, stage, state
+from tests.distributed.test_stage import curriculum, stage
 
 SHARED = Model(vocab=101, hidden=32, layers=4, heads=4, ffn=48, positions=16, family="gpt2", share=2)
 WIDER = {"vocab": 120, "hidden": 48, "heads": 6, "ffn": 64}
@@ -71,22 +71,18 @@ def test_every_layout_is_one_process(model: Model, grown: Model, tmp_path: Path)
 
 
 def test_shared_layers_are_untied_from_stage_to_stage(corpus: Path, tmp_path: Path) -> None:
-    """One layer that is called four times, two that are called twice, four: exact; and a stop between two of a group's
-    pipeline ranks changes nothing."""
+    """One layer that is called four times, two that are called twice, four: exact, where a group lies on two pipeline
+    ranks too."""
     model = {"family": "gpt2", "vocab": 350, "hidden": 32, "layers": 4, "heads": 4, "ffn": 64}
     stages = [
-        {"name": f"share-{k}", "model": {**model, "share": k}, "parallel": {"pp": pp, "pipeline": pipeline}}
-        for k, pp, pipeline in ((4, 2, [1, 3]), (2, 1, None), (1, 1, None))
+        {"name": f"share-{k}", "model": {**model, "share": k}, "parallel": {"pp": 2, "pipeline": [1, 3]}}
+        for k in (4, 2, 1)
     ]
     path = curriculum(corpus, tmp_path, stages=stages)
-    assert run(2, stage, str(path), "share-4", [], 4) == ["", ""]
-    assert run(2, stage, str(path), "share-4", []) == ["", ""]
-    alone = curriculum(corpus, tmp_path / "alone", stages=stages)
-    assert run(2, stage, str(alone), "share-4", []) == ["", ""]
-    same(*(state(folder / "run/share-4/checkpoints") for folder in (tmp_path, tmp_path / "alone")))
-    assert losses(tmp_path / "run/share-4") == losses(tmp_path / "alone/run/share-4")
-    for name in ("share-2", "share-1"):
-        assert run(1, stage, str(path), name, []) == [""]
+    for name in ("share-4", "share-2", "share-1"):
+        assert set(run(2, stage, str(path), name, ["--train.tokens", "512"])) == {""}
+        if name == "share-4":
+            continue
         event = json.loads((tmp_path / f"run/{name}/events/step-00000000.json").read_text())
         assert event["plan"]["steps"][0]["operators"] == ["layers: untie"]
         assert event["certificate"]["claims"]

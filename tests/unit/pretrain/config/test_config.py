@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import growth
-from growth.operators import OPERATORS
+from growth.operators import OPERATORS, default
 from pretrain import config
 from pretrain.errors import UserError
 
@@ -306,7 +306,10 @@ def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
     optimizer = {"moments", "schedule", "rewind", "new_lr", "new_weight_decay", "old_lr", "condense"}
     keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer - {"trial", "clip"}
     assert keys == {key for key, operators in OPERATORS.items() if operators}
-    assert all(name in OPERATORS[key] for key, name in config.Grow().policy().items())
+    small = config.Model(vocab=100, hidden=16, layers=2, heads=2, ffn=32).architecture()
+    usual = {key: default(small, small.replace({"layers": 3}), key) for key in OPERATORS}
+    assert all(getattr(config.Grow(), key) in (name, "default") for key, name in usual.items())
+    assert config.Grow().policy() == {}
 
 
 def test_moments_are_of_old_elements_and_of_those_made_of_them() -> None:
