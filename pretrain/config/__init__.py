@@ -4,7 +4,7 @@ says what does not fit."""
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, stage_from, to_yaml
 from pretrain.config.grow_keys import Grow, Patch, Trial
 from pretrain.config.keys import Checkpoint, Data, Guard, Log, Model, Parallel, Stage
-from pretrain.config.train_keys import Plateau, Train
+from pretrain.config.train_keys import LayerDrop, Plateau, Train
 
 __all__ = [
     "RESUMABLE",
@@ -13,6 +13,7 @@ __all__ = [
     "Data",
     "Grow",
     "Guard",
+    "LayerDrop",
     "Log",
     "Model",
     "Parallel",

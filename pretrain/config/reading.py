@@ -255,7 +255,10 @@ def _known_path(kind: type, location: tuple[int | str, ...]) -> tuple[list[int |
 
 
 def _place(path: Sequence[int | str], raw: Any, missing: bool) -> str:
-    """The key as the file spells it: in the stage when it stands there, else among the defaults at the top."""
+    """The key as the file spells it: in the stage when it stands there, else among the defaults at the top; of a number
+    that stands for a section, the section's."""
+    if not missing and not _has(raw, path) and not _has(raw, path[2:]) and _has(raw, path[2:-1]):
+        path = path[:-1]
     written = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if len(path) > 2 and path[0] == "stages":
         default = ".".join(str(part) for part in path[2:])

@@ -1,9 +1,10 @@
 """The keys of a curriculum under `train`: how a stage is trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pretrain.config.kinds import Count, Derived, Fraction, Positive, Size, Tokens
 from pretrain.config.section import Section
@@ -19,6 +20,20 @@ class Plateau(Section):
     """Share of the loss by which a window is to be below the one before it."""
     patience: Positive = 3
     """Validations in a row at which it is not."""
+
+
+@dataclass(frozen=True)
+class LayerDrop(Section):
+    """What is left out in training (LayerDrop, Fan et al. 2019); a number stands for {p: NUMBER}."""
+
+    p: Fraction = 0.0
+    """Probability with which a block is left out of the passes over a micro-batch; the others run as they are."""
+    sublayers: bool = False
+    """Leave out the attention and the MLP of each block apart."""
+
+
+def _as_mapping(value: Any) -> Any:
+    return value if isinstance(value, Mapping | LayerDrop) else {"p": value}
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,10 @@ class Train(Section):
     attention_dropout: Fraction = 0.0
     """The same of an attention weight. On CUDA, where attention is one kernel, only the probability is the same under
     another layout."""
+    layer_drop: Annotated[LayerDrop, BeforeValidator(_as_mapping)] = LayerDrop()
+    """Blocks that are left out, so that fewer are enough afterwards; never in validation or a growth certificate. A
+    function of the seed, the stage, the step and the micro-batch's place in the global batch, the same under every
+    layout with this `micro_batch`."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
     deterministic: bool = False

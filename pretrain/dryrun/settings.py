@@ -20,6 +20,8 @@ FEW = 3
 """Micro-batches of a step without a pipeline, if it has so many."""
 TRIED = 2
 """Steps of each candidate of a trial."""
+NEVER = 1e-12
+"""The probability with which a dry run leaves a block out, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Overrides:
 
 def load(path: str | Path, name: str, overrides: Overrides) -> tuple[Curriculum, Stage, Layout]:
     """The curriculum without what a dry run has no use for (metrics, a budget in epochs), and one of its stages.
+
+    train.layer_drop draws, and leaves nothing out: that needs most memory, and only so can the tensor-parallel ranks of
+    one data-parallel rank stand for those of another.
 
     Raises UserError as config.load does, and for a layout that the model cannot have.
     """
@@ -59,6 +64,8 @@ def _quiet(stage: Stage) -> Stage:
     train = stage.train
     if not train.tokens:
         train = replace(train, tokens=EPOCHS_ARE * train.global_batch * train.seq_len, epochs=0)
+    if train.layer_drop.p:
+        train = replace(train, layer_drop=replace(train.layer_drop, p=NEVER))
     trial = replace(stage.grow.trial, steps=min(TRIED, stage.grow.trial.steps))
     log = replace(stage.log, wandb=False, tensorboard=False)
     return replace(stage, train=train, log=log, grow=replace(stage.grow, trial=trial))

@@ -19,14 +19,14 @@ from pretrain import families
 from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
-from pretrain.engine.dropout import sample_keys
+from pretrain.engine.dropout import NOTHING, Drops, left_out
 from pretrain.engine.exchange import StepResult, Veto, exchange
 from pretrain.engine.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.zero import Zero
-from pretrain.families.common import dropout
+from pretrain.estimate.flops import Ran
 from pretrain.families.parameters import parameters, spanning
 from pretrain.guard.recheck import unlike
 from pretrain.kernels import fused
@@ -171,21 +171,20 @@ class Engine:
         """On the device, without waiting for it."""
         return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
 
-    def _batches(self, samples: Samples, keys: dropout.Keys | None) -> Iterator[Samples]:
-        """The micro-batches of this data-parallel rank's samples. Each is computed as soon as it is taken, with its
-        keys for dropout."""
-        for start in range(0, size(samples), self.micro_batch):
+    def _batches(self, samples: Samples, drops: Drops) -> Iterator[Samples]:
+        """The micro-batches of this data-parallel rank's samples. Each is computed as soon as it is taken, with what is
+        dropped of it."""
+        for number, start in enumerate(range(0, size(samples), self.micro_batch)):
             rows = slice(start, start + self.micro_batch)
-            dropout.begin(keys and keys[rows])
+            drops.begin(number, rows)
             yield {name: x[rows] for name, x in samples.items()}
 
-    def _keys(self, samples: Samples, key: int | None) -> dropout.Keys | None:
-        """Of this data-parallel rank's samples, for dropout in a step with this key."""
-        if key is None or not (self.numerics.dropout or self.numerics.attention_dropout):
+    def ran(self, samples: int, key: int | None) -> Ran | None:
+        """In which share of the passes of a step with this key each block ran, over the whole global batch of so many
+        samples; None: in all of them."""
+        if key is None or not self.numerics.layer_drop.p:
             return None
-        count = size(samples)
-        host = sample_keys(key, self.dp_rank * count, count, dropout.places(self.arch.depth))
-        return dropout.Keys(self._moved(host), host)
+        return 1 - left_out(key, 0, samples // self.micro_batch, self.arch.depth, self.numerics.layer_drop).mean(0)
 
     def _forward(self, counts: Tensor) -> Callable[..., Any]:
         """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
@@ -206,14 +205,12 @@ class Engine:
 
         return step
 
-    def _run(
-        self, forward: Callable[..., Any], samples: Samples, keys: dropout.Keys | None = None, **how: bool
-    ) -> list[Tensor]:
+    def _run(self, forward: Callable[..., Any], samples: Samples, drops: Drops = NOTHING, **how: bool) -> list[Tensor]:
         """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
         samples = {name: self._moved(x) for name, x in samples.items()}
-        batches = [self._batches(samples, keys) for _ in self.chunks]
+        batches = [self._batches(samples, drops) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=batches if len(batches) > 1 else batches[0],
@@ -254,8 +251,9 @@ class Engine:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._model.train()
-        keys = self._keys(samples, key)
-        return self._total(self._run(self._forward(counts), samples, keys, forward_only=False)) / counts
+        first, count = self.dp_rank * size(samples), size(samples)
+        drops = Drops.of(key, self.numerics, self.arch.depth, first, count, self.micro_batch, self._moved)
+        return self._total(self._run(self._forward(counts), samples, drops, forward_only=False)) / counts
 
     def _complete(self) -> None:
         """Sum the gradients of what tensor-parallel or pipeline ranks share."""
@@ -344,7 +342,7 @@ class Engine:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
 
         recheck: the passes are made twice, and there is no update unless every rank found the same both times. key: of
-        what dropout drops, see pretrain.engine.dropout; None: nothing.
+        what is dropped, see pretrain.engine.dropout; None: nothing.
         """
         if recheck:
             first = self._fingerprint(self._passes(samples, key))

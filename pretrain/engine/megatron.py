@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import zip_longest
 from typing import Any
@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 
 from growth.architecture import Architecture
 from pretrain import families
+from pretrain.config import LayerDrop
 from pretrain.engine import cpu
 from pretrain.families.parameters import parameters
 from pretrain.kernels import fused
@@ -29,7 +30,7 @@ class Numerics:
 
     recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (whole layers, in
     units of recompute_layers). compile: whether what lies between matrix products is compiled (pretrain.kernels.fused);
-    None: on a CUDA device. dropout and attention_dropout: the probabilities, where a step is given a key.
+    None: on a CUDA device. dropout, attention_dropout and layer_drop: the probabilities, where a step is given a key.
     """
 
     precision: str = "fp32"
@@ -38,6 +39,7 @@ class Numerics:
     compile: bool | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    layer_drop: LayerDrop = field(default_factory=LayerDrop)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -99,13 +99,15 @@ def of_stage(
     layout = layout_of(stage, world, arch)
     step_speed = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
     node_count = -(-layout.world // gpus_per_node)
+    ran = flops.expected(arch, train)
+    flops_per_token = flops.training_flops(arch, train.seq_len, ran=ran)
     event = event_flops = 0.0
     if parent:
         old = parent.at_end().architecture()
         event_flops = flops.event_flops(old, arch, layout, train.seq_len, train.micro_batch)
         # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
-        steps = event_flops / flops.training_flops(arch, train.seq_len) / train.seq_len / train.global_batch
+        steps = event_flops / flops_per_token / train.seq_len / train.global_batch
         event = read + steps * step_speed.seconds
     share = _share(stage)
     before = memory.growing(stage, parent)
@@ -118,8 +120,8 @@ def of_stage(
         memory=memory.worst(arch, layout, train, before=before),
         speed=step_speed,
         share=share,
-        flops=flops.training_flops(arch, train.seq_len) * train.tokens * share + event_flops,
-        hardware_flops=flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp)
+        flops=flops_per_token * train.tokens * share + event_flops,
+        hardware_flops=flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp, ran=ran)
         * train.tokens
         * share
         + event_flops,
@@ -131,7 +133,10 @@ def of_stage(
 def _share(stage: Stage) -> float:
     bounds = [0.0, *(patch.at for patch in stage.patches), 1.0]
     stages = [replace(stage, patches=stage.patches[:n]) for n in range(len(bounds) - 1)]
-    flops_by_depth = [flops.training_flops(s.at_end().architecture(), s.train.seq_len) for s in stages]
+    shapes = [s.at_end().architecture() for s in stages]
+    flops_by_depth = [
+        flops.training_flops(shape, stage.train.seq_len, ran=flops.expected(shape, stage.train)) for shape in shapes
+    ]
     return (
         sum((b - a) * f for (a, b), f in zip(itertools.pairwise(bounds), flops_by_depth, strict=True))
         / flops_by_depth[-1]
@@ -152,7 +157,8 @@ def from_scratch(costs: list[Cost]) -> tuple[float, float]:
     """(model FLOPs, GPU hours) of training the last model alone on the tokens of all stages, on its layout."""
     last = costs[-1]
     tokens = sum(cost.stage.train.tokens for cost in costs)
-    flops_in_all = flops.training_flops(last.arch, last.stage.train.seq_len) * tokens
+    ran = flops.expected(last.arch, last.stage.train)
+    flops_in_all = flops.training_flops(last.arch, last.stage.train.seq_len, ran=ran) * tokens
     return flops_in_all, tokens / last.tokens_per_second * last.layout.world / 3600
 
 

@@ -13,14 +13,22 @@ al. 2022, section 6.3).
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from growth import Architecture
 from pretrain import families
+from pretrain.config import Train
 from pretrain.layout import Layout
 from pretrain.layout.work import Work, work_of
 
 Frozen = Collection[int | str]
 """The parts that are not trained: numbers of layers (with all blocks that call them), "embedding" (a tied head's matrix
 with it) and "head"."""
+
+Ran = NDArray[np.float64]
+"""In which share of the passes each block ran, where train.layer_drop leaves some out: [blocks, 1], or [blocks, 2] of
+its attention and its MLP."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +46,37 @@ class Forward:
         return sum(block.total for block in self.blocks) + self.vocabulary + self.head
 
 
-def forward(arch: Architecture, seq_len: int, tp: int = 1) -> Forward:
+def forward(arch: Architecture, seq_len: int, tp: int = 1, ran: Ran | None = None) -> Forward:
     """FLOPs of a forward pass over one sample of seq_len tokens, over all ranks.
 
-    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded.
+    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. ran: see Ran.
     """
+    blocks = work_of(arch, seq_len)
+    if ran is not None:
+        blocks = tuple(block.ran(shares[0], shares[-1]) for block, shares in zip(blocks, ran, strict=True))
     vocabulary = 2 * arch.sizes["hidden"] * -(-arch.sizes["vocab"] // tp) * tp * seq_len
     head = families.of(arch.family).head.flops(arch.sizes, seq_len)
-    return Forward(work_of(arch, seq_len), vocabulary, head)
+    return Forward(blocks, vocabulary, head)
 
 
-def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = ()) -> float:
+def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran: Ran | None = None) -> float:
     """Model FLOPs of a training step, per token: nothing that is computed again is counted.
 
-    frozen: parts that need no gradients of their weights, nor of their input if no part before them trains.
+    frozen: parts that need no gradients of their weights, nor of their input if no part before them trains. ran: in
+    which share of the passes each block ran.
     """
-    forward_flops = forward(arch, seq_len)
+    forward_flops = forward(arch, seq_len, ran=ran)
     return (forward_flops.total + _backward(arch, forward_flops, frozen)[0]) / seq_len
 
 
 def hardware_flops(
-    arch: Architecture, seq_len: int, *, recompute: str = "none", tp: int = 1, frozen: Frozen = ()
+    arch: Architecture,
+    seq_len: int,
+    *,
+    recompute: str = "none",
+    tp: int = 1,
+    frozen: Frozen = (),
+    ran: Ran | None = None,
 ) -> float:
     """Hardware FLOPs of a training step, per token, over all ranks: all matrix products that are run.
 
@@ -66,10 +84,15 @@ def hardware_flops(
     differentiated. Whatever it is, the backward pass of a fused attention (flash, memory-efficient) computes
     q k^T again (Dao et al. 2022, algorithm 4).
     """
-    forward_flops = forward(arch, seq_len, tp)
+    forward_flops = forward(arch, seq_len, tp, ran)
     backward, reached = _backward(arch, forward_flops, frozen)
     again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] + b.scores // 2 for b in reached)
     return (forward_flops.total + backward + again) / seq_len
+
+
+def expected(arch: Architecture, train: Train) -> Ran | None:
+    """In which share of the passes each block will run; None: in all."""
+    return np.full((arch.depth, 1), 1 - train.layer_drop.p) if train.layer_drop.p else None
 
 
 def event_flops(old: Architecture, new: Architecture, layout: Layout, seq_len: int, micro_batch: int) -> float:

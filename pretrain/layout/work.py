@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from growth.adapters import part_of
 from growth.architecture import Architecture
 
 
@@ -16,10 +17,17 @@ class Work:
     """All that multiplies a weight."""
     scores: int
     """q k^T, and its product with v: of every token with every other one."""
+    attention: int
+    """That part of `matrices` which is the attention's; the rest is of the MLP."""
 
     @property
     def total(self) -> int:
         return self.matrices + self.scores
+
+    def ran(self, attention: float, mlp: float) -> Work:
+        """Of a block whose attention and MLP run in these shares of the passes: the mean, to the nearest FLOP."""
+        scores, of_attention = round(attention * self.scores), round(attention * self.attention)
+        return Work(of_attention + round(mlp * (self.matrices - self.attention)), scores, of_attention)
 
 
 def work_of(arch: Architecture, seq_len: int) -> tuple[Work, ...]:
@@ -34,7 +42,14 @@ def totals(arch: Architecture, seq_len: int) -> list[int]:
 
 
 def _of_kind(arch: Architecture, kind: str, seq_len: int) -> Work:
-    matrices = sum(prod(dim.size(arch.sizes) for dim in row.dims) for row in arch.rows_of(kind) if len(row.dims) == 2)
-    rows = [row for row in arch.table.rows(kind) if len(row.dims) == 2]
-    queries = sum(row.dims[0].size(arch.sizes) for row in rows if row.dims[0].role == "query")
-    return Work(2 * matrices * seq_len, 2 * 2 * queries * seq_len * seq_len)
+    matrices = attention = 0
+    for row in arch.table.rows(kind):
+        own = arch.adapters.rows(row) if arch.adapters else (row,)
+        flops = sum(
+            2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims) for each in own if len(each.dims) == 2
+        )
+        matrices += flops
+        attention += flops if part_of(row) == "attention" else 0
+    first = [row.dims[0] for row in arch.table.rows(kind) if len(row.dims) == 2]
+    queries = sum(dim.size(arch.sizes) for dim in first if dim.role == "query")
+    return Work(matrices, 2 * 2 * queries * seq_len * seq_len, attention)

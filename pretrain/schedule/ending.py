@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from pretrain.config import Curriculum, Plateau, Stage
 from pretrain.errors import UserError
-from pretrain.estimate.flops import training_flops
+from pretrain.estimate.flops import expected, training_flops
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Number, Object, Text
 from pretrain.runtime.files import make_folder, write_file
@@ -70,7 +70,7 @@ class Ending:
             return spent
         target = curriculum.stages[[s.name for s in curriculum.stages].index(stage.name) + 1]
         arch, tokens = target.model.architecture(), target.train.tokens
-        flops = training_flops(arch, target.train.seq_len) * tokens
+        flops = training_flops(arch, target.train.seq_len, ran=expected(arch, target.train)) * tokens
         formula_tokens = gstack_tokens(arch.parameters(), flops)
         reasons = {
             "stage": target.name,

@@ -128,7 +128,8 @@ class Run:
         key = step_key(self.stage.seed, self.stage.name, state.progress.step)
         result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
         self._written = not result.writing
-        flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts) * tokens
+        ran = self.engine.ran(tokens // t.seq_len, key)
+        flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts, ran=ran) * tokens
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(
             state,

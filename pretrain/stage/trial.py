@@ -95,20 +95,23 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
     validation = Validation(engine, feed)
     at_once = validation()["validation_loss"]
     tokens = before = state.progress.tokens
+    flops = state.progress.flops
     for step in range(stage.grow.trial.steps):
         watchdog.beat("trial", 0)
         batch = resolved.batch(tokens - before, engine.dp_rank, last=step + 1 == stage.grow.trial.steps)
-        tokens += t.batch_at(tokens - before) * t.seq_len
+        samples = t.batch_at(tokens - before)
+        tokens += samples * t.seq_len
         key = step_key(stage.seed, stage.name, state.progress.step + step)
         result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish, key=key)
         if result.wish == Asked.STOP:
             return None
+        ran = engine.ran(samples, key)
+        flops += training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts, ran=ran) * samples * t.seq_len
     loss = validation()["validation_loss"]
-    flops_per_token = training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts)
     engine.free()
     found = {"loss_at_once": at_once, "loss": loss}
     return {
         **{name: value if isfinite(value) else None for name, value in found.items()},
-        "flops": state.progress.flops + flops_per_token * (tokens - before),
+        "flops": flops,
         "seconds": time.monotonic() - began,
     }

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from growth import Architecture
+from pretrain.config import LayerDrop
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
@@ -106,3 +107,29 @@ def test_frozen_parts() -> None:
     for (family, recompute, frozen), (_, step) in zip(FROZEN, found, strict=True):
         expected = flops.hardware_flops(ARCHITECTURES[family], SEQ_LEN, recompute=recompute, frozen=frozen)
         assert expected == pytest.approx(step / SAMPLES / SEQ_LEN, rel=1e-2), (family, frozen)
+
+
+def _left_out() -> list[tuple[int, Any]]:
+    """By case of LEFT_OUT: (FLOPs of the passes of a step, in which share of them each block ran)."""
+    found = []
+    for family, recompute, drop in LEFT_OUT:
+        arch = ARCHITECTURES[family]
+        numerics = Numerics("fp32", recompute, layer_drop=drop)
+        engine = Engine(arch, Layout.make(arch.layers), numerics, Adam(), seq_len=SEQ_LEN, micro_batch=1)
+        counter = FlopCounterMode(display=False, custom_mapping=ON_CPU)
+        with counter:
+            engine.backward(samples_of(family), 5)
+        found.append((counter.get_total_flops(), engine.ran(SAMPLES, 5)))
+    return found
+
+
+LEFT_OUT = [("llama2", "full", LayerDrop(0.4)), ("bert", "selective", LayerDrop(0.4, sublayers=True))]
+
+
+def test_what_is_left_out() -> None:
+    (found,) = run(1, _left_out)
+    for (family, recompute, drop), (step, ran) in zip(LEFT_OUT, found, strict=True):
+        assert ran.shape == (4, 1 + drop.sublayers)
+        assert 0.2 < ran.mean() < 0.9
+        expected = flops.hardware_flops(ARCHITECTURES[family], SEQ_LEN, recompute=recompute, ran=ran)
+        assert expected == pytest.approx(step / SAMPLES / SEQ_LEN, rel=1e-2), family

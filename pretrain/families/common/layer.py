@@ -12,7 +12,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from pretrain.families.common import dropout, linear
+from pretrain.families.common import dropout, layer_drop, linear
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.kernels.dropout import BiasDropout, Drop, Dropout, drop_channels
 from pretrain.kernels.norm import AddBias
@@ -53,14 +53,35 @@ def _of_kind(parts: TransformerLayerSubmodules, kind: str) -> TransformerLayerSu
 
 
 class Layer(TransformerLayer):
-    """Megatron-core's layer, with dropout by address."""
+    """Megatron-core's layer, with dropout by address, of which a part or the whole may be left out."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.hidden_dropout and not isinstance(self.self_attention, IdentityOp):
+        self._parts = not isinstance(self.self_attention, IdentityOp), not isinstance(self.mlp, IdentityOp)
+        has_attention, has_mlp = self._parts
+        if self.hidden_dropout and has_attention:
             self.self_attn_bda = lambda *_: partial(self._add, dropout.ATTENTION)
-        if self.hidden_dropout and not isinstance(self.mlp, IdentityOp):
+        if self.hidden_dropout and has_mlp:
             self.mlp_bda = lambda *_: partial(self._add, dropout.MLP)
+
+    def runs(self, part: int) -> bool:
+        """Whether the layer has this part (see pretrain.families.common.layer_drop), and it is not left out now."""
+        return self._parts[part] and not (self.training and layer_drop.left_out(self.layer_number, part))
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """As Megatron-core's, which calls the two below."""
+        if not (self.runs(layer_drop.ATTENTION) or self.runs(layer_drop.MLP)):
+            return layer_drop.passed_on(hidden_states), None
+        found: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, **kwargs)
+        return found
+
+    def _forward_attention(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.runs(layer_drop.ATTENTION):
+            return hidden_states, None
+        return super()._forward_attention(hidden_states, *args, **kwargs)
+
+    def _forward_mlp(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super()._forward_mlp(hidden_states, *args, **kwargs) if self.runs(layer_drop.MLP) else hidden_states
 
     def _drop(self, place: int, stream: Tensor) -> Drop | None:
         return dropout.of_stream(self.config, place, stream, self.layer_number) if self.training else None
@@ -94,14 +115,15 @@ class FusedLayer(Layer):
     ) -> tuple[Tensor, None]:
         """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
         hidden, branch, bias = hidden_states, None, None
-        if not isinstance(self.self_attention, IdentityOp):
+        if self.runs(layer_drop.ATTENTION):
             hidden, normed = self.input_layernorm.add(hidden)
             branch, bias = self._dropped(dropout.ATTENTION, *self._attention(normed, attention_mask, rotary_pos_emb))
-        if not isinstance(self.mlp, IdentityOp):
+        if self.runs(layer_drop.MLP):
             hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
             inner, bias = self.mlp.linear_fc1(normed)
             branch, bias = self._dropped(dropout.MLP, *self.mlp.linear_fc2(self.activation(inner, bias)))
-        assert branch is not None
+        if branch is None:
+            return layer_drop.passed_on(hidden), None
         return hidden + branch if bias is None else AddBias.apply(hidden, branch, bias), None
 
     def _dropped(self, place: int, branch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -119,6 +119,13 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.model.layers": 3}, ["stages[1].model.layers: 3 is less than 4"]),
         ({"stages.0.model.head_dim": 32}, ["stages[1].model.head_dim: 16 is less than 32"]),
         ({"stages.1.model.family": "gpt9"}, ["model.family: should be one of bert, gpt2, llama2, ", "not 'gpt9'"]),
+        ({"train.layer_drop": 1}, ["train.layer_drop: should be less than 1, not 1"]),
+        ({"train.layer_drop": float("inf")}, ["train.layer_drop: should be a finite number, not inf"]),
+        (
+            {"stages.1.train": {"layer_drop": {"p": -0.1}}},
+            ["stages[1].train.layer_drop.p: should be greater than or eq"],
+        ),
+        ({"train.layer_drop": {"q": 0.1}}, ["train.layer_drop.q: unknown key", "known keys: p, sublayers"]),
         ({"stages.1.parallel.tp": 3}, ["does not divide model.heads 8", "kv_heads 4", "ffn 256"]),
         ({"stages.1.model.kv_heads": 5}, ["stages[1].model.kv_heads: 5 does not divide model.heads 8"]),
         ({"model.head_dim": 15}, ["stages[0].model.head_dim: 15 is odd"]),
