@@ -21,6 +21,7 @@ from pretrain import config
 from pretrain.cli import command
 from pretrain.cli.command import Answer
 from pretrain.config import Curriculum
+from pretrain.config.orders import in_words
 from pretrain.errors import UserError
 from pretrain.estimate import cost, picture
 from pretrain.estimate.cost import HOST, STORAGE, Cost
@@ -64,7 +65,9 @@ def work(options: argparse.Namespace) -> Answer:
         return _suggested(costs, world, options, gpu)
     if problems := [_too_large(c, gpu) for c in costs if c.memory.total > gpu.memory]:
         raise UserError("\n".join(problems))
-    text = [_stages(costs), _batches(costs), _parameters(costs), _memory(costs, gpu), _traffic(costs)]
+    unusual = [[c.stage.name, in_words(c.arch)] for c in costs if in_words(c.arch)]
+    text = [_stages(costs), *([table([["blocks", ""], *unusual])] if unusual else []), _batches(costs)]
+    text += [_parameters(costs), _memory(costs, gpu), _traffic(costs)]
     text += [_pipelines(costs)] if any(c.layout.pp > 1 for c in costs) else []
     return Answer("\n\n".join([*text, _total(costs), _assumptions(options, gpu)]), _data(costs))
 
@@ -113,7 +116,7 @@ def _stages(costs: Sequence[Cost]) -> str:
                 c.stage.name,
                 f"{count:,}",
                 f"{count / before:.2f}" if before else "",
-                f"{size['layers']} x {size['hidden']}",
+                f"{c.arch.depth} x {size['hidden']}",
                 f"{size['vocab']:,}",
                 f"{c.layout.tp} x {c.layout.pp} x {c.layout.dp}",
                 str(c.nodes),
@@ -257,6 +260,7 @@ def _data(costs: Sequence[Cost]) -> dict[str, Any]:
             "stage": c.stage.name,
             "parameters": c.arch.parameters(),
             "parts": parameters_by_part(c.arch),
+            **({"blocks": in_words(c.arch)} if in_words(c.arch) else {}),
             "layout": {"tp": c.layout.tp, "pp": c.layout.pp, "dp": c.layout.dp, "pipeline": list(c.layout.pipeline)},
             "nodes": c.nodes,
             "tokens": c.stage.train.tokens,

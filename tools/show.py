@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from growth import Plan
-from growth.architecture import in_words
 from growth.certificate import Certificate
 from growth.describe import describe_plan, table
 from pretrain.checkpoint import Manifest, model_of
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
+from pretrain.config.orders import in_words
 from pretrain.report import summary
 
 

@@ -11,9 +11,9 @@ import growth
 from growth import GrowthError
 from growth.family import family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files
+from pretrain.config import factor_files, orders
 from pretrain.config.grow_keys import Patch
-from pretrain.config.keys import Stage
+from pretrain.config.keys import Model, Stage
 from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
 from pretrain.config.train_keys import Train
@@ -104,6 +104,7 @@ def _shape(stage: Stage) -> Iterator[str]:
             f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}; every key-value head serves "
             "the same number of query heads"
         )
+    yield from _order(model)
     if model.layers % model.share:
         fits = ", ".join(str(k) for k in range(1, model.layers + 1) if model.layers % k == 0)
         yield f"model.share: {model.share} does not divide model.layers {model.layers}; choose one of {fits}"
@@ -117,6 +118,21 @@ def _shape(stage: Stage) -> Iterator[str]:
             f"train.seq_len: {stage.train.seq_len} is more than model.positions {model.positions}; a sample is no "
             "longer than the positions that the model has, so raise them or shorten it"
         )
+
+
+def _order(model: Model) -> Iterator[str]:
+    order, table = model.order, family(model.family)
+    if order is None:
+        if not model.layers:
+            yield "model.layers: missing; give it, or model.order as a word of s and f"
+        return
+    if not {*orders.KINDS.values()} <= {*table.kinds}:
+        yield f"model.order: {order}, but {model.family} has no attention and MLP apart; remove it"
+    elif model.share > 1:
+        yield f"model.share: {model.share}, but model.order is {order}, whose sublayers are not shared; remove one"
+    elif not model.layers and not isinstance(order, str):
+        yield "model.layers: missing; give half of the sublayers that model.order puts in order"
+    yield from orders.misfits(order, model.layers)
 
 
 def _layout(stage: Stage) -> Iterator[str]:
@@ -201,6 +217,9 @@ def _patches(stage: Stage) -> Iterator[str]:
     layers, train, steps_before = stage.model.layers, stage.train, 0
     if stage.patches and stage.model.share > 1:
         yield f"patches: model.share is {stage.model.share}, and a layer is added where none is shared; choose 1"
+    if stage.patches and stage.model.order is not None:
+        yield "patches: they add usual layers, and model.order has other ones; remove them, or it"
+        return
     step = train.global_batch * train.seq_len
     for number, patch in enumerate(stage.patches):
         if number and patch.at <= stage.patches[number - 1].at:
@@ -238,7 +257,8 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         return
     before = old.at_end()
     named = {key for key, value in new.grow.policy().items() if key in OPERATORS and _shrinks(key, value)}
-    shrunk = [axis for axis in GROWING if axis not in named and getattr(new.model, axis) < getattr(before, axis)]
+    # An order that is a word has no number of layers: the algebra compares its sublayers.
+    shrunk = [axis for axis in GROWING if axis not in named and 0 < getattr(new.model, axis) < getattr(before, axis)]
     for axis in shrunk:
         size = getattr(before, axis)
         yield (
@@ -247,6 +267,12 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         )
     if shrunk or any(_shape(old)) or any(_shape(new)):
         return  # the errors of the shape are reported already
+    if (new.model.order is None) != (before.order is None):
+        yield (
+            f"model.order: {new.model.order} after {before.order} in stage {old.name!r}; a layer that is attention and "
+            "MLP in one cannot become sublayers, nor these one: begin with an order, such as sfsf, or have none at all"
+        )
+        return
     share, shared = new.model.share, before.share
     if share > shared or (new.model.layers == before.layers and shared % share):
         fits = ", ".join(str(k) for k in range(1, shared + 1) if shared % k == 0 and new.model.layers % k == 0)

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from growth import Architecture
 from growth.family import family
+from pretrain.config import orders
 from pretrain.config.grow_keys import Grow, Patch
-from pretrain.config.kinds import Count, Derived, FamilyName, Layers, Positive, Ranks, Size
+from pretrain.config.kinds import MOST_LAYERS, Count, Derived, FamilyName, Layers, Order, Positive, Ranks, Size
 from pretrain.config.section import Section
 from pretrain.config.train_keys import Train
 
@@ -41,12 +42,12 @@ class Model(Section):
     """Rows of the embedding, in tokens: the first pieces of the tokenizer by merge age."""
     hidden: Size
     """Width of the residual stream."""
-    layers: Layers
-    """Transformer layers, each as often as it is called: see `share`."""
     heads: Size
     """Query heads."""
     ffn: Size
     """Width of the MLP."""
+    layers: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 0
+    """Transformer layers, each as often as it is called (see `share`); 0 or absent: `order` spells the sublayers."""
     family: FamilyName = "llama2"
     """The architecture; one for a whole curriculum."""
     positions: Derived = 0
@@ -61,6 +62,10 @@ class Model(Section):
     rope_theta: Annotated[float, Field(gt=0)] = 1e4
     """Where the family has rotary embeddings: base of their frequencies. Only the first stage reads it: growth carries
     the value on, and may change it."""
+    order: Order = None
+    """How attention and MLPs follow each other; absent: by turns, as usual. {sandwich: k} (Press et al. 2019) and
+    {par: p} (Mandava et al. 2020) order the 2 x `layers` sublayers of as many layers; a word of s (attention) and f
+    (MLP), such as ssfsff, is the order itself, without `layers`. See pretrain/config/orders.py."""
     share: Layers = 1
     """How many layers in a row have the same weights: one layer that is called so often. A later stage with a smaller
     number unties them."""
@@ -78,16 +83,22 @@ class Model(Section):
     @property
     def depth(self) -> int:
         """The number of blocks: of the steps of a forward pass, each of which calls a layer."""
-        return self.layers
+        return self.layers if self.order is None else len(self.letters)
+
+    @property
+    def letters(self) -> str:
+        """Where there is an order: its sublayers."""
+        return orders.letters(self.order, self.layers) if self.order is not None else ""
 
     def architecture(self) -> Architecture:
         """This shape for growth. Its scalars are those of a first stage: a growth plan replaces them."""
         table = family(self.family)
         sizes = {axis: table.fixed.get(axis) or getattr(self, axis) for axis in table.axes}
-        sizes["layers"] = self.layers // self.share
+        sizes["layers"] = self.depth // self.share
         scalars = {name: getattr(self, name) for name in ("norm_eps", "rope_theta") if name in table.scalars}
-        calls = tuple(block // self.share for block in range(self.layers))
-        return Architecture(self.family, sizes, scalars, calls=calls)
+        kinds = tuple(orders.KINDS[letter] for letter in self.letters)
+        calls = tuple(block // self.share for block in range(self.depth))
+        return Architecture(self.family, sizes, scalars, kinds=kinds, calls=calls)
 
 
 @dataclass(frozen=True)
@@ -103,8 +114,8 @@ class Parallel(Section):
     sequence_parallel: bool = False
     """Split norms and residual along the sequence over the tensor-parallel ranks; without effect at tp 1."""
     pipeline: None | tuple[Count, ...] | str = None  # noqa: RUF036, a command line reads None before any text
-    """Layers of each pipeline rank, as a list ([1, 3]) or as a Megatron-core layout ("Et|tttL"); absent: balanced, the
-    first ranks get the remainder."""
+    """Layers (of an order: sublayers) of each pipeline rank, as a list ([1, 3]) or as a Megatron-core layout
+    ("Et|tttL"); absent: balanced by work, the first ranks get the remainder."""
 
 
 @dataclass(frozen=True)

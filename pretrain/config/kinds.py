@@ -1,6 +1,6 @@
 """The kinds of values that keys have, and how a command line writes those that are no plain number or word."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -9,13 +9,15 @@ from pydantic_core import PydanticCustomError
 
 from growth.family import names
 from pretrain.config import reading
+from pretrain.config.orders import KINDS
 
 # Numbers have a largest value: without it a typing error would show as a lack of memory.
 Positive = Annotated[int, Field(gt=0, le=10**18)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Tokens = Annotated[int, Field(ge=0, le=10**30)]
 Size = Annotated[int, Field(gt=0, le=1 << 24)]
-Layers = Annotated[int, Field(gt=0, le=1 << 14)]
+MOST_LAYERS = 1 << 14
+Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
 Ranks = Annotated[int, Field(gt=0, le=1 << 20)]
 Derived = Annotated[int, Field(ge=0, le=1 << 24)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -27,6 +29,15 @@ def _known_family(name: str) -> str:
     return name
 
 
+def _order(order: str | dict[str, int] | None) -> str | dict[str, int] | None:
+    if isinstance(order, str) and order and set(order) <= set(KINDS):
+        return order
+    if order is None or (isinstance(order, dict) and len(order) == 1):
+        return order
+    form = "one of sandwich: k, par: p, or a word of s (attention) and f (MLP), such as ssfsff"
+    raise PydanticCustomError("order", "should be {form}", {"form": form})
+
+
 FamilyName = Annotated[str, AfterValidator(_known_family)]
 Operator = Annotated[
     str | dict[str, Any],
@@ -36,6 +47,17 @@ Operator = Annotated[
         instance_from_str=lambda words: reading.parse(words[0]),
         is_instance=lambda value: isinstance(value, (str, dict)),
         str_from_instance=lambda value: [value if isinstance(value, str) else yaml.safe_dump(value).strip()],
+    ),
+]
+Order = Annotated[
+    str | dict[Literal["sandwich", "par"], Annotated[int, Field(ge=0, le=MOST_LAYERS)]] | None,
+    AfterValidator(_order),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="None|{sandwich: K}|{par: P}|LETTERS",
+        instance_from_str=lambda words: reading.parse(words[0].replace("None", "null")),
+        is_instance=lambda value: value is None or isinstance(value, (str, dict)),
+        str_from_instance=lambda value: [value if isinstance(value, str) else yaml.safe_dump(value).split("\n")[0]],
     ),
 ]
 Candidates = Annotated[

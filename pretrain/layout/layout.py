@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import accumulate
 
 from growth.architecture import Architecture
@@ -27,6 +26,8 @@ def balanced_pipeline(work: int | Sequence[int], chunks: int) -> tuple[int, ...]
     if isinstance(work, int) or len(set(work)) < 2:
         blocks = work if isinstance(work, int) else len(work)
         return tuple(blocks // chunks + (i < blocks % chunks) for i in range(chunks))
+    if chunks >= len(work):
+        return (1,) * len(work) + (0,) * (chunks - len(work))
     most, _ = _split(work, chunks, max, sum(work))
     return _split(work, chunks, lambda chunk, behind: chunk * chunk + behind, most)[1]
 
@@ -35,21 +36,22 @@ def _split(work: Sequence[int], chunks: int, cost: Callable[[int, int], int], mo
     """(its cost, blocks of each chunk) of the cheapest split whose chunks have at most so much work each. cost: of a
     chunk's work and the cost of those behind it. Of equally cheap splits, that whose earlier chunks are longer."""
     until = [0, *accumulate(work)]
-
-    @cache
-    def cheapest(start: int, chunks: int) -> tuple[int, tuple[int, ...]] | None:
-        if not chunks:
-            return None if start < len(work) else (0, ())
-        found = []
-        for stop in range(start, len(work) + 1):
-            own = until[stop] - until[start]
-            if own <= most and (behind := cheapest(stop, chunks - 1)):
-                found.append((cost(own, behind[0]), (stop - start, *behind[1])))
-        return min(found, key=lambda split: (split[0], [-n for n in split[1]]), default=None)
-
-    split = cheapest(0, chunks)
-    assert split is not None  # the whole work is at most that of one chunk
-    return split
+    # Of the blocks from each one on, with no chunks first, then with one more of them at a time.
+    cheapest: dict[int, tuple[int, tuple[int, ...]]] = {len(work): (0, ())}
+    for _ in range(chunks):
+        longer = {}
+        for start in range(len(work) + 1):
+            splits = []
+            for stop in range(start, len(work) + 1):
+                own = until[stop] - until[start]
+                if own > most:
+                    break
+                if stop in cheapest:
+                    splits.append((cost(own, cheapest[stop][0]), (stop - start, *cheapest[stop][1])))
+            if splits:
+                longer[start] = min(splits, key=lambda split: (split[0], [-n for n in split[1]]))
+        cheapest = longer
+    return cheapest[0]
 
 
 def parse_pipeline(text: str) -> tuple[int, ...]:
@@ -118,10 +120,10 @@ class Layout:
         else:
             chunks = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
         if sum(chunks) != layers:
+            fits = "|".join("t" * n for n in balanced_pipeline(work, pp))
             raise UserError(
-                f"parallel.pipeline {pipeline!r} places {sum(chunks)} layers, but model.layers is {layers}: "
-                f"place every layer once, for example {'|'.join(['t' * n for n in balanced_pipeline(work, pp)])!r}"
-                " between E and L"
+                f"parallel.pipeline {pipeline!r} places {sum(chunks)} layers, but the number of them (of an order: of "
+                f"sublayers) is {layers}: place each once, for example {fits!r} between E and L"
             )
         if len(chunks) % pp:
             raise UserError(

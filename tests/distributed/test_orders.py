@@ -1,4 +1,5 @@
-"""Layers that a curriculum makes unlike, on real ranks and through stages: shared ones that are untied."""
+"""Layers that a curriculum makes unlike, on real ranks and through stages: sublayers in another order, and shared ones
+that are untied."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ from tests.distributed.test_layouts import assemble
 from tests.distributed.test_stage import curriculum, stage
 
 SHARED = Model(vocab=101, hidden=32, layers=4, heads=4, ffn=48, positions=16, family="gpt2", share=2)
-WIDER = {"vocab": 120, "hidden": 48, "heads": 6, "ffn": 64}
+ORDER = Model(**{**vars(SHARED), "layers": 3, "share": 1, "family": "bert", "order": {"sandwich": 1}})
+WIDER: dict[str, Any] = {"vocab": 120, "hidden": 48, "heads": 6, "ffn": 64}
 GROUP: list[dict[str, Any]] = [
     {"tp": 2, "dp": 2, "sequence_parallel": True},
-    {"pp": 2, "dp": 2, "pipeline": [1, 3]},
+    {"pp": 2, "dp": 2, "pipeline": "uneven"},
     {"tp": 2, "pp": 2},
 ]
-"""Layouts of four ranks."""
+"""Layouts of four ranks; uneven: the first has one block."""
 
 
 def one_after_another(old: Architecture, new: Architecture, hows: list[dict[str, Any]], root: str) -> Any:
@@ -36,13 +38,18 @@ def one_after_another(old: Architecture, new: Architecture, hows: list[dict[str,
     found = []
     for number, how in enumerate(hows):
         folder, path = f"{root}/{number}", f"{root}/{number}/step-00000000"
-        straight = ranks.initial_and_trained(old, how, "fp32", "none", 6)
-        ranks.trained_and_saved(old, how, 3, folder)
-        found.append((straight, ranks.loaded(old, how, path, 3, None), ranks.grown(new, how, path, 2)))
+        small, large = (how | ({"pipeline": [1, arch.depth - 1]} if "pipeline" in how else {}) for arch in (old, new))
+        straight = ranks.initial_and_trained(old, small, "fp32", "none", 6)
+        ranks.trained_and_saved(old, small, 3, folder)
+        found.append((straight, ranks.loaded(old, small, path, 3, None), ranks.grown(new, large, path, 2)))
     return found
 
 
-@pytest.mark.parametrize(("model", "grown"), [(SHARED, replace(SHARED, **WIDER, share=1))], ids=["share"])
+@pytest.mark.parametrize(
+    ("model", "grown"),
+    [(SHARED, replace(SHARED, **WIDER, share=1)), (ORDER, replace(ORDER, **WIDER, layers=4, order={"sandwich": 2}))],
+    ids=["share", "order"],
+)
 def test_every_layout_is_one_process(model: Model, grown: Model, tmp_path: Path) -> None:
     """Losses and values to rounding; a resume bit for bit; and growing shards is sharding what has grown."""
     old, new = model.architecture(), grown.architecture()

@@ -16,6 +16,7 @@ from pretrain.data.tokenizers.merge_age import Piece, merge_age
 from pretrain.estimate import cost, speed
 from pretrain.estimate.parts import parameters_by_part
 from pretrain.estimate.speed import GPUS
+from pretrain.layout.work import totals
 from tests.unit.small import TEXT, small_curriculum
 from tools import plan
 
@@ -134,6 +135,25 @@ def test_bert_to_large_is_what_it_says(bert: list[cost.Cost]) -> None:
     assert tokens == {128: pytest.approx(29.5e9, rel=0.01), 512: pytest.approx(13.1e9, rel=0.01)}
     first = bert[0].stage.train
     assert first.warmup * first.tokens == pytest.approx(10_000 * 256 * 128, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "layers"),
+    [("sandwich_16", "ssssss" + "sf" * 10 + "ffffff", 32), ("par_32", "sffsfffsffsfffsffsffffffffffffff", 32)],
+)
+def test_published_orders(name: str, pattern: str, layers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their patterns are printed; uneven pipelines have even work."""
+    assert plan.main([str(CONFIGS / f"{name}.yaml")]) == 0
+    assert pattern in capsys.readouterr().out
+    (stage,) = config.load(str(CONFIGS / f"{name}.yaml")).stages
+    split = replace(stage, parallel=replace(stage.parallel, pp=4, dp=2))
+    (c,) = cost.of_curriculum(config.Curriculum("x", (split,)), gpu=A100)
+    work = totals(c.arch, stage.train.seq_len)
+    ends = np.cumsum(c.layout.pipeline)
+    shares = [sum(work[end - n : end]) for end, n in zip(ends, c.layout.pipeline, strict=True)]
+    assert sum(c.layout.pipeline) == layers
+    assert len(set(c.layout.pipeline)) > 1
+    assert max(shares) - min(shares) <= 2 * max(work)
 
 
 def test_its_table_and_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

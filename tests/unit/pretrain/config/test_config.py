@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import growth
 from growth.operators import OPERATORS, default
 from pretrain import config
+from pretrain.config import orders
 from pretrain.errors import UserError
 
 DOCUMENT: dict[str, Any] = {
@@ -161,6 +162,34 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             {"stages.0.patches": [{"at": 0.96, "index": 4}, {"at": 0.97, "index": 5}]},
             ["stages[0].patches[1].at: 0.97 of train.tokens 10000 comes too late", "a step makes one patch"],
         ),
+        ({"stages.0.model.layers": None}, ["stages[0].model.layers: missing; give it, or model.order as a word"]),
+        ({"model.order": "sffx"}, ["model.order: should be one of sandwich: k, par: p, or a word of s", "not 'sffx'"]),
+        ({"model.order": ""}, ["model.order: should be one of sandwich: k, par: p, or a word of s"]),
+        ({"model.order": {}}, ["model.order: should be one of sandwich: k, par: p, or a word of s"]),
+        ({"model.order": {"sandwich": 2, "par": 5}}, ["model.order: should be one of sandwich: k, par: p, or a word"]),
+        ({"model.order": {"burger": 2}}, ["model.order"]),
+        ({"model.order": "sfsf"}, ["stages[0].model.layers: 4, but model.order spells all 4 sublayers; remove it"]),
+        ({"model.order": {"sandwich": 5}}, ["model.order: sandwich 5 does not fit model.layers 4", "choose 0 to 4"]),
+        ({"model.order": {"par": 9}}, ["model.order: par 9 does not fit model.layers 4", "choose 2 to 8"]),
+        ({"model.order": {"par": 2}, "stages.0.model.layers": None}, ["model.layers: missing; give half of the"]),
+        ({"model.order": {"par": 2}, "model.share": 2}, ["model.share: 2, but model.order is {'par': 2}"]),
+        ({"stages.0.model.order": {"par": 2}}, ["stages[1].model.order: None after {'par': 2} in stage 'one'"]),
+        (
+            {"stages.1.model.order": {"sandwich": 2}},
+            ["model.order: {'sandwich': 2} after None in stage 'one'; a layer"],
+        ),
+        (
+            {"model.order": {"par": 2}, "stages.0.patches": [{"at": 0.5, "index": 1}]},
+            ["stages[0].patches: they add usual layers, and model.order has other ones"],
+        ),
+        (
+            {"model.order": {"par": 2}, "stages.1.parallel": {"pp": 2, "pipeline": [3, 4]}},
+            ["stages[1].parallel.pipeline", "places 7 layers", "(of an order: of sublayers) is 8"],
+        ),
+        (
+            {"stages.0.model.layers": None, "stages.0.model.order": "sfsf", "stages.1.model.order": {"sandwich": 4}},
+            ["stages[1].grow: layers: identity keeps the old layers in order"],
+        ),
         ({"model.share": 3}, ["stages[0].model.share: 3 does not divide model.layers 4; choose one of 1, 2, 4"]),
         ({"stages.1.model.share": 2}, ["stages[1].model.share: 2 after 1 in stage 'one'", "only untied: choose 1"]),
         (
@@ -209,6 +238,31 @@ def test_a_patch_may_come_before_the_last_step(tmp_path: Path) -> None:
     config.load(write(tmp_path, {"stages.1.patches": [{"at": 0.86, "index": 4}, {"at": 0.865, "index": 5}, last]}))
     config.load(write(tmp_path, {"train.tokens": None, "train.epochs": 1.0, "stages.1.patches": [late]}))
     config.load(write(tmp_path, {"train.ramp_from": 4, "train.ramp_tokens": 900, "stages.1.patches": [late]}))
+
+
+def test_orders(tmp_path: Path) -> None:
+    """The published ones; as many parameters as by turns; from stage to stage they grow by kind."""
+    pairs = {"stages.0.model.layers": 16, "stages.1.model.layers": 16}
+    usual = config.load(write(tmp_path, pairs)).stages[0].model.architecture()
+    first, _ = (stage.model for stage in config.load(write(tmp_path, {**pairs, "model.order": {"par": 5}})).stages)
+    assert first.letters == "sffsfffsffsfffsffsffffffffffffff"
+    assert first.architecture().kinds.count("attention") == 6
+    first, _ = (stage.model for stage in config.load(write(tmp_path, {**pairs, "model.order": {"sandwich": 6}})).stages)
+    assert first.letters == "ssssss" + "sf" * 10 + "ffffff"
+    assert first.architecture().parameters() == usual.parameters()
+    assert orders.in_words(first.architecture()) == first.letters
+    changes = {"stages.0.model.layers": None, "stages.1.model.layers": None, "stages.0.model.order": "ssff"}
+    for word, grow in (("sssfff", "stack"), ("ssfsff", "identity"), ("ssff", "identity")):
+        wanted = {**changes, "stages.1.model.order": word, "stages.1.grow": {"layers": grow}}
+        one, two = config.load(write(tmp_path, wanted)).stages
+        assert (one.model.depth, two.model.depth, two.model.layers) == (4, len(word), 0)
+    assert "would shrink from 4 to 3" in message(tmp_path, {**changes, "stages.1.model.order": "sff"})
+    dropped = {**changes, "stages.1.model.order": "sff", "stages.1.grow": {"layers": "drop"}}
+    curriculum = config.load(write(tmp_path, dropped))
+    two = curriculum.override(curriculum.stage("two"), ["--model.order", "{sandwich: 1}", "--model.layers", "2"])
+    assert two.model.order == {"sandwich": 1}
+    assert curriculum.override(curriculum.stage("two"), []) == curriculum.stage("two")
+    config.compare_for_resume(two.to_dict(), yaml.safe_load(config.to_yaml(two)))
 
 
 def test_shared_layers_are_untied(tmp_path: Path) -> None:

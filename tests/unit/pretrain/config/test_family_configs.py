@@ -18,6 +18,8 @@ from pretrain import config
         ("bert_stack", [46_020_668, 67_284_284, 109_811_516]),
         ("megatron_gpt2", [1_212_031_488]),
         ("megatron_bert", [336_226_108]),
+        ("sandwich_16", [237_455_360]),
+        ("par_32", [77_412_352]),
     ],
 )
 def test_parameters(name: str, sizes: list[int]) -> None:
