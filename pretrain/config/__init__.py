@@ -1,7 +1,8 @@
-"""What a curriculum is. Its keys are in keys.py, train_keys.py and grow_keys.py; curriculum.py reads a file, checks.py
-says what does not fit."""
+"""What a curriculum is. Its keys are in keys.py and, by section, in train_keys.py, grow_keys.py and distill_keys.py;
+curriculum.py reads a file, checks.py says what does not fit."""
 
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, stage_from, to_yaml
+from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch, Trial
 from pretrain.config.keys import Checkpoint, Data, Guard, Log, Model, Parallel, Stage
 from pretrain.config.train_keys import LayerDrop, Plateau, Train
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Curriculum",
     "Data",
+    "Distill",
     "Grow",
     "Guard",
     "LayerDrop",

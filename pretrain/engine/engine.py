@@ -25,6 +25,7 @@ from pretrain.engine.frozen import Frozen, enter_without_gradient, part_of
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
+from pretrain.engine.teacher import Teacher
 from pretrain.engine.zero import Zero
 from pretrain.estimate.flops import Ran
 from pretrain.families.parameters import parameters, spanning
@@ -32,6 +33,7 @@ from pretrain.guard.recheck import unlike
 from pretrain.kernels import fused
 from pretrain.layout import Layout, Parameter, fragment_boxes
 from pretrain.layout.zero import FragmentBox
+from pretrain.losses import Term
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Engine:
         spread = spanning(arch, layout, tp_rank)
         self._spanning = [(p.pieces[0].tensor, p.shape, here.get(p.pieces[0].tensor)) for p in spread]
         self.frozen = Frozen()
+        self.terms: tuple[Term, ...] = self.family.losses
+        self.teacher: Teacher | None = None
 
     def _owned(self) -> list[Owned]:
         partition = self._zero.masters
@@ -159,6 +163,10 @@ class Engine:
                 whole = self.numerics.recompute == "full" and bool(trained_here)
                 enter_without_gradient(chunk, first=number == 0, recomputed=whole)
 
+    def learn_from(self, teacher: Teacher) -> None:
+        """From here on, minimise what a teacher says in a step; `evaluate` knows nothing of it."""
+        self.teacher, self.terms = teacher, teacher.terms
+
     def clip_at(self, norm: float) -> None:
         """The largest gradient norm of the steps to come; 0: no clipping."""
         self._clip = norm
@@ -186,22 +194,23 @@ class Engine:
             return None
         return 1 - left_out(key, 0, samples // self.micro_batch, self.arch.depth, self.numerics.layer_drop).mean(0)
 
-    def _forward(self, counts: Tensor) -> Callable[..., Any]:
+    def _forward(self, counts: Tensor, terms: Sequence[Term], teacher: Teacher | None = None) -> Callable[..., Any]:
         """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
 
-        counts: over how many labels of the global batch each term of the loss is a mean.
+        counts: over how many labels of the global batch each term of the loss is a mean, divided by its weight.
         """
         scale = counts.reciprocal().float()
+        forward = teacher.forward if teacher else self.family.model.forward
 
         def step(batches: Iterator[Samples], model: Any) -> Any:
             samples = next(batches)
 
             def loss(output: Any) -> Any:
-                outputs = self.family.model.outputs(output)
-                terms = torch.stack([term.total(outputs, samples) for term in self.family.losses])
-                return (terms * scale).sum(), self._one, terms.detach()
+                outputs = {} if output is None else self.family.model.outputs(output)
+                totals = torch.stack([term.total(outputs, samples) for term in terms])
+                return (totals * scale).sum(), self._one, totals.detach()
 
-            return self.family.model.forward(model, samples), loss
+            return forward(model, samples), loss
 
         return step
 
@@ -222,17 +231,15 @@ class Engine:
         )
 
     def counts(self, samples: Samples) -> list[float]:
-        """Over how many labels each term of the loss is a mean."""
+        """Over how many labels each term of what is evaluated is a mean."""
         return [term.count(samples) for term in self.family.losses]
 
-    def _named(self, terms: Sequence[float]) -> dict[str, float]:
-        return {term.name: value for term, value in zip(self.family.losses, terms, strict=True)}
-
-    def _total(self, terms: list[Tensor]) -> Tensor:
-        """This rank's part of each term of the loss, float64 [terms]: their sums over all ranks count a label once."""
+    def _total(self, terms: list[Tensor], count: int) -> Tensor:
+        """This rank's part of each of so many terms of the loss, float64: their sums over all ranks count a label
+        once."""
         if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:
             return torch.stack(terms).double().sum(0)
-        return torch.zeros(len(self.family.losses), dtype=torch.float64, device=self.device)
+        return torch.zeros(count, dtype=torch.float64, device=self.device)
 
     def backward(self, samples: Samples, key: int | None = None) -> Tensor:
         """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
@@ -246,14 +253,17 @@ class Engine:
 
     def _passes(self, samples: Samples, key: int | None) -> Tensor:
         """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
-        counts = self._moved(torch.tensor(self.counts(samples), dtype=torch.float64))
+        counts = self._moved(torch.tensor([term.count(samples) for term in self.terms], dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._model.train()
         first, count = self.dp_rank * size(samples), size(samples)
         drops = Drops.of(key, self.numerics, self.arch.depth, first, count, self.micro_batch, self._moved)
-        return self._total(self._run(self._forward(counts), samples, drops, forward_only=False)) / counts
+        weights = [term.weight for term in self.terms]
+        shares = counts if weights == [1.0] * len(weights) else counts / self._moved(torch.tensor(weights))
+        step = self._forward(shares, self.terms, self.teacher)
+        return self._total(self._run(step, samples, drops, forward_only=False), len(weights)) / counts
 
     def _complete(self) -> None:
         """Sum the gradients of what tensor-parallel or pipeline ranks share."""
@@ -299,17 +309,19 @@ class Engine:
         self.adam.set_lr(lr)
         gradient = self._gradients.reduce()
         if terms is None:
-            terms = torch.zeros(len(self.family.losses), dtype=torch.float64, device=self.device)
+            terms = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
         counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
         means, square, largest, unwritten = exchange(terms, sum_of_squares(counted, self.device), wish(), writing())
-        loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
+        loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
+        norm = torch.tensor(square, dtype=torch.float32).sqrt()
         finite = bool(norm.isfinite())
         grad_norm = float(norm) if finite else math.inf
         trouble = veto(loss, grad_norm) if finite else "the gradient norm is not finite"
         if not trouble:
             self._update(gradient, norm)
         self._gradients.clear()
-        return StepResult(loss, grad_norm, self._named(means), trouble, largest, unwritten)
+        named = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
+        return StepResult(loss, grad_norm, named, trouble, largest, unwritten)
 
     def _update(self, gradient: Tensor, norm: Tensor) -> None:
         """Clip this rank's partition of the gradient by the global norm (fp32, on the host), update, publish."""
@@ -365,10 +377,11 @@ class Engine:
     def evaluate(self, samples: Samples) -> dict[str, float]:
         """The sum, in nats, of each term of the loss over the samples of all ranks."""
         self._model.eval()
-        ones = torch.ones(len(self.family.losses), device=self.device)
-        total = self._total(self._run(self._forward(ones), samples, forward_only=True))
+        terms = self.family.losses
+        step = self._forward(torch.ones(len(terms), device=self.device), terms)
+        total = self._total(self._run(step, samples, forward_only=True), len(terms))
         dist.all_reduce(total)
-        return self._named(total.tolist())
+        return {term.name: value for term, value in zip(terms, total.tolist(), strict=True)}
 
     @torch.no_grad()
     def logits(self, samples: Samples) -> Tensor | None:

@@ -20,10 +20,10 @@ Veto = Callable[[float, float], str]
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss is the sum of its terms, each a mean over the global batch, in nats; grad_norm is before clipping (inf where
-    it is not finite). trouble: why no update was made, empty when one was. wish: the largest of all ranks'. writing:
-    how many ranks were still writing a checkpoint. unlike: ranks whose gradient came out differently when it was
-    computed again; then there is no loss and no norm (nan)."""
+    """loss is the sum of its terms by their weights, each a mean over the global batch, in nats; grad_norm is before
+    clipping (inf where it is not finite). trouble: why no update was made, empty when one was. wish: the largest of all
+    ranks'. writing: how many ranks were still writing a checkpoint. unlike: ranks whose gradient came out differently
+    when it was computed again; then there is no loss and no norm (nan)."""
 
     loss: float
     grad_norm: float

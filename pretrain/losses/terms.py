@@ -1,4 +1,5 @@
-"""A loss is a list of terms. Each is a mean over what it counts in the global batch, and the loss is their sum.
+"""A loss is a list of terms. Each is a mean over what it counts in the global batch, and the loss is their sum,
+by their weights.
 
 A term is computed from a model's outputs, by name, and its samples. Megatron-core's models and the reference models
 give the same outputs, so training, validation, certificates and verification share every term.
@@ -23,11 +24,12 @@ judge pairs of sentences next_sentence, logits [B, 2]."""
 @dataclass(frozen=True)
 class Term:
     """name: in metrics. total: the sum of the term over a micro-batch, in nats, from its outputs and samples.
-    count: over how many labels of these samples the term is a mean."""
+    count: over how many labels of these samples the term is a mean. weight: of this mean in the loss."""
 
     name: str
     total: Callable[[Outputs, Samples], Tensor]
     count: Callable[[Samples], float]
+    weight: float = 1.0
 
 
 def _words(outputs: Outputs, samples: Samples) -> Tensor:
@@ -63,5 +65,5 @@ def of_logits(logits: Outputs, samples: Samples, vocab: int | None = None) -> Ou
 
 def mean(terms: Sequence[Term], outputs: Outputs, samples: Samples) -> Tensor:
     """The loss of samples that are a whole batch: the sum of the means of the terms, in nats."""
-    means = [term.total(outputs, samples) / max(1.0, term.count(samples)) for term in terms]
+    means = [term.weight * term.total(outputs, samples) / max(1.0, term.count(samples)) for term in terms]
     return torch.stack(means).sum()

@@ -50,6 +50,7 @@ DISTRIBUTED = (
     *("pretrain/checkpoint/checkpointer.py", "pretrain/checkpoint/find.py"),  # the group that saves and restores
     *("pretrain/guard/health.py", "pretrain/guard/recheck.py", "pretrain/guard/switches.py"),
     "pretrain/kernels/cross_entropy.py",  # over tensor-parallel shards of the vocabulary
+    "pretrain/losses/soft_labels.py",  # likewise
     *("pretrain/engine/engine.py", "pretrain/engine/exchange.py", "pretrain/engine/gradients.py"),
     *("pretrain/engine/megatron.py", "pretrain/engine/zero.py"),
     *("pretrain/event/certify.py", "pretrain/event/grow.py"),

@@ -1,0 +1,143 @@
+"""A trained model that an engine's model learns from, in the same ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
+from torch import Tensor
+
+from growth import Architecture
+from pretrain import families
+from pretrain.checkpoint import Reader
+from pretrain.config import Distill
+from pretrain.data.samples import Samples
+from pretrain.engine import megatron
+from pretrain.engine.megatron import Numerics, transformer_block
+from pretrain.families.common.attention import CoreAttention
+from pretrain.families.common.kinds import ATTENTION
+from pretrain.families.parameters import parameters
+from pretrain.layout import Layout
+from pretrain.losses import Term
+from pretrain.losses.relations import Attended, divergence, present
+from pretrain.losses.soft_labels import SoftLabels
+
+DISTILLED = "distill_loss"
+"""The name of the divergence in metrics."""
+
+
+class Reached(Exception):
+    """All that is wanted of a forward pass is there; the rest of it is not computed."""
+
+
+def last_attention(arch: Architecture) -> int:
+    """The number of the last block that has an attention, from 1."""
+    return max(number for number, block in enumerate(arch.blocks, 1) if block.kind in ATTENTION)
+
+
+def held_of(arch: Architecture, distill: Distill) -> Architecture:
+    """What is held of a teacher: with relations its blocks up to the one that is learned from."""
+    if distill.kind == "logits":
+        return arch
+    calls = arch.calls[: distill.teacher_layer or last_attention(arch)]
+    layers = 1 + max(calls)
+    return arch.replace({"layers": layers}, kinds=arch.kinds[:layers], calls=calls)
+
+
+class Teacher:
+    """A frozen model, cut over tensor-parallel ranks as its student, and the term that its student's loss has of it.
+
+    It has weights in the student's precision, and no gradients and no state of an optimizer. arch: of the teacher, and
+    layout: of the student, on one pipeline rank.
+    """
+
+    def __init__(self, arch: Architecture, layout: Layout, numerics: Numerics, distill: Distill, seq_len: int) -> None:
+        self.distill, self.family = distill, families.of(arch.family)
+        self.arch, self.layout = held_of(arch, distill), layout.resized(held_of(arch, distill), seq_len)
+        self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        how = Numerics(numerics.precision, compile=numerics.compile)
+        chunks = megatron.build(self.arch, self.layout, how, seq_len=seq_len, pp_rank=0, tp_rank=self.tp_rank)
+        (self._model,) = chunks.eval().requires_grad_(False)
+        self._value: Tensor  # of the micro-batch whose loss is computed next
+        self.term = Term(DISTILLED, lambda *_: self._value, self._tokens)
+
+    def fill(self, reader: Reader) -> None:
+        """Read this rank's part of the weights (not collective)."""
+        table = parameters(self.arch, self.layout, 0, self.tp_rank)
+        for described, parameter in zip(table, self._model.parameters(), strict=True):
+            parameter.zero_()  # padding of the vocabulary
+            for piece in described.pieces:
+                parameter[piece.local.slices()].copy_(reader.read("weight", piece.tensor, piece.box))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the student's loss by their weights: the teacher's alone where the labels have no share."""
+        share = self.distill.share
+        own = tuple(replace(term, weight=share) for term in self.family.losses) if share else ()
+        return (*own, replace(self.term, weight=1 - share))
+
+    def forward(self, student: torch.nn.Module, samples: Samples) -> Any:
+        """As the family's forward of the student, compared with the teacher on the way; None, from the middle of it,
+        where nothing else is wanted."""
+        with torch.no_grad():
+            theirs: list[Any] = []
+            self._run(self._model, samples, theirs.append, leave=True)
+
+        def compare(ours: Any) -> None:
+            self._value = self._divergence(ours, theirs[0], samples)
+
+        return self._run(student, samples, compare, leave=not self.distill.share)
+
+    def _run(self, model: torch.nn.Module, samples: Samples, see: Callable[[Any], None], *, leave: bool) -> Any:
+        """The forward pass of a model, which shows what is compared on its way and then is left, or goes on."""
+
+        def queries_keys_values(core: CoreAttention, entering: tuple[Tensor, ...]) -> None:
+            query, key, value = entering[:3]
+            shown(Attended(query, key, value, core.scale or query.shape[-1] ** -0.5, core.causal))
+
+        def logits(_: torch.nn.Module, entering: Any, left: tuple[Tensor, Any]) -> None:
+            shown(left[0])
+
+        def shown(what: Any) -> None:
+            see(what)
+            if leave:
+                raise Reached
+
+        if self.distill.kind == "logits":
+            hook = model.get_submodule("output_layer").register_forward_hook(logits)
+        else:
+            layers = transformer_block(model).layers
+            attention = next(
+                layer.self_attention for layer in reversed(layers) if hasattr(layer.self_attention, "core_attention")
+            )
+            attention.checkpoint_core_attention = False  # what is computed again is out of sight
+            hook = attention.core_attention.register_forward_pre_hook(queries_keys_values)
+        try:
+            return self.family.model.forward(model, samples)
+        except Reached:
+            return None
+        finally:
+            hook.remove()
+
+    def _divergence(self, ours: Any, theirs: Any, samples: Samples) -> Tensor:
+        """The sum over a micro-batch's tokens, the same on every tensor-parallel rank, each of which differentiates its
+        own heads or pieces."""
+        distill, tp = self.distill, self.layout.tp
+        if distill.kind == "logits":
+            counted = samples.get("mask", torch.ones_like(samples["inputs"])).t().flatten()
+            group = parallel_state.get_tensor_model_parallel_group() if tp > 1 else None
+            student, teacher = ours.flatten(0, 1), theirs.flatten(0, 1)
+            real = self.arch.sizes["vocab"] - self.tp_rank * student.shape[1]
+            own = SoftLabels.apply(student, teacher, counted.float(), max(real, 0), distill.temperature, group)
+        else:
+            own = divergence(distill.kind, ours, theirs, samples, distill.relation_heads // tp) / tp
+        return reduce_from_tensor_model_parallel_region(own)
+
+    def _tokens(self, samples: Samples) -> float:
+        """Over how many tokens the divergence is a mean."""
+        labels = self.family.losses[0].count
+        return labels(samples) if self.distill.kind == "logits" else float(present(samples).sum())

@@ -1,0 +1,112 @@
+"""What a student learns from the attention of its teacher: MiniLM (Wang et al. 2020, section 3) and MiniLMv2 (Wang et
+al. 2021, section 3.1).
+
+A *relation* of two vectors at every position is softmax(a b^T / sqrt(width)), of each token to all that it may look at.
+The loss is the divergence KL(teacher || student) of relations of one layer of either, a mean over heads and tokens:
+padding takes no part, and in a causal model what lies ahead does not.
+
+minilm: the attention itself, queries to keys, and values to values, of each head; both have as many heads. minilm2:
+queries to queries, keys to keys and values to values, after the heads of each were put side by side and cut anew into
+`relation_heads`; the models may have any number of heads. Where several queries share a key and a value (GQA), these
+are repeated for each of them, as in the attention. Queries and keys are as they enter it, rotated where they rotate.
+
+Shapes: B micro-batch, S sequence, N query heads, G kv groups, H width of a head, A heads of relations, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.data.samples import Samples
+
+
+class Attended(NamedTuple):
+    """What enters the attention of a layer: query [S, B, N, H], key and value [S, B, G, H], of all heads or of those of
+    a tensor-parallel rank. scale: of the scores. causal: whether a token sees those before it alone."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    causal: bool
+
+
+def present(samples: Samples) -> Tensor:
+    """1 where a sample has text and no padding, float [B, S]."""
+    known = samples.get("valid", samples.get("mask"))
+    return torch.ones_like(samples["inputs"], dtype=torch.float) if known is None else known
+
+
+def divergence(kind: str, student: Attended, teacher: Attended, samples: Samples, relation_heads: int) -> Tensor:
+    """The sum over the tokens of a micro-batch of the divergences' means over heads, in nats.
+
+    kind: minilm or minilm2. relation_heads: of minilm2, as many as there are of these tensors: a tensor-parallel rank
+    that has a part of the heads has that part of the relations', and the mean over all heads is that over the ranks.
+    """
+    valid_BS = present(samples)
+    hidden = ~valid_BS.bool()[:, None, None, :]
+    if student.causal:
+        length = valid_BS.shape[1]
+        hidden = hidden | torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+    rows = valid_BS[:, None, :, None]
+    pairs = zip(_relations(kind, student, relation_heads), _relations(kind, teacher, relation_heads), strict=True)
+    sums = [_Divergence.apply(*ours, *theirs, hidden, rows) / ours[0].shape[1] for ours, theirs in pairs]
+    return torch.stack(sums).sum()
+
+
+def _relations(kind: str, attended: Attended, relation_heads: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yields the pairs of vectors [B, A, S, D] that are related, and the scale of their products."""
+    queries, groups = attended.query.shape[2], attended.key.shape[2]
+    key, value = (x.repeat_interleave(queries // groups, 2) for x in (attended.key, attended.value))
+    if kind == "minilm":
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (attended.query, key, value))
+        yield q, k, attended.scale
+        yield v, v, v.shape[-1] ** -0.5
+    else:
+        for vectors in (attended.query, key, value):
+            x = vectors.flatten(2).unflatten(2, (relation_heads, -1)).permute(1, 2, 0, 3)
+            yield x, x, x.shape[-1] ** -0.5
+
+
+class _Divergence(torch.autograd.Function):
+    """The sum over heads and rows of KL(teacher || student) of two relations, softmax(a b^T scale) of either.
+
+    Nothing of the size of a relation is kept: the gradients of a and b are worked out on the way forward, since the
+    derivative by the student's scores is the difference of the two relations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        teacher_a: Tensor,
+        teacher_b: Tensor,
+        teacher_scale: float,
+        hidden: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        logs, target = _log_relation(a, b, scale, hidden), _log_relation(teacher_a, teacher_b, teacher_scale, hidden)
+        expected = target.exp()
+        total = (expected * (target - logs)).sum(-1, keepdim=True).mul_(rows).sum()
+        scores = (logs.exp_() - expected).mul_(rows * scale).to(a.dtype)
+        ctx.save_for_backward(scores @ b, scores.transpose(-1, -2) @ a)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_a, of_b = ctx.saved_tensors
+        return of_a * grad, of_b * grad, *(None,) * 6
+
+
+def _log_relation(a: Tensor, b: Tensor, scale: float, hidden: Tensor) -> Tensor:
+    """log softmax(a b^T scale), [B, A, S, S], fp32, or fp64 where a is; what is hidden is the lowest number there is,
+    whose products with a probability of 0 are 0."""
+    scores = a @ b.transpose(-1, -2)
+    scores = (scores if scores.dtype == torch.float64 else scores.float()) * scale
+    return scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).log_softmax(-1)

@@ -1,0 +1,91 @@
+"""A student and its frozen teacher on real ranks: every layout is one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from growth import Architecture
+from pretrain.checkpoint import Reader
+from pretrain.config import Distill
+from pretrain.engine.engine import Engine
+from pretrain.engine.megatron import Numerics
+from pretrain.engine.teacher import Teacher
+from tests.distributed import ranks
+from tests.distributed.harness import run
+from tests.distributed.test_families import BERT
+from tests.distributed.test_layouts import LAYOUTS, assemble, world
+
+TEACHERS = {"bert": BERT, "llama2": ranks.GQA}
+STUDENTS = {name: arch.replace({"hidden": 24, "layers": 2, "ffn": 32}) for name, arch in TEACHERS.items()}
+FEWER = {"bert": {"heads": 2}, "llama2": {"heads": 2, "kv_heads": 2}}
+CASES = [
+    ("bert", Distill(kind="minilm")),
+    ("bert", Distill(kind="minilm2", relation_heads=8, teacher_layer=2, share=0.5)),
+    ("llama2", Distill(kind="minilm2", relation_heads=8)),
+    ("llama2", Distill(kind="logits", temperature=2.0, share=0.25)),
+]
+
+
+def student_of(family: str, distill: Distill) -> Architecture:
+    """With fewer heads than its teacher where it may have them."""
+    arch = STUDENTS[family]
+    return arch.replace(FEWER[family]) if distill.kind == "minilm2" else arch
+
+
+def taught(family: str, how: dict[str, Any], distill: Distill, root: str, numerics: Numerics = ranks.FP32) -> Engine:
+    """The engine of a student from nothing that has a teacher."""
+    engine = ranks.engine_for(student_of(family, distill), how, numerics)
+    ranks.begin(engine)
+    teacher = Teacher(TEACHERS[family], engine.layout, numerics, distill, ranks.SEQ_LEN)
+    with Reader(Path(root) / family / "step-00000000") as reader:
+        teacher.fill(reader)
+    engine.learn_from(teacher)
+    return engine
+
+
+def trained(hows: list[dict[str, Any]], root: str) -> Any:
+    """For each layout and case ([(loss, grad norm)], values after) of two steps."""
+    found = []
+    for how in hows:
+        for family, distill in CASES:
+            engine = taught(family, how, distill, root)
+            losses = ranks.train(engine, ranks.batches(engine.arch, 2))
+            found.append((losses, ranks.collected(engine)))
+            engine.free()
+    return found
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Checkpoints of teachers that have made some steps, of layouts that are not those of the students."""
+    root = tmp_path_factory.mktemp("teachers")
+    for family, arch in TEACHERS.items():
+        run(1, ranks.trained_and_saved, arch, {}, 2, str(root / family))
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def one_process(teachers: str) -> Any:
+    return run(1, trained, [{}], teachers)[0]
+
+
+@pytest.mark.parametrize("names", [("tp2-sp", "dp2"), ("tp2-dp2",)], ids="+".join)
+def test_agrees_with_one_process(names: tuple[str, ...], teachers: str, one_process: Any) -> None:
+    hows = [{"tp": 2, "dp": 2} if name == "tp2-dp2" else LAYOUTS[name] for name in names]
+    found = run(world(hows[0]), trained, hows, teachers)
+    for number in range(len(hows) * len(CASES)):
+        family, distill = CASES[number % len(CASES)]
+        losses, after = one_process[number % len(CASES)]
+        for rank in found:
+            np.testing.assert_allclose(rank[number][0], losses, rtol=1e-5, err_msg=f"{family} {distill}")
+        arch = student_of(family, distill)
+        expected = assemble(arch, [after])
+        for key, value in assemble(arch, [rank[number][1] for rank in found]).items():
+            # Adam divides by the root of tiny second moments, which magnifies rounding of the gradients.
+            np.testing.assert_allclose(
+                value, expected[key], atol=2e-3 if key[0] == "weight" else 1e-5, err_msg=str(key)
+            )
