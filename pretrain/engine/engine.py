@@ -197,7 +197,7 @@ class Engine:
     def _forward(self, counts: Tensor, terms: Sequence[Term], teacher: Teacher | None = None) -> Callable[..., Any]:
         """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
 
-        counts: over how many labels of the global batch each term of the loss is a mean, divided by its weight.
+        counts: over how many labels of the global batch each of the terms is a mean, divided by its weight.
         """
         scale = counts.reciprocal().float()
         forward = teacher.forward if teacher else self.family.model.forward
@@ -235,8 +235,7 @@ class Engine:
         return [term.count(samples) for term in self.family.losses]
 
     def _total(self, terms: list[Tensor], count: int) -> Tensor:
-        """This rank's part of each of so many terms of the loss, float64: their sums over all ranks count a label
-        once."""
+        """This rank's part of so many terms of the loss, float64: their sums over all ranks count a label once."""
         if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:
             return torch.stack(terms).double().sum(0)
         return torch.zeros(count, dtype=torch.float64, device=self.device)
@@ -245,7 +244,7 @@ class Engine:
         """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
         waits for the device. key: see `train_step`.
 
-        Returns this rank's part of each term of the loss, float64 [terms]: their sums over all ranks are its means.
+        Returns this rank's part of each term of the loss by its weight, float64 [terms]; over all ranks they sum to it.
         """
         terms = self._passes(samples, key)
         self._complete()
@@ -253,17 +252,15 @@ class Engine:
 
     def _passes(self, samples: Samples, key: int | None) -> Tensor:
         """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
-        counts = self._moved(torch.tensor([term.count(samples) for term in self.terms], dtype=torch.float64))
+        counts = self._moved(torch.tensor([t.count(samples) / t.weight for t in self.terms], dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._model.train()
         first, count = self.dp_rank * size(samples), size(samples)
         drops = Drops.of(key, self.numerics, self.arch.depth, first, count, self.micro_batch, self._moved)
-        weights = [term.weight for term in self.terms]
-        shares = counts if weights == [1.0] * len(weights) else counts / self._moved(torch.tensor(weights))
-        step = self._forward(shares, self.terms, self.teacher)
-        return self._total(self._run(step, samples, drops, forward_only=False), len(weights)) / counts
+        step = self._forward(counts, self.terms, self.teacher)
+        return self._total(self._run(step, samples, drops, forward_only=False), len(self.terms)) / counts
 
     def _complete(self) -> None:
         """Sum the gradients of what tensor-parallel or pipeline ranks share."""
@@ -312,15 +309,14 @@ class Engine:
             terms = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
         counted = [gradient[o.offset :][: o.weight.numel()] for o in self.owned if o.parameter.owner]
         means, square, largest, unwritten = exchange(terms, sum_of_squares(counted, self.device), wish(), writing())
-        loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
-        norm = torch.tensor(square, dtype=torch.float32).sqrt()
+        loss, norm = sum(means), torch.tensor(square, dtype=torch.float32).sqrt()
         finite = bool(norm.isfinite())
         grad_norm = float(norm) if finite else math.inf
         trouble = veto(loss, grad_norm) if finite else "the gradient norm is not finite"
         if not trouble:
             self._update(gradient, norm)
         self._gradients.clear()
-        named = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
+        named = {term.name: part / term.weight for term, part in zip(self.terms, means, strict=True)}
         return StepResult(loss, grad_norm, named, trouble, largest, unwritten)
 
     def _update(self, gradient: Tensor, norm: Tensor) -> None:
