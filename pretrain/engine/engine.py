@@ -230,10 +230,6 @@ class Engine:
             **how,
         )
 
-    def counts(self, samples: Samples) -> list[float]:
-        """Over how many labels each term of what is evaluated is a mean."""
-        return [term.count(samples) for term in self.family.losses]
-
     def _total(self, terms: list[Tensor], count: int) -> Tensor:
         """This rank's part of so many terms of the loss, float64: their sums over all ranks count a label once."""
         if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:

@@ -15,7 +15,8 @@ class Validation:
     def __init__(self, engine: Engine, feed: Feed) -> None:
         layout = engine.layout
         text = feed.held_out(layout.batch_unit(engine.micro_batch))
-        self.engine, self.bytes, self.counts = engine, text.bytes, engine.counts(text.samples)
+        self.engine, self.bytes = engine, text.bytes
+        self.counts = [term.count(text.samples) for term in engine.family.losses]
         self.samples = part(text.samples, engine.dp_rank, layout.dp)
 
     def __call__(self) -> dict[str, float]:
