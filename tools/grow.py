@@ -17,21 +17,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from growth import Box, MixCache, Plan
 from growth.certificate import Certificate
 from growth.describe import describe_plan
-from pretrain.checkpoint import KINDS, Manifest, Reader, check, find, step_folder, write_checkpoint
+from pretrain.checkpoint import Reader, find, step_folder
 from pretrain.checkpoint.find import step_of
 from pretrain.checkpoint.locate import locate
-from pretrain.checkpoint.manifest import plain
 from pretrain.cli import command
 from pretrain.config import Curriculum, Stage, load
 from pretrain.errors import UserError
-from pretrain.event.plan import grown, plan_of
+from pretrain.event.offline import write, written
+from pretrain.event.plan import plan_of
 from pretrain.runtime.files import bits_per_byte, is_done
 from pretrain.verify import audit
 
@@ -71,7 +67,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     with Reader(source) as reader:
         feed = audit.open_corpus(stage)
         plan = plan_of(curriculum, stage, reader.manifest, feed.tokenizer if feed else None)
-        manifest = _same(target, reader.manifest, plan, stage)
+        manifest = written(target, reader.manifest, plan, stage)
         existed = manifest is not None
         if manifest is None:
             certificate = None
@@ -80,7 +76,8 @@ def work(options: argparse.Namespace) -> command.Answer:
                 certificate = audit.certificate(plan, reader.read, held_out, stage.train.lr)
                 certificate = replace(certificate, bits_per_byte_before=_bits_per_byte(source))
                 certificate.require()
-            manifest = grow(reader, target, plan, stage, certificate, began, options.processes)
+            bars = sys.stderr.isatty()
+            manifest = write(reader, target, plan, stage, certificate, began, options.processes, bars)
         text = f"{source} -> {target}{' (is there already)' if existed else ''}\n{describe_plan(plan)}"
     event = manifest.events[-1]
     if event["certificate"]:
@@ -98,40 +95,6 @@ def work(options: argparse.Namespace) -> command.Answer:
     return command.Answer(text, data)
 
 
-def grow(
-    reader: Reader,
-    target: Path,
-    plan: Plan,
-    stage: Stage,
-    certificate: Certificate | None,
-    began: float,
-    processes: int,
-) -> Manifest:
-    """Write the grown checkpoint: weights, and moments if the parent has them."""
-    state = grown(reader, plan, stage)
-    event: dict[str, Any] = {"stage": stage.name, "plan": plan.to_json(), "certificate": None}
-    if certificate:
-        event["certificate"] = certificate.to_json()
-    event["seconds"] = time.monotonic() - began
-    state = replace(state, events=(*state.events, event))
-
-    cache: MixCache = {}
-
-    def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return plan.evaluate(name, box, reader.read, kind, cache=cache)
-
-    return write_checkpoint(
-        target,
-        0,
-        [kind for kind in KINDS if reader.has(kind)],
-        read,
-        state.fields(stage.name, stage.to_dict(), [birth.adam_step for birth in state.births]),
-        {"source": reader.manifest.hash, "plan": plan.to_json(), "stage": stage.to_dict()},
-        processes=processes,
-        progress=sys.stderr.isatty(),
-    )
-
-
 def _first_of(curriculum: Curriculum, stage: Stage) -> Path:
     """The folder of step 0 of a stage. Raises UserError if the stage has begun."""
     root = curriculum.folder / stage.name / "checkpoints"
@@ -145,17 +108,6 @@ def _bits_per_byte(checkpoint: Path) -> float | None:
     """The bits per byte of the last validation of the checkpoint's stage; None if the stage is not finished."""
     stage = checkpoint.absolute().parents[1]
     return bits_per_byte(stage) if is_done(stage) else None
-
-
-def _same(target: Path, parent: Manifest, plan: Plan, stage: Stage) -> Manifest | None:
-    """The manifest of a target that is the result of this very growth; None if there is none, UserError for another."""
-    if not (target / "manifest.json").exists():
-        return None
-    manifest = check(target)
-    expected = (parent.hash, plain(plan.to_json()), plain(stage.to_dict()))
-    if manifest.parent and (manifest.parent["hash"], manifest.events[-1]["plan"], manifest.config) == expected:
-        return manifest
-    raise UserError(f"{target} is there already and is something else: remove it, or choose another name")
 
 
 def main(argv: list[str] | None = None) -> int:
