@@ -107,8 +107,7 @@ def go_on(family: str, folder: Path) -> dict[str, Any]:
     shutil.copytree(EARLIER / family, folder)
     run = folder / "runs/earlier"
     before = (run / "small/metrics.jsonl").read_text()
-    for stage in ("small", "large"):
-        python(folder, "-m", "pretrain", "curriculum.yaml", "--stage", stage)
+    start(folder, [_command("-m", "pretrain", "curriculum.yaml", "--stage", stage) for stage in ("small", "large")])
     assert (run / "small/metrics.jsonl").read_text().startswith(before), "the first stage did not go on, but began anew"
     return {"small": written(run / "small", after=HALF), "large": written(run / "large")}
 

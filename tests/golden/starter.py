@@ -1,9 +1,10 @@
 """python -m tests.golden.starter FOLDER: commands of Python, one after the other, in forks of one process.
 
 Most of the seconds that a rank needs to start go into the import of torch, Megatron-core and DeepSpeed. Here they are
-imported once, and nothing of Cambium's: each rank runs `python WORDS` in FOLDER as a process of its own would, from its
-first line. Standard input holds the commands, in JSON: [{"words": ["-m", "pretrain", ...], "ranks": 2}, ...].
-The exit code is that of the first command that fails; what follows it is not run.
+imported once, with what they leave for later, and nothing of Cambium's: each rank runs `python WORDS` in FOLDER as a
+process of its own would, from its first line. Standard input holds the commands, in JSON:
+[{"words": ["-m", "pretrain", ...], "ranks": 2}, ...]. The exit code is that of the first command that fails; what
+follows it is not run.
 """
 
 import json
@@ -21,13 +22,17 @@ from typing import NoReturn
 def main(folder: str) -> int:
     """Runs what standard input says; gives the exit code."""
     commands = json.load(sys.stdin)
-    import deepspeed  # noqa: F401
-    import megatron.core  # noqa: F401
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    import megatron.core.models.bert.bert_model
+    import megatron.core.models.gpt.gpt_model
+    import megatron.core.transformer.multi_token_prediction  # noqa: F401
     import numba
     import pydantic  # noqa: F401
     import safetensors.torch  # noqa: F401
     import sentencepiece  # noqa: F401
     import tokenizers  # noqa: F401
+    import torch._dynamo  # noqa: F401
     import tyro  # noqa: F401
 
     numba.njit(lambda: None)()
