@@ -12,6 +12,7 @@ examples:
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,7 @@ def _points(compared: Sequence[comparison.Line]) -> list[dict[str, Any]]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from tqdm import tqdm
 
@@ -81,10 +82,7 @@ def _verdicts(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Ver
             yield verdict.of(stage, layout, curriculum.parent(stage), answers, GPUS[options.gpu].memory)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from pretrain.checkpoint.locate import locate
@@ -65,10 +66,7 @@ def bytes_of(text: str) -> int:
     return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2][0].upper()]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

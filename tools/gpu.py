@@ -140,21 +140,7 @@ def run(options: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     work = tempfile.mkdtemp(prefix="cambium-gpu-")
     bench = ["--minutes", "0", "--output", str(out), *(["--tiny"] if options.tiny else [])]
-    tests = [
-        "-m",
-        "pytest",
-        "-n",
-        "0",
-        "-m",
-        "cuda",
-        "-q",
-        "-rfE",
-        "--tb",
-        "short",
-        "-p",
-        "no:cacheprovider",
-        "tests/cuda",
-    ]
+    tests = "-m pytest -n 0 -m cuda -q -rfE --tb short -p no:cacheprovider tests/cuda".split()
     try:
         parts.append(Part("tests", [python, *tests], out / "tests.log", environment))
         parts.append(Part("curriculum", [python, __file__, "--curriculum", work], out / "curriculum.log", environment))

@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from growth.certificate import Certificate
@@ -110,10 +111,7 @@ def _bits_per_byte(checkpoint: Path) -> float | None:
     return bits_per_byte(stage) if is_done(stage) else None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

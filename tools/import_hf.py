@@ -13,6 +13,7 @@ examples:
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from pretrain.checkpoint.find import step_of
@@ -41,10 +42,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     return command.Answer(text, {**asdict(imported), "checkpoint": str(imported.checkpoint)})
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -174,10 +174,7 @@ def _loss(policy: dict[str, Any], read: Read, old: Architecture, new: Architectu
         return float(objective(lambda kind, name, box: weights[name][box.slices()], plan.new, samples))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from growth.describe import table
@@ -198,13 +199,7 @@ def _suggestions(costs: Sequence[Cost], suggestions: Sequence[Sequence[Suggestio
 
 def _suggestion(s: Suggestion) -> dict[str, Any]:
     return {
-        "parallel": {
-            "tp": s.layout.tp,
-            "pp": s.layout.pp,
-            "dp": s.layout.dp,
-            "sequence_parallel": s.layout.sequence_parallel,
-            "pipeline": list(s.layout.pipeline),
-        },
+        "parallel": {**s.layout.to_json(), "sequence_parallel": s.layout.sequence_parallel},
         "micro_batch": s.train.micro_batch,
         "recompute": s.train.recompute,
         "memory_bytes": s.memory.total,
@@ -261,7 +256,7 @@ def _data(costs: Sequence[Cost]) -> dict[str, Any]:
             "parameters": c.arch.parameters(),
             "parts": parameters_by_part(c.arch),
             **({"blocks": in_words(c.arch)} if in_words(c.arch) else {}),
-            "layout": {"tp": c.layout.tp, "pp": c.layout.pp, "dp": c.layout.dp, "pipeline": list(c.layout.pipeline)},
+            "layout": c.layout.to_json(),
             "nodes": c.nodes,
             "tokens": c.stage.train.tokens,
             "steps": c.stage.train.steps(),
@@ -297,10 +292,7 @@ def _mfu(text: str) -> float | None:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ examples:
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pretrain.cli import command
@@ -28,10 +28,7 @@ def work(options: argparse.Namespace) -> Answer:
     return Answer(str(out), {"plot": str(out), "stages": plot.points(stages)})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,6 +13,7 @@ was when it is started again.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     return command.Answer(text, description)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
+main = partial(command.run, __doc__, arguments, work)
 
 
 class _Bars:

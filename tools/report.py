@@ -7,6 +7,7 @@ example:
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,7 @@ def work(options: argparse.Namespace) -> Answer:
     return Answer(str(run / "report.md"), figures)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__ or "", arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

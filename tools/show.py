@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,7 @@ def _section(title: str, text: str) -> str:
     return f"{title}\n{text}" if text else f"{title}\n  none"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +210,7 @@ def _moments(plan: Plan, parent: Reader, new: Architecture, child: Reader, text:
     return Check("moments", not wrong, told, tuple(wrong))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

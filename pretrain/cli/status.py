@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from growth.describe import table as aligned
 from pretrain import config
 from pretrain.cli import command
 from pretrain.config import Curriculum, Stage
@@ -130,9 +131,7 @@ def table(rows: Iterable[Status]) -> str:
                 row.job or "",
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
+    return aligned(lines)
 
 
 def _time(seconds: float) -> str:

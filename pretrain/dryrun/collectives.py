@@ -18,7 +18,6 @@ from torch import Tensor
 from pretrain.dryrun.device import put
 from pretrain.dryrun.findings import FINDINGS, here
 from pretrain.dryrun.kernels import on_device
-from pretrain.runtime import ranks
 from pretrain.runtime.comm import Comm
 
 T = TypeVar("T")
@@ -101,10 +100,9 @@ def _op(op: Any) -> str:
     return str(getattr(op, "op", op)).rpartition(".")[2].lower()
 
 
-def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Work | None:
+def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
     _check("all_reduce", tensor, op=op)
     RECORD.note("all_reduce", group, f"{_op(op)} of {_words(tensor)}", _bytes(tensor))
-    return Work() if async_op else None
 
 
 def reduce(
@@ -112,23 +110,18 @@ def reduce(
     dst: int | None = None,
     op: Any = dist.ReduceOp.SUM,
     group: Any = None,
-    async_op: bool = False,
+    *,
     group_dst: int | None = None,
-) -> Work | None:
+) -> None:
     _check("reduce", tensor, op=op)
     to = _member("reduce", dst, group, group_dst)
     RECORD.note("reduce", group, f"{_op(op)} to {to} of {_words(tensor)}", _bytes(tensor))
-    return Work() if async_op else None
 
 
-def broadcast(
-    tensor: Tensor, src: int | None = None, group: Any = None, async_op: bool = False, group_src: int | None = None
-) -> Work | None:
+def broadcast(tensor: Tensor, src: int | None = None, group: Any = None, *, group_src: int | None = None) -> None:
     _check("broadcast", tensor)
-    RECORD.note(
-        "broadcast", group, f"from {_member('broadcast', src, group, group_src)} of {_words(tensor)}", _bytes(tensor)
-    )
-    return Work() if async_op else None
+    source = _member("broadcast", src, group, group_src)
+    RECORD.note("broadcast", group, f"from {source} of {_words(tensor)}", _bytes(tensor))
 
 
 def _member(operation: str, rank: int | None, group: Any, place: int | None) -> int:
@@ -142,38 +135,33 @@ def _member(operation: str, rank: int | None, group: Any, place: int | None) -> 
     return ranks.index(rank)
 
 
-def all_gather_into_tensor(
-    output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False
-) -> Work | None:
+def all_gather_into_tensor(output_tensor: Tensor, input_tensor: Tensor, group: Any = None) -> None:
     _check("all_gather", output_tensor, input_tensor)
     _fits("all_gather", output_tensor.numel(), input_tensor.numel(), group)
     RECORD.note("all_gather", group, _words(input_tensor), _bytes(output_tensor))
-    return Work() if async_op else None
 
 
-def all_gather(tensor_list: Sequence[Tensor], tensor: Tensor, group: Any = None, async_op: bool = False) -> Work | None:
+def all_gather(tensor_list: Sequence[Tensor], tensor: Tensor, group: Any = None) -> None:
     _check("all_gather", tensor, *tensor_list)
     _fits("all_gather", sum(t.numel() for t in tensor_list), tensor.numel(), group)
     RECORD.note("all_gather", group, _words(tensor), _bytes(*tensor_list))
-    return Work() if async_op else None
 
 
-def reduce_scatter_tensor(
-    output: Tensor, input: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
-) -> Work | None:
+def reduce_scatter_tensor(output: Tensor, input: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
     _check("reduce_scatter", output, input, op=op)
     _fits("reduce_scatter", input.numel(), output.numel(), group)
     RECORD.note("reduce_scatter", group, f"{_op(op)} of {_words(output)}", _bytes(input))
-    return Work() if async_op else None
 
 
 def all_to_all_single(
-    output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, group: Any = None,
-    async_op: bool = False,
-) -> Work | None:  # fmt: skip
+    output: Tensor,
+    input: Tensor,
+    output_split_sizes: Any = None,
+    input_split_sizes: Any = None,
+    group: Any = None,
+) -> None:
     _check("all_to_all", output, input)
     RECORD.note("all_to_all", group, _words(input), _bytes(input))
-    return Work() if async_op else None
 
 
 def isend(
@@ -217,10 +205,9 @@ def batch_isend_irecv(p2p_op_list: Sequence[Any]) -> list[Work]:
     return [op.op(op.tensor, op.peer, op.group) for op in p2p_op_list]
 
 
-def barrier(group: Any = None, async_op: bool = False, device_ids: Any = None) -> Work | None:
+def barrier(group: Any = None, device_ids: Any = None) -> None:
     RECORD.note("barrier", group, "", 0)
     FINDINGS.add("wait", "a barrier")
-    return Work() if async_op else None
 
 
 def _objects(operation: str) -> Callable[..., None]:
@@ -240,22 +227,31 @@ def _objects(operation: str) -> Callable[..., None]:
     return moved
 
 
+def _waited_for(collective: Callable[..., None]) -> Callable[..., Work | None]:
+    """With the argument async_op, for which there is something to wait for."""
+
+    def called(*given: Any, async_op: bool = False, **named: Any) -> Work | None:
+        collective(*given, **named)
+        return Work() if async_op else None
+
+    return called
+
+
 def install() -> None:
     """Let torch.distributed be NCCL's, of a world whose other ranks are not there.
 
     Before Megatron-core is imported, which keeps functions of torch.distributed under names of its own.
     """
     assert "megatron.core" not in sys.modules, "its collectives would not be seen"
-    made = (all_reduce, reduce, broadcast, all_gather_into_tensor, all_gather, reduce_scatter_tensor, all_to_all_single)
-    messages = (isend, irecv, send, recv, batch_isend_irecv, barrier)
+    parts = (all_gather_into_tensor, all_gather, reduce_scatter_tensor, all_to_all_single)
+    made = {f.__name__: _waited_for(f) for f in (all_reduce, reduce, broadcast, *parts, barrier)}
+    made |= {"_all_gather_base": made["all_gather_into_tensor"], "_reduce_scatter_base": made["reduce_scatter_tensor"]}
+    messages = {f.__name__: f for f in (isend, irecv, send, recv, batch_isend_irecv)}
     objects = {name: _objects(name) for name in ("broadcast_object_list", "gather_object", "all_gather_object")}
     for module in (dist, dist.distributed_c10d):
-        put(module, **{f.__name__: f for f in (*made, *messages)}, **objects)
-        put(module, get_backend=lambda group=None: "nccl")
-        put(module, _all_gather_base=all_gather_into_tensor, _reduce_scatter_base=reduce_scatter_tensor)
+        put(module, **made, **messages, **objects, get_backend=lambda group=None: "nccl")
     # Every rank of a dry run sees the same disk, so each does what the first one would tell it.
-    put(Comm, from_first=lambda comm, value: _told(value), on_first=lambda comm, work: _told(work()))
-    put(ranks, agreed=lambda work: _told(work()))
+    put(Comm, from_first=lambda comm, value: _told(value), on_first=lambda comm, work, *_: _told(work()))
 
 
 def _told(value: T) -> T:

@@ -66,16 +66,6 @@ def _torch() -> Path:
 
 
 def _command(torch: Path, to: Path) -> list[str]:
-    libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
-    return [
-        "g++",
-        "-O1",
-        "-std=c++20",
-        "-shared",
-        "-fPIC",
-        str(SOURCE),
-        f"-I{torch / 'include'}",
-        *libraries,
-        "-o",
-        str(to),
-    ]
+    flags = "-O1 -std=c++20 -shared -fPIC -lc10 -ltorch_cpu".split()
+    of_torch = [f"-I{torch / 'include'}", f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}"]
+    return ["g++", str(SOURCE), *flags, *of_torch, "-o", str(to)]

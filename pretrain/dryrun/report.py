@@ -69,7 +69,7 @@ def data(verdict: Verdict) -> dict[str, Any]:
     layout = verdict.layout
     return {
         "stage": verdict.stage,
-        "layout": {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "pipeline": list(layout.pipeline)},
+        "layout": layout.to_json(),
         "problems": list(verdict.problems),
         "ranks": [
             {

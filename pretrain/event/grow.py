@@ -9,8 +9,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from growth import Plan, identity
 from growth.certificate import Certificate
 from growth.describe import describe_plan
@@ -27,6 +25,7 @@ from pretrain.event.source import Source
 from pretrain.families.common.text import Feed
 from pretrain.layout import Layout
 from pretrain.runtime.files import write_file
+from pretrain.runtime.ranks import is_first
 from pretrain.state import State
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     if restored.path != measured:  # the one that was measured has damage where only growing has read it
         engine.free()
         return grow(replace(growth, source=source), stage, layout, feed)
-    if dist.get_rank() == 0:
+    if is_first():
         restored.warn()
         log.info("grown from %s\n%s", restored.path, describe_plan(plan))
     publish(engine, state)
@@ -62,7 +61,7 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte)
     source.restored(lambda reader: fill(engine, plan, reader))
     publish(engine, state)
-    if dist.get_rank() == 0 and certificate.claims and not certificate.preserved:
+    if is_first() and certificate.claims and not certificate.preserved:
         log.error("%s", certificate)
     certificate.require()
     return engine, _after(state, plan, certificate, stage, layout)
@@ -116,7 +115,7 @@ def finish_event(folder: Path, state: State, bits: float | None, seconds: float)
         certificate = replace(Certificate.from_json(event["certificate"]), bits_per_byte_after=known)
         event = {**event, "certificate": certificate.to_json()}
     event = {**event, "seconds": seconds}
-    if dist.get_rank() == 0:
+    if is_first():
         path = folder / "events" / f"step-{state.progress.step:08d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, (json.dumps(event, indent=1, allow_nan=False) + "\n").encode())

@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch.distributed as dist
-
 from pretrain.config import Guard
 from pretrain.errors import UserError
+from pretrain.runtime.ranks import is_first
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def roll_back(rules: Guard, step: int, cursor: Mapping[str, Any], health: Health
 
 def note(folder: Path, event: str, step: int, why: str, **details: int) -> None:
     """Say on the console what the guard did, and keep it in guard.jsonl in the stage's folder (rank 0)."""
-    if dist.get_rank() == 0:
+    if is_first():
         log.warning("%s at step %d: %s", event, step, why)
         with (folder / "guard.jsonl").open("a", encoding="utf-8") as out:
             print(json.dumps({"time": time.time(), "step": step, "event": event, "why": why, **details}), file=out)

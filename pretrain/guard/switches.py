@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 
-import torch.distributed as dist
+from pretrain.runtime.ranks import is_first
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Switches:
     """
 
     def __init__(self, folder: Path, signalled: Callable[[], bool]) -> None:
-        self._first, self._signalled = dist.get_rank() == 0, signalled
+        self._first, self._signalled = is_first(), signalled
         self._stop, self._save, self._stopped = folder / "STOP", folder / "SAVE", folder / STOPPED
         if self._first:
             self._stopped.unlink(missing_ok=True)

@@ -147,6 +147,10 @@ class Layout:
         """Chunks per pipeline rank; more than 1 is an interleaved pipeline."""
         return len(self.pipeline) // self.pp
 
+    def to_json(self) -> dict[str, object]:
+        """For machines."""
+        return {"tp": self.tp, "pp": self.pp, "dp": self.dp, "pipeline": list(self.pipeline)}
+
     def batch_unit(self, micro_batch: int) -> int:
         """Samples of which every batch is a whole multiple: a micro-batch on each data-parallel rank, and of an
         interleaved pipeline as many micro-batches as there are pipeline ranks."""

@@ -37,14 +37,15 @@ class Comm:
         dist.gather_object(value, values, group=self.group, group_dst=0)
         return values or []
 
-    def on_first(self, work: Callable[[], T]) -> T:
-        """Does `work` on rank 0, and returns its result on every rank. Its failure is a UserError on every rank."""
+    def on_first(self, work: Callable[[], T], failures: type[Exception] = Exception) -> T:
+        """Does `work` on rank 0, and returns its result on every rank. A failure of this type is a UserError on every
+        rank."""
         result: Any = None
         failure, cause = "", None
         if self.rank == 0:
             try:
                 result = work()
-            except Exception as error:  # raised below, when the other ranks know
+            except failures as error:  # raised below, when the other ranks know
                 failure, cause = in_words(error), error
         result, failure = self.from_first((result, failure))
         if failure:

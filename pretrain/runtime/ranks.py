@@ -45,13 +45,9 @@ def join() -> None:
 
 def agreed(work: Callable[[], T]) -> T:
     """Does `work` on rank 0; its result is returned, or its UserError raised, on every rank (collective)."""
-    result, error = None, ""
-    if dist.get_rank() == 0:
-        try:
-            result = work()
-        except UserError as problem:
-            error = str(problem)
-    result, error = Comm().from_first((result, error))
-    if error:
-        raise UserError(error)
-    return result  # type: ignore[return-value]
+    return Comm().on_first(work, UserError)
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, which writes and speaks for all ranks, or the only process."""
+    return Comm().rank == 0

@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-import torch.distributed as dist
+from pretrain.runtime.ranks import is_first
 
 STARTS = "starts.jsonl"
 
@@ -48,7 +48,7 @@ def finish(folder: Path, step: int) -> None:
         return
     through("first step")
     _finished.append(True)
-    if dist.get_rank() == 0:
+    if is_first():
         total = sum(_parts.values())
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in _parts.items())
         log.info("the start took %.1f s: %s", total, parts)

@@ -22,7 +22,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from pretrain.config import Curriculum, Stage
@@ -30,6 +29,7 @@ from pretrain.errors import UserError
 from pretrain.estimate.flops import peak_flops
 from pretrain.runtime.documents import one_line, show
 from pretrain.runtime.files import write_file
+from pretrain.runtime.ranks import is_first
 from pretrain.schedule.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Metrics:
         self._peak = peak_flops(device, stage.train.precision)
         self._sinks: list[Sink] = []
         self._optional: dict[str, Sink] = {}  # only for looking at: their failure must not stop a stage
-        if dist.is_initialized() and dist.get_rank():
+        if not is_first():
             return
         self._sinks = [JsonLines(folder / "metrics.jsonl", progress.step), Console(stage, progress)]
         if stage.log.tensorboard:

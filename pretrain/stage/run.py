@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import to_yaml
@@ -28,7 +27,7 @@ from pretrain.guard.health import Rollback, note, roll_back
 from pretrain.guard.recheck import suspect
 from pretrain.guard.watchdog import STEP, Watchdog
 from pretrain.runtime import startup
-from pretrain.runtime.ranks import agreed
+from pretrain.runtime.ranks import agreed, is_first
 from pretrain.schedule.curve import rates
 from pretrain.schedule.ending import Ending, keep_decision
 from pretrain.stage.apply_schedule import Pacing
@@ -66,7 +65,7 @@ class Run:
         keep = given.checkpoint
         folder = self.folder / "checkpoints"
         self.checkpointer = Checkpointer(folder, None, keep.keep, keep.keep_every, asynchronous=True)
-        if dist.get_rank() == 0:
+        if is_first():
             (self.folder / "config.yaml").write_text(to_yaml(given))
         self.metrics = Metrics(self.folder, curriculum, self.stage, progress, resolved.layout.world)
 
@@ -220,18 +219,15 @@ class Run:
     def mark_done(self) -> None:
         """The stage is finished: why it ended, and the marker that later stages wait for."""
         self.record = self.record or self.validation()  # not measured yet: it was killed between its end and this
-        if dist.get_rank() == 0:
-            layers, planned = self.state.arch.depth, self.stage.at_end().depth
-            if layers < planned:
-                log.warning(
-                    "%s ends with %d layers, and its patches make %d: it was over before the last of them were due",
-                    self.given.name,
-                    layers,
-                    planned,
-                )
-            keep_decision(self.folder, "end", self.ending.decision(self.state.progress))
-            mark_done(self.folder, {**vars(self.state.progress), **self.record})
-        dist.barrier()
+        agreed(self._mark_done)  # no rank leaves before the marker is there
+
+    def _mark_done(self) -> None:
+        layers, planned = self.state.arch.depth, self.stage.at_end().depth
+        if layers < planned:
+            late = "it was over before the last of them were due"
+            log.warning("%s ends with %d layers, and its patches make %d: %s", self.given.name, layers, planned, late)
+        keep_decision(self.folder, "end", self.ending.decision(self.state.progress))
+        mark_done(self.folder, {**vars(self.state.progress), **self.record})
 
     def _drive(self, engine: Engine, state: State) -> None:
         """Go on with this engine, from here."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch.distributed as dist
-
 from growth import Architecture, identity
 from pretrain.checkpoint import CorruptCheckpoint, Found, Reader, find, restore
 from pretrain.config import compare_for_resume
@@ -15,7 +13,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.shards import fill, publish
 from pretrain.event.grow import grow
 from pretrain.event.plan import of_stage, plan_of
-from pretrain.runtime.ranks import agreed
+from pretrain.runtime.ranks import agreed, is_first
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
 from pretrain.stage.resolved import Resolved
@@ -71,7 +69,7 @@ def _resume(root: Path, newest: Found, resolved: Resolved) -> tuple[Engine, Stat
         engine.free()
         return _resume(root, restored, resolved)
     publish(engine, state)
-    if dist.get_rank() == 0:
+    if is_first():
         restored.warn()
         log.info("resumed from %s", restored.path)
     return engine, state

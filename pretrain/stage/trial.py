@@ -11,8 +11,6 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from pretrain.checkpoint import find
 from pretrain.config import compare_for_resume
 from pretrain.engine.dropout import step_key
@@ -22,7 +20,7 @@ from pretrain.estimate.flops import training_flops
 from pretrain.event.plan import finished
 from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
-from pretrain.runtime.ranks import agreed
+from pretrain.runtime.ranks import agreed, is_first
 from pretrain.schedule.curve import rates
 from pretrain.schedule.ending import keep_decision, read_trial
 from pretrain.stage.apply_schedule import Pacing
@@ -56,14 +54,14 @@ def start_with_the_best(resolved: Resolved, switches: Switches, watchdog: Watchd
             return None
         result["flops"] -= manifest.progress["flops"]
         tried = [*tried, {"candidate": dict(candidate), **result}]
-        if dist.get_rank() == 0:
+        if is_first():
             log.info("trial of %s: held-out loss %s after %d steps", candidate, result["loss"], trial.steps)
             keep_decision(folder, "trial", {**record, "tried": tried, "chosen": None})
     losses = [inf if each["loss"] is None else each["loss"] for each in tried]
     chosen = losses.index(min(losses))
     if losses[chosen] == inf:
         raise UserError(f"stage {stage.name!r}: the loss of every candidate of grow.trial is infinite or no number")
-    if dist.get_rank() == 0:
+    if is_first():
         log.info("chosen: %s", trial.candidates[chosen])
         keep_decision(folder, "trial", {**record, "tried": tried, "chosen": dict(trial.candidates[chosen])})
     engine, state = start(resolved.growing(stage.grow.tried(trial.candidates[chosen])))
