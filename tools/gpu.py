@@ -140,9 +140,9 @@ def run(options: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     work = tempfile.mkdtemp(prefix="cambium-gpu-")
     bench = ["--minutes", "0", "--output", str(out), *(["--tiny"] if options.tiny else [])]
-    tests = "-m pytest -n 0 -m cuda -q -rfE --tb short -p no:cacheprovider tests/cuda".split()
+    tests = ["-m", "pytest", "-n", "0", "-m", "cuda", "-q", "-rfE", "--tb", "short", "-p", "no:cacheprovider"]
     try:
-        parts.append(Part("tests", [python, *tests], out / "tests.log", environment))
+        parts.append(Part("tests", [python, *tests, "tests/cuda"], out / "tests.log", environment))
         parts.append(Part("curriculum", [python, __file__, "--curriculum", work], out / "curriculum.log", environment))
         _wait(parts, first)
         bench[1] = str((end - time.monotonic()) / 60)

@@ -66,6 +66,6 @@ def _torch() -> Path:
 
 
 def _command(torch: Path, to: Path) -> list[str]:
-    flags = "-O1 -std=c++20 -shared -fPIC -lc10 -ltorch_cpu".split()
+    flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-lc10", "-ltorch_cpu"]
     of_torch = [f"-I{torch / 'include'}", f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}"]
     return ["g++", str(SOURCE), *flags, *of_torch, "-o", str(to)]

@@ -46,22 +46,20 @@ MEGATRON = (
 DEEPSPEED = ("pretrain/engine/*.py",)
 
 DISTRIBUTED = (
-    *("pretrain/runtime/comm.py", "pretrain/runtime/ranks.py", "pretrain/runtime/startup.py"),
+    *("pretrain/runtime/comm.py", "pretrain/runtime/ranks.py"),
     *("pretrain/checkpoint/checkpointer.py", "pretrain/checkpoint/find.py"),  # the group that saves and restores
-    *("pretrain/guard/health.py", "pretrain/guard/recheck.py", "pretrain/guard/switches.py"),
+    "pretrain/guard/recheck.py",
     "pretrain/kernels/cross_entropy.py",  # over tensor-parallel shards of the vocabulary
     "pretrain/losses/soft_labels.py",  # likewise
     *("pretrain/engine/engine.py", "pretrain/engine/exchange.py", "pretrain/engine/gradients.py"),
     *("pretrain/engine/megatron.py", "pretrain/engine/zero.py"),
-    *("pretrain/event/certify.py", "pretrain/event/grow.py"),
-    *("pretrain/stage/metrics.py", "pretrain/stage/run.py", "pretrain/stage/start.py", "pretrain/stage/train.py"),
-    "pretrain/stage/trial.py",
+    *("pretrain/event/certify.py", "pretrain/stage/train.py"),
     *("pretrain/cli/command.py", "pretrain/cli/launch.py", "pretrain/cli/preflight.py", "pretrain/__main__.py"),
     "pretrain/dryrun/collectives.py",  # the ones that stand in for torch's
     *("tools/benchmarks/data.py", "tools/benchmarks/ranks.py", "tools/benchmarks/step.py"),
     "tools/benchmarks/store_ranks.py",
 )
-"""All that talks to other ranks, or asks which one it is."""
+"""All that talks to other ranks; that this is rank 0, pretrain.runtime.ranks.is_first says."""
 
 
 def _name(path: Path) -> str:
