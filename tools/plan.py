@@ -232,7 +232,7 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
     return (
         f"Assumed: {gpu.name}, {peak / 1e12:.0f} dense bf16 TFLOP/s.\n{mfu}.\n"
         f"{STORAGE / 1e9:.0f} GB/s between a node and storage, {HOST / 1e9:.0f} GB/s between a GPU and its host.\n"
-        "FLOPs and MFU are of the model: nothing that is computed again counts. Frozen parts count as trained.\n"
+        "FLOPs and MFU are of the model: nothing that is computed again counts. Parts at rate 0 count as trained.\n"
         "Tokens are of each stage's own vocabulary. Time is without queues, restarts and validations."
     )
 

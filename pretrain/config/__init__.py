@@ -5,7 +5,7 @@ from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch, Trial
 from pretrain.config.keys import Checkpoint, Data, Guard, Log, Model, Parallel, Stage
-from pretrain.config.train_keys import LayerDrop, Plateau, Train
+from pretrain.config.train_keys import LayerDrop, Lora, Plateau, Train
 
 __all__ = [
     "RESUMABLE",
@@ -17,6 +17,7 @@ __all__ = [
     "Guard",
     "LayerDrop",
     "Log",
+    "Lora",
     "Model",
     "Parallel",
     "Patch",

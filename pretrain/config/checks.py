@@ -16,7 +16,7 @@ from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
 from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
-from pretrain.config.train_keys import Train
+from pretrain.config.train_keys import Lora, Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 from pretrain.layout.work import totals
@@ -43,6 +43,11 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _patches(stage),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
+            if stage.train.lora.rank and (not index or stage.from_scratch):
+                messages.append(
+                    f"stages[{index}].train.lora.rank: {stage.train.lora.rank}, but adapters are of a model that has "
+                    "been trained, and this stage begins with none; give them to a later stage"
+                )
             if stage.train.until == "gstack" and (index + 1 == len(stages) or stages[index + 1].from_scratch):
                 messages.append(f"stages[{index}].train.until: gstack, but no stage grows from this one; use tokens")
         if index and only in (None, index, index - 1):
@@ -108,6 +113,11 @@ def _shape(stage: Stage) -> Iterator[str]:
     if model.layers % model.share:
         fits = ", ".join(str(k) for k in range(1, model.layers + 1) if model.layers % k == 0)
         yield f"model.share: {model.share} does not divide model.layers {model.layers}; choose one of {fits}"
+    elif model.head_dim and model.heads % model.kv_heads == 0:
+        try:
+            stage.architecture()
+        except GrowthError as error:
+            yield f"train.lora: {error}"
     if "kv_heads" not in table.axes and model.kv_heads != model.heads:
         yield f"model.kv_heads: {model.kv_heads}, but {model.family} has model.heads {model.heads} of them; remove it"
     if "positions" not in table.axes:
@@ -148,7 +158,7 @@ def _layout(stage: Stage) -> Iterator[str]:
             f"parallel.sequence_parallel: parallel.tp {parallel.tp} does not divide train.seq_len {train.seq_len}; "
             "change one of them or switch it off"
         )
-    work = model.depth if any(_shape(stage)) else totals(model.architecture(), train.seq_len)
+    work = model.depth if any(_shape(stage)) else totals(stage.architecture(), train.seq_len)
     try:
         layout = Layout.make(work, pp=parallel.pp, dp=parallel.dp or 1, pipeline=parallel.pipeline)
         yield from misfits(train, layout)
@@ -184,6 +194,9 @@ def _budget(stage: Stage) -> Iterator[str]:
         )
     if train.tokens and train.warmup_tokens > train.tokens:
         yield f"train.warmup_tokens: {train.warmup_tokens} is more than train.tokens {train.tokens}; lower it"
+    for key in ("alpha", "on", "rest"):
+        if not train.lora.rank and (value := getattr(train.lora, key)) != getattr(Lora(), key):
+            yield f"train.lora.{key}: {value}, but train.lora.rank is 0 or missing: give the adapters a rank, such as 8"
     if train.min_lr > train.lr:
         yield f"train.min_lr: {train.min_lr:g} is more than the peak train.lr {train.lr:g}; lower it"
 

@@ -192,6 +192,14 @@ class Stage(Section):
             model = replace(self.model, positions=self.train.seq_len)
             object.__setattr__(self, "model", model)
 
+    def architecture(self) -> Architecture:
+        """The model that it begins with, for growth, with the adapters that it trains."""
+        return self.model.architecture().with_adapters(self.train.lora.adapters())
+
+    def grown(self) -> Architecture:
+        """The same after all patches."""
+        return self.at_end().architecture().with_adapters(self.train.lora.adapters())
+
     def at_end(self) -> Model:
         """The shape after all patches."""
         return replace(self.model, layers=self.model.layers + len(self.patches))

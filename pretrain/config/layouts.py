@@ -36,7 +36,7 @@ def layout_of(stage: Stage, world: int, arch: Architecture | None = None) -> Lay
             "or change parallel in the config"
         )
     layout = Layout.make(
-        totals(arch or stage.model.architecture(), stage.train.seq_len),
+        totals(arch or stage.architecture(), stage.train.seq_len),
         tp=p.tp,
         pp=p.pp,
         dp=dp,

@@ -103,6 +103,8 @@ def _measure(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise wrong("a key is a word, and this is a list or a mapping", key)
+            if key.tag == f"{_PREFIX}bool":  # the word `on`, which YAML takes for true
+                key.tag = f"{_PREFIX}str"
             if key.tag not in (f"{_PREFIX}str", f"{_PREFIX}merge"):
                 raise wrong(f"a key is a word: write {key.value!r} in quotation marks if you mean it", key)
             if key.value in seen:

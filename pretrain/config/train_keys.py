@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from growth.adapters import PARTS, Adapters
 from pretrain.config.kinds import Count, Derived, Fraction, Positive, Size, Tokens
 from pretrain.config.section import Section
 
@@ -34,6 +35,28 @@ class LayerDrop(Section):
 
 def _as_mapping(value: Any) -> Any:
     return value if isinstance(value, Mapping | LayerDrop) else {"p": value}
+
+
+@dataclass(frozen=True)
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021): linear layers stay as the stage found them, beside each W [out, in] there are
+    B [out, rank] and A [rank, in], and alpha / rank * B A is added to it. The next stage begins with the sums."""
+
+    rank: Derived = 0
+    """Their rank; 0 or absent: there are none."""
+    alpha: Annotated[float, Field(ge=0)] = 0.0
+    """What they are multiplied by is this / rank; 0 or absent: rank."""
+    on: tuple[Literal["attention", "mlp"], ...] = ("attention",)
+    """Whose matrices have them, in every layer."""
+    rest: Literal["freeze", "train"] = "freeze"
+    """What becomes of everything but the linear layers that have them: norms, embeddings, the head, the MLP if they are
+    on attention alone."""
+
+    def adapters(self) -> Adapters | None:
+        """For growth; None without a rank."""
+        if not self.rank:
+            return None
+        return Adapters(self.rank, float(self.alpha or self.rank), tuple(part for part in PARTS if part in self.on))
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,8 @@ class Train(Section):
     """Blocks that are left out, so that fewer are enough afterwards; never in validation or a growth certificate. A
     function of the seed, the stage, the step and the micro-batch's place in the global batch, the same under every
     layout with this `micro_batch`."""
+    lora: Lora = Lora()
+    """Train low-rank adapters of the model that the stage begins with."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
     deterministic: bool = False

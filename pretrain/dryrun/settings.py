@@ -75,7 +75,7 @@ def _short(stage: Stage) -> Stage:
     """With a step that just fills the pipeline, whatever its batch is."""
     train, p = stage.train, stage.parallel
     dp = ranks_of(stage, GPUS_OF_A_NODE) // (p.tp * p.pp)
-    layout = Layout.make(totals(stage.model.architecture(), train.seq_len), pp=p.pp, dp=dp, pipeline=p.pipeline)
+    layout = Layout.make(totals(stage.architecture(), train.seq_len), pp=p.pp, dp=dp, pipeline=p.pipeline)
     samples, unit = train.micro_batch * dp, layout.batch_unit(train.micro_batch)
     n = max(1, min(train.global_batch // samples, micro_batches(layout)))
     batch = -(-n * samples // unit) * unit
@@ -90,7 +90,7 @@ def _overridden(stage: Stage, o: Overrides) -> Stage:
     tp, pp = o.tp or parallel.tp, o.pp or parallel.pp
     pipeline = parallel.pipeline
     if o.pp or o.chunks:
-        work = totals(stage.model.architecture(), stage.train.seq_len)
+        work = totals(stage.architecture(), stage.train.seq_len)
         pipeline = balanced_pipeline(work, pp * (o.chunks or 1)) if pp > 1 else None
     parallel = replace(
         parallel,

@@ -86,7 +86,7 @@ def of(stage: Stage, layout: Layout, parent: Stage | None, answers: Sequence[Map
 
 
 def _rank(stage: Stage, layout: Layout, parent: Stage | None, answer: Mapping[str, Any]) -> Rank:
-    arch = stage.at_end().architecture()
+    arch = stage.grown()
     pp_rank, _, _ = layout.coordinates(answer["rank"])
     end = layout.resized(arch, stage.train.seq_len) if stage.patches else layout
     return Rank(

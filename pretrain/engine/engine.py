@@ -21,7 +21,7 @@ from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
 from pretrain.engine.dropout import NOTHING, Drops, left_out
 from pretrain.engine.exchange import StepResult, Veto, exchange
-from pretrain.engine.frozen import Frozen, enter_without_gradient, part_of
+from pretrain.engine.frozen import Frozen, enter_without_gradient
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
@@ -145,12 +145,13 @@ class Engine:
         """
         self.frozen = frozen
         for parameter, tensor in self.parameters:
-            # A rank may hold nothing but padding of the vocabulary.
-            parts = {part_of(self.arch, piece.tensor) for piece in parameter.pieces} or {"embedding"}
-            tensor.requires_grad_(not parts <= frozen.parts)
+            rests = all(frozen.has(self.arch, piece.tensor) for piece in parameter.pieces)
+            if not parameter.pieces:  # nothing but padding of the vocabulary
+                rests = "embedding" in frozen.parts
+            tensor.requires_grad_(not rests)
         self._sequence_parallel = [p for p in self._sequence_parallel if p.requires_grad]
         self._tied = [p for p in self._tied if p.requires_grad]
-        self._spanning = [part for part in self._spanning if part_of(self.arch, part[0]) not in frozen.parts]
+        self._spanning = [part for part in self._spanning if not frozen.has(self.arch, part[0])]
         trained = {parameter.name for parameter, tensor in self.parameters if tensor.requires_grad}
         spans = [(o.offset, o.offset + o.weight.numel()) for o in self.owned if o.parameter.name in trained]
         self.adam.segments = [s for s in self.adam.segments if any(a <= s.start < b for a, b in spans)]

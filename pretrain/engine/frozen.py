@@ -1,4 +1,5 @@
-"""What of a model a stage does not train: layers, the embedding or the head, whose every element is frozen."""
+"""What of a model a stage does not train: layers, the embedding, the head, or rows of its table, whose every element is
+frozen."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlock
 
 Part = int | str
-"""The number of a layer, "embedding" (of a tied head too) or "head": as in pretrain.estimate.flops."""
+"""The number of a layer, "embedding" (of a tied head too), "head", or the name of a row of the table, for its tensors
+in all layers: as in pretrain.estimate.flops."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,27 @@ class Frozen:
     resting: frozenset[int] = frozenset()
 
     @staticmethod
-    def of(arch: Architecture, generations: Generations, still: Collection[int]) -> Frozen:
-        """still: the generations whose learning rate is 0 for as long as this holds.
+    def of(
+        arch: Architecture, generations: Generations, still: Collection[int], fixed: Collection[Part] = ()
+    ) -> Frozen:
+        """still: the generations whose learning rate is 0 for as long as this holds. fixed: what is not trained
+        whatever its rate.
 
         The same whatever the layout. What of them shares a part with others is not frozen here: it is differentiated,
         and its moments go on.
         """
-        present: dict[Part, set[int]] = {}
+        always, present = Frozen(frozenset(fixed)), dict[Part, set[int]]()
         for name, tensor in arch.tensors().items():
-            present.setdefault(part_of(arch, name), set()).update(generations.present(tensor))
-        parts = frozenset(part for part, found in present.items() if found <= set(still))
+            found = present.setdefault(part_of(arch, name), set())
+            if not always.has(arch, name):
+                found |= generations.present(tensor)
+        parts = always.parts | {part for part, found in present.items() if found <= set(still)}
         moving = set().union(*(found for part, found in present.items() if part not in parts))
         return Frozen(parts, frozenset(set(range(generations.count)) - moving) if parts else frozenset())
+
+    def has(self, arch: Architecture, name: str) -> bool:
+        """Whether a logical tensor is frozen."""
+        return bool(self.parts) and not self.parts.isdisjoint({part_of(arch, name), arch.tensor(name).spec.name})
 
     def prefix(self, arch: Architecture) -> int:
         """The number of the first block that trains, if nothing before it does: a gradient of what enters it, or any

@@ -17,10 +17,11 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from growth.architecture import Architecture
 from pretrain import families
 from pretrain.config import LayerDrop
-from pretrain.engine import cpu
+from pretrain.engine import cpu, lora
 from pretrain.families.parameters import parameters
 from pretrain.kernels import fused
 from pretrain.layout import Layout
+from pretrain.layout.cuts import Place
 from pretrain.runtime.ranks import COLLECTIVE_TIMEOUT
 
 
@@ -147,6 +148,10 @@ def build(
         )
         for i, (chunk, numbers) in enumerate(layout.chunks(pp_rank))
     )
+    if arch.adapters:
+        for chunk, (number, numbers) in zip(chunks, layout.chunks(pp_rank), strict=True):
+            blocks = tuple(enumerate(arch.blocks[n] for n in numbers))
+            lora.attach(chunk, arch, Place(tp_rank, layout.tp, blocks, number == 0, number == last))
     if arch.shared:
         _share(arch, layout, pp_rank, chunks)
     expected = parameters(arch, layout, pp_rank, tp_rank)

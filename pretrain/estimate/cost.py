@@ -94,16 +94,17 @@ def of_stage(
         raise UserError(
             f"stage {stage.name!r}: train.epochs is of a corpus; the plan reads none, so give train.tokens instead"
         )
-    arch, train = stage.at_end().architecture(), stage.train
+    arch, train = stage.grown(), stage.train
+    fixed = flops.fixed(arch, train.lora)
     world = nodes * gpus_per_node if nodes else ranks_of(stage, gpus_per_node)
     layout = layout_of(stage, world, arch)
     step_speed = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
     node_count = -(-layout.world // gpus_per_node)
     ran = flops.expected(arch, train)
-    flops_per_token = flops.training_flops(arch, train.seq_len, ran=ran)
+    flops_per_token = flops.training_flops(arch, train.seq_len, frozen=fixed, ran=ran)
     event = event_flops = 0.0
     if parent:
-        old = parent.at_end().architecture()
+        old = parent.grown()
         event_flops = flops.event_flops(old, arch, layout, train.seq_len, train.micro_batch)
         # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
@@ -121,7 +122,9 @@ def of_stage(
         speed=step_speed,
         share=share,
         flops=flops_per_token * train.tokens * share + event_flops,
-        hardware_flops=flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp, ran=ran)
+        hardware_flops=flops.hardware_flops(
+            arch, train.seq_len, recompute=train.recompute, tp=layout.tp, frozen=fixed, ran=ran
+        )
         * train.tokens
         * share
         + event_flops,
@@ -133,7 +136,7 @@ def of_stage(
 def _share(stage: Stage) -> float:
     bounds = [0.0, *(patch.at for patch in stage.patches), 1.0]
     stages = [replace(stage, patches=stage.patches[:n]) for n in range(len(bounds) - 1)]
-    shapes = [s.at_end().architecture() for s in stages]
+    shapes = [s.grown() for s in stages]
     flops_by_depth = [
         flops.training_flops(shape, stage.train.seq_len, ran=flops.expected(shape, stage.train)) for shape in shapes
     ]

@@ -10,7 +10,7 @@ is computed again and the padding of the vocabulary included. MFU is of the firs
 al. 2022, section 6.3).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,29 @@ from numpy.typing import NDArray
 
 from growth import Architecture
 from pretrain import families
-from pretrain.config import Train
+from pretrain.config import Lora, Train
 from pretrain.layout import Layout
 from pretrain.layout.work import Work, work_of
 
 Frozen = Collection[int | str]
 """The parts that are not trained: numbers of layers (with all blocks that call them), "embedding" (a tied head's matrix
-with it) and "head"."""
+with it), "head", and names of rows of the table, for their tensors in all layers."""
+
+
+def fixed(arch: Architecture, lora: Lora) -> frozenset[int | str]:
+    """What a stage does not train beside its adapters, if it has any: the linear layers that these are on, with their
+    biases, or all else."""
+    if (adapters := arch.adapters) is None:
+        return frozenset()
+    everything = lora.rest == "freeze"
+    adapted = {row.name.removesuffix(".weight") for row in arch.table.tensors if adapters.adapts(row)}
+    rows = {
+        row.name
+        for row in arch.table.tensors
+        if row.layered and (everything or not adapted.isdisjoint({row.name, row.name.rpartition(".")[0]}))
+    }
+    return frozenset(rows | {"embedding", "head"} if everything else rows)
+
 
 Ran = NDArray[np.float64]
 """In which share of the passes each block ran, where train.layer_drop leaves some out: [blocks, 1], or [blocks, 2] of
@@ -51,12 +67,17 @@ def forward(arch: Architecture, seq_len: int, tp: int = 1, ran: Ran | None = Non
 
     tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. ran: see Ran.
     """
-    blocks = work_of(arch, seq_len)
-    if ran is not None:
-        blocks = tuple(block.ran(shares[0], shares[-1]) for block, shares in zip(blocks, ran, strict=True))
     vocabulary = 2 * arch.sizes["hidden"] * -(-arch.sizes["vocab"] // tp) * tp * seq_len
     head = families.of(arch.family).head.flops(arch.sizes, seq_len)
-    return Forward(blocks, vocabulary, head)
+    return Forward(_blocks(arch, seq_len, ran), vocabulary, head)
+
+
+def _blocks(arch: Architecture, seq_len: int, ran: Ran | None, only: Frozen | None = None) -> tuple[Work, ...]:
+    """The work of each block, or what is of the rows of the table `only`."""
+    blocks = work_of(arch, seq_len, only)
+    if ran is None:
+        return blocks
+    return tuple(block.ran(shares[0], shares[-1]) for block, shares in zip(blocks, ran, strict=True))
 
 
 def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran: Ran | None = None) -> float:
@@ -65,8 +86,8 @@ def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran
     frozen: parts that need no gradients of their weights, nor of their input if no part before them trains. ran: in
     which share of the passes each block ran.
     """
-    forward_flops = forward(arch, seq_len, ran=ran)
-    return (forward_flops.total + _backward(arch, forward_flops, frozen)[0]) / seq_len
+    forward_flops, resting = forward(arch, seq_len, ran=ran), _blocks(arch, seq_len, ran, frozen)
+    return (forward_flops.total + _backward(arch, forward_flops, frozen, resting)[0]) / seq_len
 
 
 def hardware_flops(
@@ -84,8 +105,8 @@ def hardware_flops(
     differentiated. Whatever it is, the backward pass of a fused attention (flash, memory-efficient) computes
     q k^T again (Dao et al. 2022, algorithm 4).
     """
-    forward_flops = forward(arch, seq_len, tp, ran)
-    backward, reached = _backward(arch, forward_flops, frozen)
+    forward_flops, resting = forward(arch, seq_len, tp, ran), _blocks(arch, seq_len, ran, frozen)
+    backward, reached = _backward(arch, forward_flops, frozen, resting)
     again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] + b.scores // 2 for b in reached)
     return (forward_flops.total + backward + again) / seq_len
 
@@ -111,19 +132,22 @@ def event_flops(old: Architecture, new: Architecture, layout: Layout, seq_len: i
     return micro_batch * layout.pp * (old_dp * of_probe(old) + layout.dp * of_new)
 
 
-def _backward(arch: Architecture, forward_flops: Forward, frozen: Frozen) -> tuple[int, list[Work]]:
-    """(FLOPs of the backward pass over a sample, the blocks that it goes through).
+def _backward(
+    arch: Architecture, forward_flops: Forward, frozen: Frozen, resting: Sequence[Work]
+) -> tuple[int, list[Work]]:
+    """(FLOPs of the backward pass over a sample, the blocks that it goes through). resting: of each block what is of
+    rows that are frozen.
 
     The pass ends at the first part that trains. For a product with weights it computes two, for the gradients of the
     input and of the weights (if they train); for a product of two activations always two.
     """
     reached, blocks, flops = "embedding" not in frozen, list[Work](), 0
-    for layer, block in zip(arch.calls, forward_flops.blocks, strict=True):
+    for layer, block, rests in zip(arch.calls, forward_flops.blocks, resting, strict=True):
         trains = layer not in frozen
         reached = reached or trains
         if reached:
             blocks.append(block)
-            flops += (1 + trains) * block.matrices + 2 * block.scores
+            flops += block.matrices + trains * (block.matrices - rests.matrices) + 2 * block.scores
     tied = arch.table.tied
     trains = "head" not in frozen
     if reached or trains:

@@ -1,10 +1,11 @@
 """The bytes that a rank will need, worked out from shapes: it takes no GPU, and no model is built."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil, inf, prod
 
 from growth import Architecture
+from growth.adapters import RANK
 from growth.family import Family as Table
 from pretrain import families
 from pretrain.config import Stage, Train
@@ -96,9 +97,9 @@ def of_rank(
 
 def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
     """The models that grow in a stage: that of its parent, and its own before its last patch."""
-    olds = [parent.at_end().architecture()] if parent else []
+    olds = [parent.grown()] if parent else []
     if stage.patches:
-        arch = stage.at_end().architecture()
+        arch = stage.grown()
         olds.append(arch.replace({"layers": arch.layers - 1}))
     return olds
 
@@ -133,7 +134,8 @@ class _Shapes:
     transform: see families.Head. fused: whether what lies between matrix products is fused into kernels. fused_norm:
     whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
     copies). weights: the attention weights, which are a tensor only with dropout on a CPU. dropout: whether branches
-    have one, so that their gradient is not that of the stream.
+    have one, so that their gradient is not that of the stream. adapters: by kind of block, what theirs make of a token
+    between their two factors.
     """
 
     table: Table
@@ -153,6 +155,7 @@ class _Shapes:
     fused: bool
     fused_norm: bool
     dropout: bool
+    adapters: Mapping[str, int]
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
@@ -175,6 +178,10 @@ class _Shapes:
             fused=gpu if train.compile is None else train.compile,
             fused_norm=gpu,
             dropout=train.dropout > 0,
+            adapters={
+                kind: sum(size[RANK] for row in arch.rows_of(kind) if row.dims[0].axes == (RANK,))
+                for kind in set(arch.kinds)
+            },
         )
 
     def norm(self) -> float:
@@ -187,7 +194,7 @@ class _Shapes:
     def block(self, kind: str, recompute: str) -> float:
         """Bytes a token that a block saves for its backward pass (after Korthikanti et al. 2022, section 4, with
         flash attention and without masks of dropout, which are drawn again)."""
-        saved = 0.0
+        saved = float(self.element * self.adapters[kind])
         if self._attends(kind):
             # Inputs of the norm and of the matrix after it; queries, keys, values and the output of the attention.
             saved += self.norm() + self.element * self.hidden + self.element * (2 * self.queries + 2 * self.keys)

@@ -10,7 +10,7 @@ import numpy as np
 
 from growth import Architecture
 from pretrain.config import Train
-from pretrain.estimate.flops import PEAK_FLOPS, expected, hardware_flops, training_flops
+from pretrain.estimate.flops import PEAK_FLOPS, expected, fixed, hardware_flops, training_flops
 from pretrain.estimate.memory import count
 from pretrain.layout import Layout
 
@@ -87,7 +87,8 @@ def of_step(
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     bubble = (layout.pp - 1) / (layout.pp - 1 + micro_batches * layout.virtual)
     nvlink, network = traffic(arch, layout, train, gpus_per_node)
-    flops = training_flops(arch, train.seq_len, ran=expected(arch, train)) * train.global_batch * train.seq_len
+    per_token = training_flops(arch, train.seq_len, frozen=fixed(arch, train.lora), ran=expected(arch, train))
+    flops = per_token * train.global_batch * train.seq_len
     peak = PEAK_FLOPS[gpu.name][train.precision] * layout.world
     if mfu is None:
         layers = max(sum(len(part) for _, part in layout.chunks(rank)) for rank in range(layout.pp))

@@ -82,7 +82,7 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
         before = open_feed(parent)
         before.seek(None)
         feed.seek(before.cursor)
-        _between(curriculum, stage, parent.at_end().architecture(), feed.tokenizer)
+        _between(curriculum, stage, parent.grown(), feed.tokenizer)
     else:
         manifest = finished(curriculum, parent) if parent else None
         if manifest:
@@ -115,14 +115,14 @@ def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, token
     that is impossible, UserError when the rows of the parent's vocabulary are not in the order of the tokenizer.
     """
     if parent is None:
-        return growth.initial(stage.model.architecture(), _seed(curriculum, stage), stage.model.init_std)
+        return growth.initial(stage.architecture(), _seed(curriculum, stage), stage.model.init_std)
     old = Architecture.from_json(parent.architecture)
     _check_vocabulary(parent.events, tokenizer, stage.model.vocab > old.sizes["vocab"])
     return _between(curriculum, stage, old, tokenizer)
 
 
 def _between(curriculum: Curriculum, stage: Stage, old: Architecture, tokenizer: Tokenizer | None) -> Plan:
-    new, seed = stage.model.architecture(), _seed(curriculum, stage)
+    new, seed = stage.architecture(), _seed(curriculum, stage)
     rows, wanted = old.sizes["vocab"], new.sizes["vocab"]
     pieces = None
     if wanted > rows:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from growth.architecture import Architecture
 from pretrain import families
+from pretrain.layout.adapters import with_adapters
 from pretrain.layout.cuts import Parameter, Place
 from pretrain.layout.layout import Layout
 
@@ -27,7 +28,7 @@ def parameters(arch: Architecture, layout: Layout, pp_rank: int, tp_rank: int) -
                 blocks.append((local, block))
             here.add(block.layer)
         place = Place(tp_rank, layout.tp, tuple(blocks), chunk == 0, chunk == last)
-        for parameter in of_chunk(arch, place):
+        for parameter in with_adapters(arch, of_chunk(arch, place), tp_rank):
             copy = bool(elsewhere) and layer_of(arch, parameter) in elsewhere
             found.append(replace(parameter, name=f"{i}.{parameter.name}", owner=parameter.owner and not copy))
     return found

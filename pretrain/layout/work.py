@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -30,9 +31,10 @@ class Work:
         return Work(of_attention + round(mlp * (self.matrices - self.attention)), scores, of_attention)
 
 
-def work_of(arch: Architecture, seq_len: int) -> tuple[Work, ...]:
-    """Of each block, for a sample of seq_len tokens, over all tensor-parallel ranks."""
-    kinds = {kind: _of_kind(arch, kind, seq_len) for kind in set(arch.kinds)}
+def work_of(arch: Architecture, seq_len: int, only: Collection[int | str] | None = None) -> tuple[Work, ...]:
+    """Of each block, for a sample of seq_len tokens, over all tensor-parallel ranks. only: with the matrices of rows of
+    these names alone."""
+    kinds = {kind: _of_kind(arch, kind, seq_len, only) for kind in set(arch.kinds)}
     return tuple(kinds[block.kind] for block in arch.blocks)
 
 
@@ -41,12 +43,14 @@ def totals(arch: Architecture, seq_len: int) -> list[int]:
     return [work.total for work in work_of(arch, seq_len)]
 
 
-def _of_kind(arch: Architecture, kind: str, seq_len: int) -> Work:
+def _of_kind(arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None) -> Work:
     matrices = attention = 0
     for row in arch.table.rows(kind):
         own = arch.adapters.rows(row) if arch.adapters else (row,)
         flops = sum(
-            2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims) for each in own if len(each.dims) == 2
+            2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims)
+            for each in own
+            if len(each.dims) == 2 and (only is None or each.name in only)
         )
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0

@@ -8,6 +8,7 @@ from math import prod
 from pretrain.config import Curriculum, Stage
 from pretrain.engine.engine import Engine
 from pretrain.engine.frozen import Frozen
+from pretrain.estimate import flops
 from pretrain.schedule.curve import frozen_generations, paced, sharing, weight_decays
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
@@ -34,5 +35,6 @@ class Pacing:
         births = paced(state.births, self.stage, begins, state.progress.tokens, self.curve_ends)
         engine.adam.weight_decays = weight_decays(births, self.stage)
         engine.clip_at(self.stage.train.clip * prod(event.get("clip_scale", 1.0) for event in state.events))
-        engine.freeze(Frozen.of(state.arch, state.generations, frozen_generations(births, self.stage)))
+        still, fixed = frozen_generations(births, self.stage), flops.fixed(state.arch, self.stage.train.lora)
+        engine.freeze(Frozen.of(state.arch, state.generations, still, fixed))
         return replace(state, births=births)

@@ -203,7 +203,7 @@ def with_anchor() -> str:
     [
         ("? [1, 2]\n: 3\n", "a key is a word, and this is a list or a mapping (line 1, column 3)"),
         ("1: 2\n", "a key is a word: write '1' in quotation marks"),
-        ("on: 2\n", "a key is a word: write 'on'"),
+        ("null: 2\n", "a key is a word: write 'null'"),
         ("a: 1\na: 2\n", "'a' was given before, and again here: remove one of them (line 2, column 1)"),
         ("a: &a [*a]\n", "a value contains itself"),
         ("&a\nname: y\nstages: *a\n", "a value contains itself"),
@@ -228,6 +228,10 @@ def test_what_is_no_configuration(tmp_path: Path, text: str, expected: str) -> N
         config.load(path)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_key_that_yaml_takes_for_true_is_a_word() -> None:
+    assert reading.parse("on: on") == {"on": True}
 
 
 def test_there_are_no_dates() -> None:

@@ -198,6 +198,20 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             ["stages[1].model.share: 3 after 4", "choose 1, 2, 4"],
         ),
         (
+            {"stages.1.train.lora": {"rank": 65}},
+            ["stages[1].train.lora: adapters of rank 65: the smallest dimension of a matrix", "choose 1 to 64"],
+        ),
+        (
+            {"stages.1.train.lora": {"rank": 4, "on": ["head"]}},
+            ["stages[1].train.lora.on[0]: should be 'attention' or 'mlp', not 'head'"],
+        ),
+        (
+            {"stages.1.train.lora": {"rank": 0, "alpha": 8}},
+            ["stages[1].train.lora.alpha: 8.0, but train.lora.rank is 0"],
+        ),
+        ({"stages.1.train.lora": {"rank": 4, "on": []}}, ["stages[1].train.lora: adapters on nothing"]),
+        ({"train.lora": {"rank": 4}}, ["stages[0].train.lora.rank: 4, but adapters are of a model that has been"]),
+        (
             {"stages.0.model.share": 2, "stages.0.patches": [{"at": 0.5, "index": 1}]},
             ["stages[0].patches: model.share is 2"],
         ),

@@ -1,9 +1,11 @@
 """The curricula of GPT-2 and BERT that come with Cambium are what their authors wrote."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+import growth
 from pretrain import config
 
 
@@ -25,6 +27,17 @@ from pretrain import config
 def test_parameters(name: str, sizes: list[int]) -> None:
     stages = config.load(f"configs/{name}.yaml").stages
     assert [stage.model.architecture().parameters() for stage in stages] == sizes
+
+
+def test_progressive_diverging() -> None:
+    """Twelve calls of 3, 6 and 12 layers, adapters on attention in the later two, whose plans claim to be exact."""
+    stages = config.load("configs/gpt2_diverging.yaml").stages
+    archs = [stage.architecture() for stage in stages]
+    assert [(arch.layers, arch.depth) for arch in archs] == [(3, 12), (6, 12), (12, 12)]
+    assert [arch.adapters and arch.adapters.on for arch in archs] == [None, ("attention",), ("attention",)]
+    plans = [growth.between(a, b, {"layers": "untie"}, seed=0, init_std=0.02) for a, b in pairwise(archs)]
+    assert all(plan.preserves for plan in plans)
+    assert plans[1].operators == ("adapters: merge", "layers: untie", "adapters: attach")
 
 
 def test_nine_tenths_of_the_steps_are_short() -> None:

@@ -1,0 +1,76 @@
+"""Adapters of a Megatron-core model: beside its linear layers, whose output they add to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from torch import Tensor
+
+from growth.architecture import Architecture
+from pretrain import families
+from pretrain.layout.adapters import adapted, adapter, module_of
+from pretrain.layout.cuts import Parameter, Place
+
+
+def attach(chunk: torch.nn.Module, arch: Architecture, place: Place) -> None:
+    """Give the linear layers of a pipeline chunk their adapters. place: with all of its blocks."""
+    for parameter in families.of(arch.family).layout(arch, place):
+        if adapted(arch, parameter):
+            linear = chunk.get_submodule(module_of(parameter))
+            linear.lora = Lora(arch, parameter, place.tp_rank, linear)
+            linear.register_forward_hook(_add)
+
+
+def _add(linear: torch.nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor | None]) -> Any:
+    return linear.lora(*inputs, output[0]), output[1]  # type: ignore[operator]
+
+
+class Lora(torch.nn.Module):
+    """The adapter of one linear layer: adds alpha / rank * B A x to its output.
+
+    A is [n rank, in] and B [out, rank], as in pretrain.layout.adapters; both of this tensor-parallel rank. What passes
+    between ranks is A x alone, n rank numbers a token. Where a rank computes on its part of the sequence, the factor
+    that it has all of carries the mark `sequence_parallel`, as norms do.
+    """
+
+    own: Tensor | None
+    """Of each row of B, 1 where its matrix has its part of A x, [out, n rank]; None where there is one matrix."""
+
+    def __init__(self, arch: Architecture, parameter: Parameter, tp_rank: int, linear: Any) -> None:
+        """parameter: the weight of the linear layer, in the layout."""
+        super().__init__()
+        assert arch.adapters is not None
+        self.scale, rank = arch.adapters.scale, arch.adapters.rank
+        self.cut, self.group, self.sequence_parallel = parameter.dim, linear.tp_group, linear.sequence_parallel
+        self.A, self.B = (torch.nn.Parameter(torch.empty(p.shape)) for p in adapter(arch, parameter, tp_rank))
+        whole = self.B if self.cut == 1 else self.A
+        whole.sequence_parallel = linear.sequence_parallel  # type: ignore[attr-defined]
+        matrices = adapted(arch, parameter)
+        own = torch.zeros(len(self.B), len(matrices), rank)
+        for piece in parameter.pieces:
+            own[piece.local.slices()[0], matrices.index(piece.tensor)] = 1.0
+        self.register_buffer("own", own.flatten(1) if len(matrices) > 1 else None, persistent=False)
+
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        """x: what enters the linear layer, [S, B, in]; output: what leaves it, [S, B, out], without its bias."""
+        low = x @ self.A.t()
+        if self.cut == 1:
+            reduce = (
+                reduce_scatter_to_sequence_parallel_region
+                if self.sequence_parallel
+                else reduce_from_tensor_model_parallel_region
+            )
+            low = reduce(low, group=self.group)
+        elif self.sequence_parallel:
+            low = gather_from_sequence_parallel_region(low, group=self.group)
+        else:
+            low = copy_to_tensor_model_parallel_region(low, group=self.group)
+        b = self.B if self.own is None else self.B.repeat(1, self.own.shape[1] // self.B.shape[1]) * self.own
+        return torch.addmm(output.flatten(0, 1), low.flatten(0, 1), b.t(), alpha=self.scale).view_as(output)
