@@ -1,11 +1,13 @@
 """Writes a model as a folder that Hugging Face transformers loads: weights, config, tokenizer and model card.
 
+Low-rank adapters become a part of their matrices; with --adapter they are a folder of their own, for peft.
 The vocabulary is put back into the order of the tokenizer that it was made with. An export that was stopped goes on
 where it was when it is started again.
 
 examples:
   python tools/export_hf.py runs/demo runs/demo/export
   python tools/export_hf.py runs/demo/wide/checkpoints/step-00000200 exports/wide --dtype bf16
+  python tools/export_hf.py runs/tuned exports/base --adapter exports/adapter
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
 from pretrain.errors import UserError
+from pretrain.hf.adapter import export_adapter
 from pretrain.hf.export import export
 from pretrain.hf.files import DTYPES
 
@@ -35,18 +38,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="largest file of weights, such as 500MB (default: %(default)s)",
     )
     parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FOLDER",
+        help="of a stage that trains low-rank adapters: write them to this folder, and the model without them",
+    )
+    parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder or model, where the corpus of the run is not at its place"
     )
 
 
 def work(options: argparse.Namespace) -> command.Answer:
-    """Raises UserError as pretrain.hf.export does."""
+    """Raises UserError as pretrain.hf.export and pretrain.hf.adapter do."""
+    checkpoint = locate(options.checkpoint, finished=True)
+    if options.adapter:
+        export_adapter(checkpoint, options.adapter, dtype=options.dtype, base=str(options.folder))
     exported = export(
-        locate(options.checkpoint, finished=True),
+        checkpoint,
         options.folder,
         dtype=options.dtype,
         shard_bytes=bytes_of(options.shard_size),
         tokenizer=options.tokenizer,
+        merged=not options.adapter,
         progress=sys.stderr.isatty(),
     )
     size = sum(exported.files.values())
@@ -54,6 +67,8 @@ def work(options: argparse.Namespace) -> command.Answer:
         f"{exported.folder}{' is there already' if exported.existed else ''}: {exported.parameters:,} parameters in "
         f"{exported.dtype} of {exported.checkpoint}, {len(exported.files)} files, {size:,} bytes"
     )
+    if options.adapter:
+        text += f"\n{options.adapter}: its adapters, for peft"
     data = {**asdict(exported), "checkpoint": str(exported.checkpoint), "folder": str(exported.folder)}
     return command.Answer(text, data)
 

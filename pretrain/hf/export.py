@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from growth import Architecture, Box
+from growth import Architecture, Box, between, identity
 from growth.architecture import in_words
 from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
@@ -45,18 +46,21 @@ def export(
     dtype: str = "fp32",
     shard_bytes: int,
     tokenizer: Path | None = None,
+    merged: bool = True,
     progress: bool = False,
 ) -> Exported:
     """Write the weights of a checkpoint, its config, its tokenizer and a model card to a folder that is not there yet.
 
-    dtype: fp32, bf16 or fp16. shard_bytes: the largest file of weights; above, they are cut into shards with an index.
-    Stopped and called again, it goes on after the last shard that was finished. Raises UserError when the folder holds
+    dtype: fp32, bf16 or fp16. merged: with its adapters, if it has any, as a part of its matrices; else without them.
+    shard_bytes: the largest file of weights; above, they are cut into shards with an index. Stopped and called again, it goes on after the last shard that was finished. Raises UserError when the folder holds
     something else, another process writes it, the model cannot be expressed, the tokenizer is missing, or the disk is
     full; CorruptCheckpoint when a block of the checkpoint does not verify.
     """
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
-        arch = Architecture.from_json(manifest.architecture)
+        stored = Architecture.from_json(manifest.architecture)
+        arch = stored.with_adapters(None)
+        plan = between(stored, arch, seed=0, init_std=0.0) if merged else identity(stored)
         family = form_of(arch.family)
         if blocks := in_words(arch):
             raise UserError(
@@ -75,6 +79,7 @@ def export(
             "dtype": dtype,
             "shard_bytes": shard_bytes,
             "tokenizer": words.identity,
+            **({} if merged else {"merged": False}),
         }
         work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
         try:
@@ -83,7 +88,17 @@ def export(
                 make_folder(work)
                 with Lock(work / LOCK):
                     _begin(work, mark)
-                    _weights(work, reader, arch, family, words, DTYPES[dtype], shard_bytes, order, progress)
+                    _weights(
+                        work,
+                        partial(plan.evaluate, read=reader.read),
+                        arch,
+                        family,
+                        words,
+                        DTYPES[dtype],
+                        shard_bytes,
+                        order,
+                        progress,
+                    )
                     _json(work / "config.json", config)
                     if family.generates:
                         _json(work / "generation_config.json", _generation(config))
@@ -157,7 +172,7 @@ def _begin(work: Path, mark: dict[str, Any]) -> None:
 
 def _weights(
     work: Path,
-    reader: Reader,
+    evaluate: Callable[[str, Box], torch.Tensor],
     arch: Architecture,
     family: HfForm,
     words: Vocabulary,
@@ -171,7 +186,7 @@ def _weights(
     files = shards(shapes, dtype, shard_bytes)
 
     def logical(name: str, box: Box) -> torch.Tensor:
-        return reordered(partial(reader.read, "weight", name), tensors[name], source, box)
+        return reordered(partial(evaluate, name), tensors[name], source, box)
 
     def read(name: str, box: Box) -> torch.Tensor:
         return family.stored(name).read(arch, logical, box)

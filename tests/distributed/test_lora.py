@@ -20,7 +20,9 @@ from pretrain.engine.frozen import Frozen
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.shards import fill, publish
 from pretrain.estimate.flops import fixed
+from pretrain.families.gpt2.hf import FORM as HF
 from pretrain.families.reference import objective
+from pretrain.hf.adapter import config, tensors
 from pretrain.kernels import fused
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
@@ -154,3 +156,59 @@ def test_a_resume_is_bitwise_and_growth_commutes_with_sharding(tmp_path: Path) -
     assert found[0][4][4] == [4, 2]
     assert not any(value.any() for (_, name), value in whole.items() if name.endswith("lora_B.weight"))
     assert plan.operators[0] == "adapters: merge"
+
+
+STEPS, RATE = 20, 1e-3
+
+
+def losses(arch: Architecture, lora: Lora) -> list[float]:
+    """Of steps with the drawn model in one process."""
+    engine = ranks.engine_for(arch, {})
+    fill(engine, identity(arch), Drawn(arch))  # type: ignore[arg-type]
+    first = growth.initial(arch, 0, 1.0).generations()
+    publish(engine, State(arch, first, (Birth(0, "first", 0),), Progress(), None))
+    engine.freeze(Frozen.of(arch, first, (), fixed(arch, lora)))
+    return [engine.train_step(batch, RATE).loss for batch in ranks.batches(arch, STEPS)]
+
+
+def test_the_losses_are_those_of_pefts_own_layers(tmp_path: Path) -> None:
+    """GPT-2's attention and MLP, from the same weights, with torch's AdamW; queries, keys and values apart in both."""
+    import peft  # seconds
+    import transformers
+
+    arch, lora = GPT2.with_adapters(BOTH), Lora(3, 6.0, ("attention", "mlp"))
+    (ours,) = run(1, losses, arch, lora)
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**HF.config(arch)))
+    drawn = Drawn(arch)
+
+    def read(name: str, box: Box) -> torch.Tensor:
+        return drawn.read("weight", name, box)
+
+    rows = {name: HF.stored(name) for name in HF.names(arch)}
+    weights = {name: row.read(arch, read, Box.whole(row.shape(arch))) for name, row in rows.items()}
+    base.load_state_dict(weights, strict=False)
+    model = peft.get_peft_model(base, peft.LoraConfig(**config(arch, HF, "") | {"inference_mode": False}))
+    factors = dict(tensors(arch, HF, drawn.read))
+    named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    assert named.keys() == factors.keys()
+    masks = []
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(factors[name])
+            if ".attn.c_attn.lora_B" in name:  # one matrix of three blocks there: what lies between them stays zero
+                masks.append((parameter, parameter != 0))
+    optimizer = torch.optim.AdamW(named.values(), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    theirs = []
+    for batch in ranks.batches(arch, STEPS):
+        output = model(batch["inputs"]).logits
+        loss = torch.nn.functional.cross_entropy(output.flatten(0, 1), batch["labels"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter, mask in masks:
+            assert parameter.grad is not None
+            parameter.grad *= mask
+        torch.nn.utils.clip_grad_norm_(named.values(), 0.5)
+        optimizer.step()
+        theirs.append(float(loss))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert theirs[-1] < theirs[0]
