@@ -52,9 +52,10 @@ def export(
     """Write the weights of a checkpoint, its config, its tokenizer and a model card to a folder that is not there yet.
 
     dtype: fp32, bf16 or fp16. merged: with its adapters, if it has any, as a part of its matrices; else without them.
-    shard_bytes: the largest file of weights; above, they are cut into shards with an index. Stopped and called again, it goes on after the last shard that was finished. Raises UserError when the folder holds
-    something else, another process writes it, the model cannot be expressed, the tokenizer is missing, or the disk is
-    full; CorruptCheckpoint when a block of the checkpoint does not verify.
+    shard_bytes: the largest file of weights; above, they are cut into shards with an index. Stopped and called again,
+    it goes on after the last shard that was finished. Raises UserError when the folder holds something else, another
+    process writes it, the model cannot be expressed, the tokenizer is missing, or the disk is full; CorruptCheckpoint
+    when a block of the checkpoint does not verify.
     """
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
