@@ -11,7 +11,8 @@ import growth
 from growth import GrowthError
 from growth.family import family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files, orders
+from pretrain.config import factor_files, orders, teachers
+from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
 from pretrain.config.layouts import misfits
@@ -41,6 +42,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _layout(stage),
                 _budget(stage),
                 _patches(stage),
+                _teacher(stages, index),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.lora.rank and (not index or stage.from_scratch):
@@ -215,6 +217,23 @@ def _ramp(train: Train) -> Iterator[str]:
         )
     elif train.tokens and tokens > train.tokens:
         yield f"train.ramp_tokens: {tokens} is more than train.tokens {train.tokens}; lower it"
+
+
+def _teacher(stages: Sequence[Stage], index: int) -> Iterator[str]:
+    stage = stages[index]
+    name, earlier = stage.distill.teacher, {other.name: other for other in stages[:index]}
+    if not name:
+        if stage.distill != Distill():
+            yield "distill.teacher: missing; name an earlier stage or a folder, or leave distill out"
+        return
+    yield from teachers.unfit(stage)
+    if "/" in name:
+        return
+    if name not in earlier:
+        known = f"one of {', '.join(earlier)}, or " if earlier else ""
+        yield f"distill.teacher: {name!r} is no earlier stage; name {known}a folder, with a slash in it"
+    elif not any(_shape(earlier[name])) and not any(_shape(stage)):
+        yield from teachers.misfits(earlier[name].at_end().architecture(), stage)
 
 
 def due(patch: Patch, tokens: int) -> int:

@@ -24,6 +24,7 @@ SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard",
 
 RESUMABLE = (
     "data.corpus",
+    "distill.teacher",
     "parallel",
     "train.tokens",
     "train.epochs",
@@ -40,7 +41,7 @@ RESUMABLE = (
 )
 """The keys that may differ when a stage is resumed; everything else is part of what the checkpoint is.
 
-The cursor makes sure that a corpus in another place is the same one.
+The cursor makes sure that a corpus in another place is the same one, and distill.teacher_hash that a teacher is.
 """
 
 

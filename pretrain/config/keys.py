@@ -1,6 +1,6 @@
 """The keys of a curriculum: frozen dataclasses, one for each section, and the stage that holds them."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -8,6 +8,7 @@ from pydantic import Field
 from growth import Architecture
 from growth.family import family
 from pretrain.config import orders
+from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch
 from pretrain.config.kinds import MOST_LAYERS, Count, Derived, FamilyName, Layers, Order, Positive, Ranks, Size
 from pretrain.config.section import Section
@@ -182,6 +183,8 @@ class Stage(Section):
     checkpoint: Checkpoint
     guard: Guard
     log: Log
+    distill: Distill = field(default_factory=Distill)
+    """A trained model that the stage learns from."""
     from_scratch: bool = False
     """Start from nothing and not from the stage before, to compare with."""
     patches: tuple[Patch, ...] = ()

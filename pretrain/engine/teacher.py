@@ -11,15 +11,15 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 
-from growth import Architecture
+from growth import Architecture, identity
 from pretrain import families
 from pretrain.checkpoint import Reader
 from pretrain.config import Distill
+from pretrain.config.teachers import held
 from pretrain.data.samples import Samples
 from pretrain.engine import megatron
 from pretrain.engine.megatron import Numerics, transformer_block
 from pretrain.families.common.attention import CoreAttention
-from pretrain.families.common.kinds import ATTENTION
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 from pretrain.losses import Term
@@ -34,20 +34,6 @@ class Reached(Exception):
     """All that is wanted of a forward pass is there; the rest of it is not computed."""
 
 
-def last_attention(arch: Architecture) -> int:
-    """The number of the last block that has an attention, from 1."""
-    return max(number for number, block in enumerate(arch.blocks, 1) if block.kind in ATTENTION)
-
-
-def held_of(arch: Architecture, distill: Distill) -> Architecture:
-    """What is held of a teacher: with relations its blocks up to the one that is learned from."""
-    if distill.kind == "logits":
-        return arch
-    calls = arch.calls[: distill.teacher_layer or last_attention(arch)]
-    layers = 1 + max(calls)
-    return arch.replace({"layers": layers}, kinds=arch.kinds[:layers], calls=calls)
-
-
 class Teacher:
     """A frozen model, cut over tensor-parallel ranks as its student, and the term that its student's loss has of it.
 
@@ -57,7 +43,7 @@ class Teacher:
 
     def __init__(self, arch: Architecture, layout: Layout, numerics: Numerics, distill: Distill, seq_len: int) -> None:
         self.distill, self.family = distill, families.of(arch.family)
-        self.arch, self.layout = held_of(arch, distill), layout.resized(held_of(arch, distill), seq_len)
+        self.arch, self.layout = held(arch, distill), layout.resized(held(arch, distill), seq_len)
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
         how = Numerics(numerics.precision, compile=numerics.compile)
         chunks = megatron.build(self.arch, self.layout, how, seq_len=seq_len, pp_rank=0, tp_rank=self.tp_rank)
@@ -67,11 +53,11 @@ class Teacher:
 
     def fill(self, reader: Reader) -> None:
         """Read this rank's part of the weights (not collective)."""
-        table = parameters(self.arch, self.layout, 0, self.tp_rank)
+        table, as_it_is = parameters(self.arch, self.layout, 0, self.tp_rank), identity(self.arch)
         for described, parameter in zip(table, self._model.parameters(), strict=True):
             parameter.zero_()  # padding of the vocabulary
             for piece in described.pieces:
-                parameter[piece.local.slices()].copy_(reader.read("weight", piece.tensor, piece.box))
+                parameter[piece.local.slices()].copy_(as_it_is.evaluate(piece.tensor, piece.box, reader.read))
 
     @property
     def terms(self) -> tuple[Term, ...]:

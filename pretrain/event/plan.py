@@ -15,6 +15,7 @@ from pretrain.config.layouts import layout_of
 from pretrain.errors import UserError
 from pretrain.event.condense import condensed
 from pretrain.event.source import Source
+from pretrain.event.teacher import taught
 from pretrain.families.common.tokenizers import Tokenizer
 from pretrain.families.text import open_feed
 from pretrain.guard.health import Health
@@ -61,9 +62,9 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
     """Raise, before anything slow starts, what is known to be wrong with a stage on `world` ranks; writes nothing.
 
     ahead: names of stages that will have finished by then; a parent among them is taken as the file declares it.
-    Raises UserError for ranks that do not fit, a corpus or a parent that is not there, a corpus unlike the parent's,
-    a vocabulary that cannot be cut, held-out text of which nothing can be measured and a resume that would change the
-    run; GrowthError for a growth that is impossible.
+    Raises UserError for ranks that do not fit, a corpus, a parent or a teacher that is not there, a corpus unlike the
+    parent's, a teacher that does not fit, a vocabulary that cannot be cut, held-out text of which nothing can be
+    measured and a resume that would change the run; GrowthError for a growth that is impossible.
     """
     if is_done(curriculum.folder / stage.name):
         return
@@ -73,6 +74,7 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
         feed.held_out(1)
     except UserError as error:
         raise UserError(f"{curriculum.path}: stage {stage.name!r}: {error}") from None
+    stage = taught(curriculum, stage, feed.tokenizer, ahead)
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
         compare_for_resume(own.config, stage.to_dict())

@@ -8,6 +8,7 @@ from math import prod
 
 from growth.adapters import part_of
 from growth.architecture import Architecture
+from growth.family import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,37 @@ def totals(arch: Architecture, seq_len: int) -> list[int]:
     return [work.total for work in work_of(arch, seq_len)]
 
 
+def attending(arch: Architecture) -> list[int]:
+    """The numbers of the blocks that have an attention, from 1."""
+    return [number for number, block in enumerate(arch.blocks, 1) if _queries(arch, block.kind)]
+
+
+def entering(arch: Architecture, kind: str, seq_len: int) -> int:
+    """FLOPs of the matrices that make queries, keys and values in a block of this kind, on the way forward, of one
+    sample."""
+    rows = [row for row in arch.table.rows(kind) if len(row.dims) == 2 and "head_dim" in row.dims[0].axes]
+    return sum(_flops(arch, row, seq_len, None) for row in rows)
+
+
+def _flops(arch: Architecture, row: TensorSpec, seq_len: int, only: Collection[int | str] | None) -> int:
+    own = arch.adapters.rows(row) if arch.adapters else (row,)
+    return sum(
+        2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims)
+        for each in own
+        if len(each.dims) == 2 and (only is None or each.name in only)
+    )
+
+
+def _queries(arch: Architecture, kind: str) -> int:
+    """The width of all queries of a block of this kind; 0 without an attention."""
+    first = [row.dims[0] for row in arch.table.rows(kind) if len(row.dims) == 2]
+    return sum(dim.size(arch.sizes) for dim in first if dim.role == "query")
+
+
 def _of_kind(arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None) -> Work:
     matrices = attention = 0
     for row in arch.table.rows(kind):
-        own = arch.adapters.rows(row) if arch.adapters else (row,)
-        flops = sum(
-            2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims)
-            for each in own
-            if len(each.dims) == 2 and (only is None or each.name in only)
-        )
+        flops = _flops(arch, row, seq_len, only)
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0
-    first = [row.dims[0] for row in arch.table.rows(kind) if len(row.dims) == 2]
-    queries = sum(dim.size(arch.sizes) for dim in first if dim.role == "query")
-    return Work(matrices, 2 * 2 * queries * seq_len * seq_len, attention)
+    return Work(matrices, 2 * 2 * _queries(arch, kind) * seq_len * seq_len, attention)

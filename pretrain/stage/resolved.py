@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pretrain.config import Curriculum, Grow, Stage
 from pretrain.config.layouts import layout_of
+from pretrain.event.teacher import taught
 from pretrain.families.common.text import Feed, Taken, Wanted
 from pretrain.families.text import open_feed
 from pretrain.layout import Layout
@@ -18,8 +19,9 @@ from pretrain.schedule.curve import sharing
 class Resolved:
     """What the rooms of a stage are handed.
 
-    given: the stage as it is configured, which is what a checkpoint holds. stage: with its budget and its warm-up in
-    tokens. curriculum: with the budgets in tokens of all stages on which its schedule depends.
+    given: the stage as it is configured, with the hash of its teacher, which is what a checkpoint holds. stage: with
+    its budget and its warm-up in tokens. curriculum: with the budgets in tokens of all stages on which its schedule
+    depends.
     """
 
     curriculum: Curriculum
@@ -49,11 +51,12 @@ class Resolved:
 
 
 def resolve(curriculum: Curriculum, given: Stage, world: int) -> Resolved:
-    """A stage on `world` ranks (collective). Raises what `layout_of` and `open_feed` do.
+    """A stage on `world` ranks (collective). Raises what `taught`, `layout_of` and `open_feed` do.
 
     Rank 0 counts the text of what has its budget in epochs, which reads whole corpora: the stage, those that share its
     curve, and the one whose budget says when it ends.
     """
+    given = agreed(lambda: taught(curriculum, given))
     layout, feed = layout_of(given, world), open_feed(given)
     others = sharing(curriculum, given)
     if given.train.until == "gstack":

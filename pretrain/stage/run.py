@@ -20,7 +20,6 @@ from pretrain.engine.dropout import step_key
 from pretrain.engine.engine import Engine
 from pretrain.engine.shards import boxes
 from pretrain.errors import UserError
-from pretrain.estimate.flops import training_flops
 from pretrain.event.grow import finish_event, grow
 from pretrain.event.plan import of_patch
 from pretrain.guard.health import Rollback, note, roll_back
@@ -33,6 +32,7 @@ from pretrain.schedule.ending import Ending, keep_decision
 from pretrain.stage.apply_schedule import Pacing
 from pretrain.stage.metrics import Metrics
 from pretrain.stage.resolved import Resolved
+from pretrain.stage.teach import flops_per_token, teach
 from pretrain.stage.validate import Validation
 from pretrain.state import State
 
@@ -127,8 +127,7 @@ class Run:
         key = step_key(self.stage.seed, self.stage.name, state.progress.step)
         result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
         self._written = not result.writing
-        ran = self.engine.ran(tokens // t.seq_len, key)
-        flops = training_flops(state.arch, t.seq_len, frozen=self.engine.frozen.parts, ran=ran) * tokens
+        flops = flops_per_token(self.engine, tokens // t.seq_len, key) * tokens
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(
             state,
@@ -138,10 +137,10 @@ class Run:
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lrs[-1]}
         if len(lrs) > 1:
             values |= {f"lr_generation_{number}": lr for number, lr in enumerate(lrs)}
-        if batch.bytes is not None:
-            values["bits_per_byte"] = result.loss * tokens / math.log(2) / batch.bytes
-        if len(result.terms) > 1:
-            values |= result.terms
+        words = result.terms.get(self.engine.family.losses[0].name)
+        if batch.bytes is not None and words is not None:
+            values["bits_per_byte"] = words * tokens / math.log(2) / batch.bytes
+        values |= {name: mean for name, mean in result.terms.items() if name not in values}
         if result.trouble:
             values["skipped"] = 1
         self.metrics.step(self.state.progress, **values)
@@ -233,6 +232,7 @@ class Run:
         """Go on with this engine, from here."""
         self.engine = engine
         self.state = self.pacing.set(engine, state)
+        teach(self.resolved, engine)
         self.validation = Validation(engine, self.feed)
         self.feed.seek(state.cursor)
 

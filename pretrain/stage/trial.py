@@ -16,7 +16,6 @@ from pretrain.config import compare_for_resume
 from pretrain.engine.dropout import step_key
 from pretrain.engine.engine import Engine
 from pretrain.errors import UserError
-from pretrain.estimate.flops import training_flops
 from pretrain.event.plan import finished
 from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
@@ -26,6 +25,7 @@ from pretrain.schedule.ending import keep_decision, read_trial
 from pretrain.stage.apply_schedule import Pacing
 from pretrain.stage.resolved import Resolved
 from pretrain.stage.start import start
+from pretrain.stage.teach import flops_per_token, teach
 from pretrain.stage.validate import Validation
 from pretrain.state import State
 
@@ -90,6 +90,7 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
     engine, state = start(resolved)
     state = Pacing.of(resolved.curriculum, stage, state.progress).set(engine, state)
     feed.seek(state.cursor)
+    teach(resolved, engine)
     validation = Validation(engine, feed)
     at_once = validation()["validation_loss"]
     tokens = before = state.progress.tokens
@@ -103,8 +104,7 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
         result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish, key=key)
         if result.wish == Asked.STOP:
             return None
-        ran = engine.ran(samples, key)
-        flops += training_flops(state.arch, t.seq_len, frozen=engine.frozen.parts, ran=ran) * samples * t.seq_len
+        flops += flops_per_token(engine, samples, key) * samples * t.seq_len
     loss = validation()["validation_loss"]
     engine.free()
     found = {"loss_at_once": at_once, "loss": loss}
