@@ -6,7 +6,6 @@ example:
 
 import argparse
 import json
-import os
 import re
 import sys
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from pretrain.cli import command
 from pretrain.errors import UserError
+from pretrain.runtime.files import write_file
 
 VERSE_NUMBER = re.compile(r"(^|\s)\d+\.(?: |(?=\())")
 
@@ -47,9 +47,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError where the text is not installed."""
     rows = chapters()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_name(options.output.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    os.replace(temporary, options.output)
+    write_file(options.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     size = options.output.stat().st_size
     return command.Answer(
         f"{options.output}: {len(rows):,} documents, {size:,} bytes", {"documents": len(rows), "bytes": size}

@@ -1,14 +1,13 @@
 """The filesystem's side of a save: a hidden folder that becomes a checkpoint at once, and checkpoints that go."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
 from pretrain.checkpoint.find import check, step_of, steps
 from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.errors import UserError
-from pretrain.runtime.files import fsync_folder
+from pretrain.runtime.files import fsync_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +50,7 @@ def commit(manifest: Manifest, partial: Path, path: Path) -> None:
             ) from error
         if size != file.size:
             raise UserError(f"{partial / name} has {size} bytes, and {file.size} were written")
-    with open(partial / MANIFEST, "wb") as out:
-        out.write(manifest.to_bytes())
-        out.flush()
-        os.fsync(out.fileno())
-    fsync_folder(partial)
+    write_file(partial / MANIFEST, manifest.to_bytes())
     partial.rename(path)
     fsync_folder(path.parent)
 

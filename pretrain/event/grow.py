@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from math import isfinite
@@ -24,7 +23,7 @@ from pretrain.event.plan import Growth
 from pretrain.event.source import Source
 from pretrain.families.common.text import Feed
 from pretrain.layout import Layout
-from pretrain.runtime.files import write_file
+from pretrain.runtime.files import write_json
 from pretrain.runtime.ranks import is_first
 from pretrain.state import State
 
@@ -118,6 +117,6 @@ def finish_event(folder: Path, state: State, bits: float | None, seconds: float)
     if is_first():
         path = folder / "events" / f"step-{state.progress.step:08d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, (json.dumps(event, indent=1, allow_nan=False) + "\n").encode())
+        write_json(path, event)
         log.info("growth event, %.1f s\n%s", seconds, certificate)
     return replace(state, events=(*earlier, event))

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.runtime.files import write_file
+from pretrain.runtime.files import write_file, write_json
 
 SUSPECTS = "suspects.json"
 """File of a stage's folder: how often each host has computed a gradient that could not be computed again."""
@@ -79,5 +79,5 @@ def suspect(folder: Path, unlike_ranks: Sequence[Unlike]) -> list[str]:
     suspects = {host: count for host, count in counts.items() if host not in unfit}
     if unfit:
         write_file(folder / UNFIT, "".join(f"{host}\n" for host in unfit).encode())
-    write_file(path, (json.dumps(suspects) + "\n").encode())
+    write_json(path, suspects)
     return unfit

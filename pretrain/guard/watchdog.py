@@ -7,7 +7,6 @@ which needs no connection to the others: when one hangs, the others soon wait fo
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import os
 import socket
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pretrain.runtime.files import make_folder, write_file
+from pretrain.runtime.files import make_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Watchdog:
         }
         try:
             make_folder(self._folder)
-            write_file(self._folder / "heartbeat", (json.dumps(heartbeat) + "\n").encode())
+            write_json(self._folder / "heartbeat", heartbeat)
         except OSError as problem:  # such as a full disk, which the stage finds out where it matters
             log.warning("the heartbeat was not written: %s", problem)
 

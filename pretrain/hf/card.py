@@ -4,6 +4,7 @@ from growth import Architecture
 from pretrain.checkpoint import Manifest
 from pretrain.families.common.hf.form import HfForm
 from pretrain.report import summary
+from pretrain.report.markdown import table
 
 HEAD = """---
 library_name: transformers
@@ -48,16 +49,12 @@ def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> 
     auto = "AutoModelForCausalLM" if family.generates else "AutoModelForPreTraining"
     task = "text-generation" if family.generates else "fill-mask"
     lines = [HEAD.format(family=arch.family, title=title, parameters=arch.parameters(), auto=auto, task=task)]
-    lines += ["## Training", "", *_table(["", ""], [[k, v] for k, v in facts.items()]), ""]
-    lines += ["## Shape", "", *_table(["axis or scalar", "value"], [[k, f"{v:.10g}"] for k, v in shape.items()]), ""]
+    lines += ["## Training", "", table(["", ""], [[k, v] for k, v in facts.items()]), ""]
+    lines += ["## Shape", "", table(["axis or scalar", "value"], [[k, f"{v:.10g}"] for k, v in shape.items()]), ""]
     lines += ["## Growth", ""]
     events = [[row["stage"], summary.in_one_line(row)] for row in summary.history(manifest)]
-    lines += _table(["stage", "event"], events) if events else ["None: it had this size from the start."]
+    lines += [table(["stage", "event"], events) if events else "None: it had this size from the start."]
     born = [[str(i), b["stage"], f"{b['birth_tokens']:,}", f"{b['adam_step']:,}"] for i, b in enumerate(births)]
     lines += ["", "## Generations of parameters", ""]
-    lines += _table(["generation", "born in stage", "after tokens", "optimizer steps"], born)
+    lines += [table(["generation", "born in stage", "after tokens", "optimizer steps"], born)]
     return "\n".join(lines) + FOOT
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

@@ -17,7 +17,6 @@ from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
 from pretrain.data.corpus.corpus import TOKENIZER
 from pretrain.data.tokenizers.byte_level import CONFIG_FILE, ByteLevel
-from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.hf.values import Kept, TokenizerConfig
@@ -136,8 +135,7 @@ def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArr
         reason = str(error).removeprefix(f"{source}/")
         return {"order": "identity", **_as_it_is(source, arch, reason)}, None
     recorded = {"order": "merge age", "tokenizer": tokenizer.hash, "reason": None}
-    permutation = tokenizer.permutation if isinstance(tokenizer, WordPiece) else tokenizer.age.permutation
-    return recorded, permutation.astype(np.int64)
+    return recorded, tokenizer.permutation.astype(np.int64)
 
 
 def _as_it_is(source: Path, arch: Architecture, reason: str) -> dict[str, Any]:

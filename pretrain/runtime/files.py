@@ -3,7 +3,6 @@
 import fcntl
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired
 
+import xxhash
 from typing_extensions import TypedDict
 
 from pretrain.errors import UserError
@@ -51,6 +51,20 @@ def write_file(path: Path, data: bytes) -> None:
     fsync_folder(path.parent)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file as `write_file` does. Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_file(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def hash_of(path: Path) -> str:
+    """The xxh3_128 of a file's content, in hex."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            state.update(block)
+    return state.hexdigest()
+
+
 class Done(TypedDict):
     """The part of a DONE file that is read."""
 
@@ -59,8 +73,7 @@ class Done(TypedDict):
 
 def mark_done(folder: Path, info: Mapping[str, Any]) -> None:
     """Writes a stage's `DONE` marker, a JSON file: the stage is finished. Numbers that are not finite become null."""
-    finite_info = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in info.items()}
-    write_file(folder / "DONE", (json.dumps(finite_info, indent=1, allow_nan=False) + "\n").encode())
+    write_json(folder / "DONE", documents.finite(info))
 
 
 def bits_per_byte(folder: Path) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log10
@@ -16,7 +15,7 @@ from pretrain.errors import UserError
 from pretrain.estimate.flops import expected, training_flops
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Number, Object, Text
-from pretrain.runtime.files import make_folder, write_file
+from pretrain.runtime.files import make_folder, write_json
 from pretrain.schedule.progress import Progress
 
 DECISIONS = "decisions"
@@ -133,4 +132,4 @@ def keep_decision(folder: Path, name: str, decision: Mapping[str, Any] | None) -
     """Write a decision of the stage of this folder as decisions/NAME.json."""
     path = folder / DECISIONS / f"{name}.json"
     make_folder(path.parent)
-    write_file(path, (json.dumps(decision, indent=1) + "\n").encode())
+    write_json(path, decision)

@@ -15,7 +15,7 @@ from growth import Architecture, Box, Plan
 from growth.evaluate.box_values import Read
 from pretrain.data.samples import Samples
 from pretrain.families.reference import objective
-from pretrain.runtime.files import make_folder, write_file
+from pretrain.runtime.files import make_folder, write_json
 
 
 def plan_of(arch: Architecture, kept: Sequence[int]) -> Plan:
@@ -72,7 +72,7 @@ def greedy(
             left.remove(best)
             removed.append((best, losses[best]))
             make_folder(notes.parent)
-            write_file(notes, json.dumps({"about": about, "removed": removed}).encode())
+            write_json(notes, {"about": about, "removed": removed})
     return removed
 
 

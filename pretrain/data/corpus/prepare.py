@@ -4,7 +4,6 @@ Everything is written to OUTPUT.partial, which is renamed when it is complete. W
 there says up to which row the tokens are safe; a second run with the same request cuts off what came after and goes on.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from pydantic import with_config
 from typing_extensions import TypedDict
 
@@ -24,7 +22,7 @@ from pretrain.data.corpus.sources import Source
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 from pretrain.runtime.documents import CLOSED, Count
-from pretrain.runtime.files import Lock
+from pretrain.runtime.files import Lock, hash_of, write_json
 
 JOURNAL, LOCK = "journal.json", "lock"
 LENGTHS = "lengths.bin"  # the length of each sequence in tokens (int32), until the index is written
@@ -131,7 +129,7 @@ def _drop_other_request(partial: Path, request: dict[str, Any]) -> None:
     if _written_before(file, documents.Object) != request:
         (partial / JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(partial / TOKENIZER, ignore_errors=True)
-        _write_json(file, request)
+        write_json(file, request)
 
 
 def _written_before(file: Path, kind: Any) -> dict[str, Any] | None:
@@ -202,7 +200,7 @@ def _encode(
             progress("tokens", len(encoded.counts), encoded.bytes)
             if done.bytes - saved >= EVERY:
                 _sync(tokens, lengths, counts)
-                _write_json(journal_file, asdict(done))
+                write_json(journal_file, asdict(done))
                 saved = done.bytes
         _sync(tokens, lengths, counts)
     return done
@@ -219,32 +217,16 @@ def _finish(partial: Path, tokenizer: AnyTokenizer, request: dict[str, Any], don
         "bytes": done.bytes,
         "vocab_size": tokenizer.size,
         "tokenizer": tokenizer.hash,
-        "xxh3_128": _hash_file(partial / f"{TOKENS}.bin"),
+        "xxh3_128": hash_of(partial / f"{TOKENS}.bin"),
         "request": request,
     }
     for name in (JOURNAL, LENGTHS, COUNTS, "request.json"):  # the journal goes first: without it the others are ignored
         (partial / name).unlink(missing_ok=True)
-    _write_json(partial / DESCRIPTION, description)
+    write_json(partial / DESCRIPTION, description)
     return description
-
-
-def _hash_file(path: Path) -> str:
-    state = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _sync(*files: Any) -> None:
     for file in files:
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        _sync(file)
-    os.replace(temporary, path)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import xxhash
-
 from pretrain.errors import UserError
 from pretrain.runtime.documents import one_line
+from pretrain.runtime.files import hash_of
 
 Document = Literal["line", "paragraph", "file"]
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -129,8 +128,4 @@ def _in_words(error: BaseException) -> str:
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    state = xxhash.xxh3_128()
-    with open(file, "rb") as handle:
-        while block := handle.read(1 << 24):
-            state.update(block)
-    return {"name": file.name, "bytes": file.stat().st_size, "xxh3_128": state.hexdigest()}
+    return {"name": file.name, "bytes": file.stat().st_size, "xxh3_128": hash_of(file)}

@@ -16,7 +16,8 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
-from pretrain.data.tokenizers.sentencepiece import MODEL_FILE, Segmentation
+from pretrain.data.tokenizers.segmentation import Segmentation
+from pretrain.data.tokenizers.sentencepiece import MODEL_FILE
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 
@@ -105,8 +106,7 @@ class ByteLevel:
     def segmentation(self, vocab: int) -> Segmentation:
         """The table that leaves every piece as it is."""
         self.legal(vocab)
-        ids = np.arange(self.size, dtype=np.int32)
-        return Segmentation(self.size, np.ones_like(ids), ids.astype(np.int64), ids)
+        return Segmentation.of(self.size, [])
 
     def new_pieces(self, old: int, new: int) -> list[list[int]]:
         """Raises UserError, since this vocabulary does not grow."""

@@ -10,8 +10,6 @@ in the text itself is a space to SentencePiece, and counted as one.)
 """
 
 import json
-import os
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -23,42 +21,14 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as spm
 from typing_extensions import TypedDict
 
-from pretrain.data.ragged import ragged
 from pretrain.data.tokenizers.merge_age import SPACE, MergeAge, Piece, merge_age
+from pretrain.data.tokenizers.segmentation import GrowingVocabulary
 from pretrain.errors import UserError
 from pretrain.runtime import documents
+from pretrain.runtime.files import write_file
 
 MODEL_FILE = "tokenizer.model"
 ORDER_FILE = "merge_age.json"
-CHUNK = 1 << 16  # ids re-segmented at a time: the intermediates stay in the cache
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """Ids of the full vocabulary to ids of the first ``vocab`` pieces.
-
-    Piece t becomes ``flat[offsets[t] : offsets[t] + lengths[t]]``: itself if t < vocab, else its text encoded by the
-    first ``vocab`` pieces without the dummy prefix. The result equals the text encoded by the truncated tokenizer.
-    """
-
-    vocab: int
-    lengths: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    flat: NDArray[np.int32]
-
-    def apply(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Re-segments full-vocabulary ids (integers [n]) to the stage's (int32 [m], m >= n)."""
-        if self.vocab == len(self.lengths):
-            return ids.astype(np.int32, copy=False)
-        chunks = [np.empty(0, dtype=np.int32)]
-        for start in range(0, len(ids), CHUNK):
-            chunk = ids[start : start + CHUNK]
-            chunks.append(self.flat[ragged(self.offsets[chunk], self.lengths[chunk])])
-        return np.concatenate(chunks)
-
-    def piece(self, t: int) -> list[int]:
-        """The ids that spell piece t."""
-        return self.flat[self.offsets[t] : self.offsets[t] + self.lengths[t]].tolist()
 
 
 class Order(TypedDict):
@@ -67,7 +37,7 @@ class Order(TypedDict):
     hash: str
 
 
-class Tokenizer:
+class Tokenizer(GrowingVocabulary):
     """A SentencePiece tokenizer with ids in merge-age order; ``Tokenizer.load(folder_or_model_file)``.
 
     It encodes with the full vocabulary unless a smaller one is asked for.
@@ -75,6 +45,7 @@ class Tokenizer:
 
     def __init__(self, model: bytes, name: str) -> None:
         """``model`` is the content of a SentencePiece model file; ``name`` is what errors call it."""
+        super().__init__()
         self.model_bytes = model
         self.stock = spm.ModelProto()
         try:
@@ -85,9 +56,9 @@ class Tokenizer:
         self.name = name
         self.size = len(self.stock.pieces)
         self.age: MergeAge = merge_age(self.stock.pieces)
-        self.pieces: list[str] = [self.stock.pieces[i].piece for i in self.age.permutation]
+        self.permutation = self.age.permutation
+        self.pieces: list[str] = [self.stock.pieces[i].piece for i in self.permutation]
         self._processors: dict[tuple[int, bool], SentencePieceProcessor] = {}
-        self._segmentations: dict[int, Segmentation] = {}
 
         ids = {piece: i for i, piece in enumerate(self.pieces)}
         trainer = self.stock.trainer_spec
@@ -100,7 +71,7 @@ class Tokenizer:
         self.prefix_bytes = int(self.stock.normalizer_spec.add_dummy_prefix)
         # uint8 would do for most vocabularies, but sums of int32 do not overflow.
         self.piece_bytes: NDArray[np.int32] = np.array(
-            [_text_bytes(self.stock.pieces[i]) for i in self.age.permutation], dtype=np.int32
+            [_text_bytes(self.stock.pieces[i]) for i in self.permutation], dtype=np.int32
         )
 
     @classmethod
@@ -130,15 +101,14 @@ class Tokenizer:
         """Write the stock model and the hash of the order to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         order = json.dumps({"format_version": 1, "size": self.size, "hash": self.hash}) + "\n"
-        for name, content in ((ORDER_FILE, order.encode()), (MODEL_FILE, self.model_bytes)):
-            (folder / f"{name}.tmp").write_bytes(content)
-            os.replace(folder / f"{name}.tmp", folder / name)
+        write_file(folder / ORDER_FILE, order.encode())
+        write_file(folder / MODEL_FILE, self.model_bytes)
 
     @cached_property
     def hash(self) -> str:
         """xxh3_128 of the model and of the order of the pieces."""
         state = xxhash.xxh3_128(self.model_bytes)
-        state.update(self.age.permutation.tobytes())
+        state.update(self.permutation.tobytes())
         return state.hexdigest()
 
     def legal(self, vocab: int) -> None:
@@ -165,7 +135,7 @@ class Tokenizer:
         self.legal(vocab)
         key = (vocab, dummy_prefix)
         if key not in self._processors:
-            proto = self._truncated(self.age.permutation[:vocab])
+            proto = self._truncated(self.permutation[:vocab])
             if not dummy_prefix:
                 proto.normalizer_spec.add_dummy_prefix = False
             self._processors[key] = SentencePieceProcessor(model_proto=proto.SerializeToString())
@@ -179,38 +149,14 @@ class Tokenizer:
         """The text that ids of any stage stand for."""
         return self.processor().decode([int(i) for i in ids])
 
-    def segmentation(self, vocab: int) -> Segmentation:
-        """The table that re-segments full-vocabulary ids for the first ``vocab`` pieces."""
-        if vocab not in self._segmentations:
-            table = [[t] for t in range(vocab)] + self.processor(vocab, dummy_prefix=False).encode(self.pieces[vocab:])
-            lengths = np.array([len(row) for row in table], dtype=np.int32)
-            self._segmentations[vocab] = Segmentation(
-                vocab=vocab,
-                lengths=lengths,
-                offsets=np.cumsum(lengths, dtype=np.int64) - lengths,
-                flat=np.array([t for row in table for t in row], dtype=np.int32),
-            )
-        return self._segmentations[vocab]
-
-    def new_pieces(self, old: int, new: int) -> list[list[int]]:
-        """For each row of the vocabulary from ``old`` to ``new``, the rows below ``old`` that its text was made of."""
-        self.legal(new)
-        table = self.segmentation(old)
-        return [table.piece(t) for t in range(old, new)]
-
-    def stock_order(self, vocab: int) -> NDArray[np.int64]:
-        """Stage row -> row of the exported model: the kept pieces in the order that the stock model has them (int64
-        [vocab]).
-        """
-        self.legal(vocab)
-        row = np.empty(vocab, dtype=np.int64)
-        row[np.argsort(self.age.permutation[:vocab])] = np.arange(vocab)
-        return row
+    def spellings(self, vocab: int) -> list[list[int]]:
+        """The text of each piece from ``vocab`` on, encoded by the pieces before it without the dummy prefix."""
+        return self.processor(vocab, dummy_prefix=False).encode(self.pieces[vocab:])
 
     def stock_model(self, vocab: int) -> spm.ModelProto:
         """The SentencePiece model of the first ``vocab`` pieces in stock order."""
         self.legal(vocab)
-        return self._truncated(np.sort(self.age.permutation[:vocab]))
+        return self._truncated(np.sort(self.permutation[:vocab]))
 
     def _truncated(self, stock_ids: NDArray[np.int32]) -> spm.ModelProto:
         proto = spm.ModelProto()

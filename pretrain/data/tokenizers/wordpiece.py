@@ -28,9 +28,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from typing_extensions import TypedDict
 
-from pretrain.data.tokenizers.sentencepiece import Segmentation
+from pretrain.data.tokenizers.segmentation import GrowingVocabulary
 from pretrain.errors import UserError
 from pretrain.runtime import documents
+from pretrain.runtime.files import write_file
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000  # characters of a trained vocabulary; others are unknown
@@ -45,7 +46,7 @@ class Options(TypedDict):
     lowercase: bool
 
 
-class WordPiece:
+class WordPiece(GrowingVocabulary):
     """A WordPiece tokenizer with its pieces in the order of growth; ``WordPiece.load(folder_or_vocab_file)``."""
 
     def __init__(self, vocabulary: Sequence[str], lowercase: bool, name: str) -> None:
@@ -53,6 +54,7 @@ class WordPiece:
 
         Raises UserError if a special piece is missing or a piece is there twice.
         """
+        super().__init__()
         missing = [piece for piece in SPECIALS if piece not in vocabulary]
         if missing:
             raise UserError(f"{name} has no {', '.join(missing)}: BERT cannot be trained with it")
@@ -65,7 +67,6 @@ class WordPiece:
         self.pad, self.unk, self.cls, self.sep, self.mask = range(len(SPECIALS))
         self.used = self.size - sum(bool(UNUSED.fullmatch(piece)) for piece in self.pieces)
         self.continues: NDArray[np.bool_] = np.array([_is_continuation(piece) for piece in self.pieces])
-        self._segmentations: dict[int, Segmentation] = {}
 
     @classmethod
     def load(cls, path: Path | str, lowercase: bool = True) -> Self:
@@ -112,8 +113,7 @@ class WordPiece:
         """Write vocab.txt in the stock order, and the options."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OPTIONS_FILE).write_text(json.dumps({"format_version": 1, "lowercase": self.lowercase}) + "\n")
-        (folder / f"{VOCAB_FILE}.tmp").write_text("\n".join(self.stock) + "\n", encoding="utf-8")
-        (folder / f"{VOCAB_FILE}.tmp").replace(folder / VOCAB_FILE)
+        write_file(folder / VOCAB_FILE, ("\n".join(self.stock) + "\n").encode())
 
     @cached_property
     def hash(self) -> str:
@@ -132,13 +132,6 @@ class WordPiece:
         """First and one past the last id that a random replacement may be: active in the stage, no special, in use."""
         return len(SPECIALS), min(vocab, self.used)
 
-    def stock_order(self, vocab: int) -> NDArray[np.int64]:
-        """Stage row -> row of the exported model: the kept pieces in the order of vocab.txt (int64 [vocab])."""
-        self.legal(vocab)
-        row = np.empty(vocab, dtype=np.int64)
-        row[np.argsort(self.permutation[:vocab])] = np.arange(vocab)
-        return row
-
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The full-vocabulary ids of each text, without [CLS] and [SEP]."""
         return [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -147,26 +140,10 @@ class WordPiece:
         """The text of ids of any stage, as far as WordPiece keeps it."""
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def segmentation(self, vocab: int) -> Segmentation:
-        """The table that spells full-vocabulary ids with the first ``vocab`` pieces."""
-        self.legal(vocab)
-        if vocab not in self._segmentations:
-            ids = {piece: i for i, piece in enumerate(self.pieces[:vocab])}
-            table = [[t] for t in range(vocab)] + [_spell(piece, ids, self.unk) for piece in self.pieces[vocab:]]
-            lengths = np.array([len(row) for row in table], dtype=np.int32)
-            self._segmentations[vocab] = Segmentation(
-                vocab=vocab,
-                lengths=lengths,
-                offsets=np.cumsum(lengths, dtype=np.int64) - lengths,
-                flat=np.array([t for row in table for t in row], dtype=np.int32),
-            )
-        return self._segmentations[vocab]
-
-    def new_pieces(self, old: int, new: int) -> list[list[int]]:
-        """For each row of the vocabulary from ``old`` to ``new``, the rows below ``old`` that spell it."""
-        self.legal(new)
-        table = self.segmentation(old)
-        return [table.piece(t) for t in range(old, new)]
+    def spellings(self, vocab: int) -> list[list[int]]:
+        """Of each piece from ``vocab`` on, greedily, as WordPiece does."""
+        ids = {piece: i for i, piece in enumerate(self.pieces[:vocab])}
+        return [_spell(piece, ids, self.unk) for piece in self.pieces[vocab:]]
 
     @cached_property
     def _fast(self) -> Tokenizer:

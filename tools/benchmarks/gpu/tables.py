@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretrain.report.markdown import table as markdown_table
+
 Row = Mapping[str, Any]
 
 
@@ -82,8 +84,7 @@ KINDS = {
 
 def _table(rows: Sequence[Row]) -> list[str]:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(_cell(row.get(c)).replace("|", "\\|") for c in columns) + " |" for row in rows]
+    return [markdown_table(columns, [[_cell(row.get(c)).replace("|", "\\|") for c in columns] for row in rows])]
 
 
 def _percent(share: float | None) -> str | None:
