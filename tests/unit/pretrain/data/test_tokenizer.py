@@ -63,7 +63,7 @@ def test_segmentation_in_chunks(tokenizer: Tokenizer, texts: list[str], monkeypa
     """Where the ids are cut into chunks does not show."""
     ids = np.concatenate([tokenizer.encode(text) for text in texts])
     whole = tokenizer.segmentation(500).apply(ids)
-    monkeypatch.setattr("pretrain.data.tokenizers.sentencepiece.CHUNK", 7)
+    monkeypatch.setattr("pretrain.data.tokenizers.segmentation.CHUNK", 7)
     assert np.array_equal(tokenizer.segmentation(500).apply(ids), whole)
 
 
