@@ -130,10 +130,10 @@ def test_a_patch_is_due_at_the_step_that_has_its_share() -> None:
     """7/25 of 25 steps is 7 steps, though the product of the floats lies above; none is due before the first step."""
 
     def is_due(at: float, steps: int, done: int) -> bool:
-        train, model = SimpleNamespace(tokens=steps * 256), SimpleNamespace(layers=1)
+        train, model = SimpleNamespace(tokens=steps * 256), SimpleNamespace(depth=1)
         given = SimpleNamespace(patches=(Patch(at=at, index=1),), train=train, model=model)
         progress = SimpleNamespace(stage_tokens=done * 256)
-        now = SimpleNamespace(arch=SimpleNamespace(layers=1), progress=progress)
+        now = SimpleNamespace(arch=SimpleNamespace(depth=1), progress=progress)
         return Run.patch_is_due(cast(Run, SimpleNamespace(stage=given, state=now)))
 
     for steps in range(2, 60):
