@@ -1,11 +1,12 @@
 """BERT as transformers' MegatronBertForPreTraining: the same tensors under the same names."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from growth import Architecture
 from pretrain.families.bert.table import TABLE
-from pretrain.families.common.hf.form import HfForm
+from pretrain.families.common.hf.form import Code, HfForm
 from pretrain.families.common.hf.values import positive
 from pretrain.families.common.layernorm_bias.hf import architecture_of, sizes_of
 
@@ -64,4 +65,14 @@ FORM = HfForm(
         "cls.predictions.decoder.bias": BIAS,
     },
     generates=False,
+    code=Code(
+        file=Path(__file__).with_name("modeling_bert.py"),
+        model_type="cambium_bert",
+        model_class="OrderedBertForPreTraining",
+        auto={
+            "AutoConfig": "OrderedBertConfig",
+            "AutoModelForPreTraining": "OrderedBertForPreTraining",
+            "AutoModelForMaskedLM": "OrderedBertForMaskedLM",
+        },
+    ),
 )

@@ -1,10 +1,11 @@
 """GPT-2 as transformers' GPT2LMHeadModel: queries, keys and values are one matrix there, and linears are [in, out]."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from growth import Architecture
-from pretrain.families.common.hf.form import HfForm
+from pretrain.families.common.hf.form import Code, HfForm
 from pretrain.families.common.hf.stored import Stored
 from pretrain.families.common.hf.values import positive, whole, wholes
 from pretrain.families.common.layernorm_bias.hf import architecture_of, sizes_of
@@ -69,4 +70,10 @@ FORM = HfForm(
     repeated=(".attn.bias", ".attn.masked_bias"),
     tied={"lm_head.weight": "transformer.wte.weight"},
     base="transformer.",
+    code=Code(
+        file=Path(__file__).with_name("modeling_gpt2.py"),
+        model_type="cambium_gpt2",
+        model_class="OrderedGPT2LMHeadModel",
+        auto={"AutoConfig": "OrderedGPT2Config", "AutoModelForCausalLM": "OrderedGPT2LMHeadModel"},
+    ),
 )

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from growth import Architecture, GrowthError
 from pretrain.errors import UserError
-from pretrain.families.common.hf.form import HfForm
+from pretrain.families.common.hf.form import Code, HfForm
 from pretrain.families.common.hf.values import mapping, positive, positives, whole, wholes
 from pretrain.runtime.documents import show
 
@@ -117,4 +118,10 @@ LLAMA = HfForm(
     architecture=architecture,
     repeated=("rotary_emb.inv_freq",),  # old folders have it; it follows from the config
     kept=("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "max_position_embeddings", "use_cache"),
+    code=Code(
+        file=Path(__file__).with_name("modeling_llama2.py"),
+        model_type="cambium_llama2",
+        model_class="OrderedLlamaForCausalLM",
+        auto={"AutoConfig": "OrderedLlamaConfig", "AutoModelForCausalLM": "OrderedLlamaForCausalLM"},
+    ),
 )

@@ -1,7 +1,8 @@
 """What a family must say to be read from and written to a Hugging Face folder."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from growth import Architecture
@@ -9,6 +10,25 @@ from pretrain.families.common.hf.stored import Stored, as_it_is
 
 MODULES = "modules"
 SORTED = "sorted"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A model that transformers has no class for, as a module of Python that goes with its weights: its layers are
+    attention or an MLP alone, as the key `order` of config.json says; its other keys are the usual class's.
+
+    file: the module, which needs torch and transformers only. model_type, model_class: as in HfForm. auto: class of
+    transformers that a user calls -> class of the module.
+    """
+
+    file: Path
+    model_type: str
+    model_class: str
+    auto: Mapping[str, str]
+
+    def auto_map(self) -> dict[str, str]:
+        """By which transformers finds the classes."""
+        return {key: f"{self.file.stem}.{name}" for key, name in self.auto.items()}
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class HfForm:
     how a row is made of logical tensors (by name, with a layer's number). repeated: endings of tensors that an imported
     folder may have too, and that say nothing new. tied: tensors that it may have too -> the row that each must equal.
     base: what the names of the rows begin with, and do not in a folder of the model without its output layer.
-    generates: whether the model writes text.
+    generates: whether the model writes text. code: the form of a model whose layers are attention or an MLP alone.
     """
 
     model_type: str
@@ -36,10 +56,20 @@ class HfForm:
     tied: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
     generates: bool = True
+    code: Code | None = None
+
+    def coded(self) -> "HfForm":
+        """That of a model which goes with its code: its tensors are those of growth's table."""
+        assert self.code is not None
+        return replace(
+            self, model_type=self.code.model_type, model_class=self.code.model_class, stored=as_it_is, rows=()
+        )
 
     def names(self, arch: Architecture, order: str = MODULES) -> list[str]:
         """The names of all tensors in the order in which save_pretrained cuts them into shards: of the modules for a
         model that was made, SORTED (layers by number) for one that it had loaded."""
+        if not self.rows:
+            return list(arch.tensors())
         layered = [i for i, row in enumerate(self.rows) if "{layer}" in row]
         first, last = layered[0], layered[-1] + 1
         layers = [row.format(layer=i) for i in range(arch.layers) for row in self.rows[first:last]]
