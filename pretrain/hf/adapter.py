@@ -12,6 +12,7 @@ from safetensors.torch import save
 from growth import Architecture, Box
 from growth.adapters import names
 from pretrain.checkpoint import Reader
+from pretrain.config.orders import in_words
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import HfForm
 from pretrain.hf import form_of
@@ -32,6 +33,8 @@ def export_adapter(checkpoint: Path, folder: Path, *, dtype: str = "fp32", base:
         form = form_of(arch.family)
         if arch.adapters is None:
             raise UserError(f"{checkpoint} has no adapters: they come from a stage with train.lora")
+        if arch.mixed:
+            raise UserError(f"{checkpoint}: peft has no such model ({in_words(arch)}): export it merged")
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is there already: choose another folder")
         content = {name: value.to(DTYPES[dtype]).contiguous() for name, value in tensors(arch, form, reader.read)}
@@ -76,9 +79,9 @@ def tensors(
         return read("weight", name, Box.whole(arch.tensor(name).shape))
 
     for row in _adapted(arch, form):
-        for layer in range(arch.layers):
+        for block, layer in enumerate(arch.calls):  # as the model is written out
             parts = [names(part.format(layer=layer)) for part in form.stored(row).parts]
-            module = f"base_model.model.{_module(row).format(layer=layer)}"
+            module = f"base_model.model.{_module(row).format(layer=block)}"
             yield f"{module}.lora_A.weight", torch.cat([whole(a) for a, _ in parts])
             yield f"{module}.lora_B.weight", torch.block_diag(*(whole(b) for _, b in parts))
 

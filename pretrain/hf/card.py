@@ -18,7 +18,7 @@ A {family} of {parameters:,} parameters, grown while it was pretrained with Camb
 
 ```python
 from transformers import {auto}, AutoTokenizer
-model = {auto}.from_pretrained("PATH")
+model = {auto}.from_pretrained("PATH"{trust})
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 """
@@ -47,8 +47,11 @@ def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> 
     }
     births = manifest.generations.get("each", [])
     auto = "AutoModelForCausalLM" if family.generates else "AutoModelForPreTraining"
+    trust = ", trust_remote_code=True" if arch.mixed else ""
     task = "text-generation" if family.generates else "fill-mask"
-    lines = [HEAD.format(family=arch.family, title=title, parameters=arch.parameters(), auto=auto, task=task)]
+    lines = [
+        HEAD.format(family=arch.family, title=title, parameters=arch.parameters(), auto=auto, task=task, trust=trust)
+    ]
     lines += ["## Training", "", table(["", ""], [[k, v] for k, v in facts.items()]), ""]
     lines += ["## Shape", "", table(["axis or scalar", "value"], [[k, f"{v:.10g}"] for k, v in shape.items()]), ""]
     lines += ["## Growth", ""]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from growth import Architecture, Box, between, identity
-from growth.architecture import in_words
+from growth import Architecture, Box, between
 from pretrain.checkpoint import Reader
+from pretrain.config import orders
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import MODULES, HfForm
 from pretrain.hf import form_of
@@ -60,13 +60,12 @@ def export(
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
         stored = Architecture.from_json(manifest.architecture)
-        arch = stored.with_adapters(None)
-        plan = between(stored, arch, seed=0, init_std=0.0) if merged else identity(stored)
+        base = stored.with_adapters(None)
+        arch = written_out(base)
+        plan = between(stored if merged else base, arch, seed=0, init_std=0.0)
         family = form_of(arch.family)
-        if blocks := in_words(arch):
-            raise UserError(
-                f"transformers' {family.model_class} cannot express this model: its blocks are not all alike ({blocks})"
-            )
+        if arch.mixed:
+            family = coded(arch, family)
         words = vocabulary(checkpoint, manifest, tokenizer)
         origin = imported(manifest)
         order = origin.get("shard_order", MODULES)
@@ -103,6 +102,8 @@ def export(
                     _json(work / "config.json", config)
                     if family.generates:
                         _json(work / "generation_config.json", _generation(config))
+                    if arch.mixed and family.code:
+                        write_file(work / family.code.file.name, family.code.file.read_bytes())
                     words.write(work)
                     write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
                     work.rename(folder)
@@ -115,6 +116,22 @@ def export(
             ) from error
     files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
     return Exported(checkpoint, folder, existed, dtype, arch.parameters(), files)
+
+
+def written_out(arch: Architecture) -> Architecture:
+    """The same model without shared layers: each block has one of its own."""
+    return arch.replace({"layers": arch.depth}, kinds=tuple(block.kind for block in arch.blocks), calls=())
+
+
+def coded(arch: Architecture, form: HfForm) -> HfForm:
+    """The form of a model whose layers are attention or an MLP alone. Raises UserError where transformers' class cannot
+    express a model, and there is no code that does."""
+    if form.code is None or not set(arch.kinds) <= set(orders.KINDS.values()):
+        raise UserError(
+            f"transformers' {form.model_class} cannot express this model: its blocks are not all alike "
+            f"({orders.in_words(arch)})"
+        )
+    return form.coded()
 
 
 def _config(
@@ -133,6 +150,7 @@ def _config(
         **words.token_ids(),
         **taken_over,
         **({} if "positions" in arch.sizes else longest),  # with learned positions family.config says it
+        **({"order": orders.in_words(arch), "auto_map": family.code.auto_map()} if arch.mixed and family.code else {}),
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,
     }

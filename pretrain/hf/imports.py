@@ -15,6 +15,7 @@ from pretrain import families
 from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
+from pretrain.config.orders import KINDS
 from pretrain.data.corpus.corpus import TOKENIZER
 from pretrain.data.tokenizers.byte_level import CONFIG_FILE, ByteLevel
 from pretrain.errors import UserError
@@ -117,9 +118,22 @@ def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfForm, Archite
     for family in forms().values():
         if config.get("model_type") == family.model_type:
             return family, family.architecture(config, str(source / "config.json"))
+        if family.code and config.get("model_type") == family.code.model_type:
+            return family.coded(), _ordered(family.architecture(config, str(source / "config.json")), config, source)
     known = ", ".join(sorted(family.model_type for family in forms().values()))
     model_type = documents.show(config.get("model_type"))
     raise UserError(f"{source / 'config.json'}: model_type {model_type} is not known; known: {known}")
+
+
+def _ordered(arch: Architecture, config: dict[str, Any], source: Path) -> Architecture:
+    """With the sublayers of the key `order`. Raises UserError where they are not as many as the config has layers."""
+    order = config.get("order")
+    if not isinstance(order, str) or len(order) != arch.layers or not set(order) <= set(KINDS):
+        raise UserError(
+            f"{source / 'config.json'}: order = {documents.show(order)} must be a word of s and f, with a letter for "
+            f"each of the {arch.layers} layers"
+        )
+    return arch.replace(kinds=tuple(KINDS[letter] for letter in order))
 
 
 def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:

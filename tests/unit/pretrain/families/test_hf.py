@@ -14,7 +14,7 @@ from pretrain.checkpoint import Reader, write_checkpoint
 from pretrain.data.tokenizers.wordpiece import SPECIALS
 from pretrain.errors import UserError
 from pretrain.families import reference
-from pretrain.families.bert import reference as bert
+from pretrain.families.bert.reference import REFERENCE as BERT_REFERENCE
 from pretrain.hf.export import export
 from pretrain.hf.imports import import_model
 from pretrain.schedule.curve import Birth
@@ -122,7 +122,7 @@ def test_export_in_shards(arch: Architecture, tmp_path: Path) -> None:
         with torch.no_grad():
             found = model(IDS, token_type_ids=types)
         for mine, their in zip(
-            bert.logits(read, arch, {"inputs": IDS, "types": types}, torch.float32).values(),
+            BERT_REFERENCE(read, arch, {"inputs": IDS, "types": types}, torch.float32).values(),
             (found.prediction_logits, found.seq_relationship_logits),
             strict=True,
         ):
