@@ -214,15 +214,15 @@ def _objects(operation: str) -> Callable[..., None]:
     """Objects travel as bytes on the device, and the host waits for their size. Every rank is given its own; an empty
     list, which waits for what another rank knows, is given ones."""
 
-    def moved(value: Any, found: Any = None, *_: Any, group: Any = None, **__: Any) -> None:
+    def moved(value: Any, other: Any = None, *_: Any, group: Any = None, **__: Any) -> None:
         RECORD.note(operation, group, "objects", 0)
         FINDINGS.add("wait", operation)
         if operation == "all_gather_object":  # here the list comes first
-            value[:] = [found] * len(value)
+            value[:] = [other] * len(value)
         elif operation == "broadcast_object_list":
             value[:] = [[1.0] * 3 if x == [] else x for x in value]
-        elif operation == "gather_object" and found is not None:
-            found[:] = [value] * len(found)
+        elif operation == "gather_object" and other is not None:
+            other[:] = [value] * len(other)
 
     return moved
 

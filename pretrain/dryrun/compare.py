@@ -55,14 +55,14 @@ def _group(ranks: Sequence[int], layout: Layout) -> Group:
 def _messages(calls: Mapping[int, Sequence[Call]], layout: Layout) -> Iterator[str]:
     """Pairs of pipeline ranks one of which sends what the other does not receive, or receives what is not sent."""
     for rank in calls:
-        mine = layout.coordinates(rank)
+        own = layout.coordinates(rank)
         for peer_pp in range(layout.pp):
-            peer = rank_of(layout, peer_pp, *mine[1:])
+            peer = rank_of(layout, peer_pp, *own[1:])
             peer = peer if peer in calls else rank_of(layout, peer_pp, 0, 0)
             if peer == rank or peer not in calls:
                 continue
             sent = [c for c in calls[rank] if c[0] == "send" and layout.coordinates(c[1][1])[0] == peer_pp]
-            got = [c for c in calls[peer] if c[0] == "receive" and layout.coordinates(c[1][0])[0] == mine[0]]
+            got = [c for c in calls[peer] if c[0] == "receive" and layout.coordinates(c[1][0])[0] == own[0]]
             pairs = zip_longest(sent, got)
             differ = next(((n, a, b) for n, (a, b) in enumerate(pairs) if (a and a[2]) != (b and b[2])), None)
             if differ:

@@ -54,11 +54,11 @@ class Findings:
         """Note an exception that ended a pass, with the line that raised it."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         lines = [line_no for _, line_no in traceback.walk_tb(error.__traceback__)]
-        found = [
+        places = [
             _line(f, n) for f, n in zip(reversed(frames), reversed(lines), strict=True) if _short(f.f_code.co_filename)
         ]
         words = " ".join(str(error).split())
-        self._add(Finding("error", f"{type(error).__name__}: {words[:400]}", tuple(found[:4]), self.phase))
+        self._add(Finding("error", f"{type(error).__name__}: {words[:400]}", tuple(places[:4]), self.phase))
 
     def _add(self, finding: Finding) -> None:
         self._found[finding] = self._found.get(finding, 0) + 1
@@ -77,12 +77,12 @@ FINDINGS = Findings()
 def here(depth: int = 3) -> Place:
     """The innermost lines of the project, of Megatron-core and of DeepSpeed that run now."""
     frame: FrameType | None = sys._getframe(1)
-    found: list[str] = []
-    while frame is not None and len(found) < depth:
+    places: list[str] = []
+    while frame is not None and len(places) < depth:
         if _short(frame.f_code.co_filename):
-            found.append(_line(frame, frame.f_lineno))
+            places.append(_line(frame, frame.f_lineno))
         frame = frame.f_back
-    return tuple(found)
+    return tuple(places)
 
 
 def _line(frame: FrameType, number: int) -> str:

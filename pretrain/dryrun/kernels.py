@@ -45,12 +45,12 @@ class Kernels:
     """Those that ran since `clear`, by name. While `inside` is not zero they are parts of a fused one."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Kernel] = {}
+        self.by_name: dict[str, Kernel] = {}
         self.inside = 0
 
     def add(self, name: str, size: int, flops: int = 0) -> None:
         if not self.inside:
-            kernel = self.found.setdefault(name, Kernel())
+            kernel = self.by_name.setdefault(name, Kernel())
             kernel.calls, kernel.bytes, kernel.flops = kernel.calls + 1, kernel.bytes + size, kernel.flops + flops
 
     def see(self, func: Any, given: Sequence[Any], made: Sequence[Any]) -> None:
@@ -83,7 +83,7 @@ class Kernels:
         self.add(f"{name} {str((outputs or inputs)[0].dtype).removeprefix('torch.')}", size, flops)
 
     def clear(self) -> None:
-        self.found = {}
+        self.by_name = {}
 
 
 KERNELS = Kernels()

@@ -134,7 +134,7 @@ class Passes:
         hook.remove()
 
     def _figures(self) -> None:
-        self.seen.kernels = {name: asdict(kernel) for name, kernel in KERNELS.found.items()}
+        self.seen.kernels = {name: asdict(kernel) for name, kernel in KERNELS.by_name.items()}
         self.seen.traffic = {f"{what} over {n}": size for (what, n), size in RECORD.bytes.items()}
 
     def _patch(self, run: Run, number: int) -> None:

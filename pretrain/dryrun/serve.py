@@ -66,7 +66,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 def serve() -> None:
     """Until there are no more jobs."""
-    told = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print
     prepare()
     for line in sys.stdin:
@@ -77,7 +77,7 @@ def serve() -> None:
         _, status = os.waitpid(child, 0)
         print(
             0 if status == 0 else f"rank {job['rank']} of {job['stage']} ended with status {status}",
-            file=told,
+            file=answers,
             flush=True,
         )
 

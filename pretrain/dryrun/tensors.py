@@ -57,9 +57,9 @@ class Device(TorchDispatchMode):
         if not device or func in (aten.is_pinned.default, aten._pin_memory.default):
             return self._on_host(func, args, kwargs)
         if func in self._special:
-            found = self._special[func](*args, **kwargs)
-            if found is not NotImplemented:
-                return found
+            output = self._special[func](*args, **kwargs)
+            if output is not NotImplemented:
+                return output
         with self._fake:
             out = func(*args, **kwargs)
         made = tree_leaves(out)
@@ -76,8 +76,8 @@ class Device(TorchDispatchMode):
         if func is aten._pin_memory.default:
             return self._pin(args[0].clone())
         pinned = kwargs.get("pin_memory", False)
-        found = func(*args, **{**kwargs, "pin_memory": False} if pinned else kwargs)
-        return self._pin(found) if pinned else found
+        output = func(*args, **{**kwargs, "pin_memory": False} if pinned else kwargs)
+        return self._pin(output) if pinned else output
 
     def _pin(self, tensor: Tensor) -> Tensor:
         self._pinned.add(tensor.untyped_storage())

@@ -109,10 +109,10 @@ def _found(ranks: Sequence[Rank]) -> Iterator[str]:
         for f in rank.findings:
             if f.kind == "error" or (f.kind == "wait" and f.phase == STEP and not _allowed(f)):
                 where.setdefault((f.kind, f.what, f.where), []).append((rank, f))
-    for (kind, _, _), found in where.items():
-        names = list(dict.fromkeys(rank.name for rank, _ in found))
+    for (kind, _, _), group in where.items():
+        names = list(dict.fromkeys(rank.name for rank, _ in group))
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{names[0]}{more}: {'the host waits in a step: ' if kind == 'wait' else ''}{found[0][1]}"
+        yield f"{names[0]}{more}: {'the host waits in a step: ' if kind == 'wait' else ''}{group[0][1]}"
 
 
 def _sizes(rank: Rank, room: int) -> Iterator[str]:

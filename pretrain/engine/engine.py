@@ -109,15 +109,15 @@ class Engine:
     def _owned(self) -> list[Owned]:
         partition = self._zero.masters
         exp_avg, exp_avg_sq = self.adam.moments(partition)
-        found = []
+        owned = []
         for parameter, tensor in self.parameters:
             if (mapping := getattr(tensor, "_hp_mapping", None)) is None:
                 continue
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
             views = (x.detach().narrow(0, here.start, here.numel) for x in (partition, exp_avg, exp_avg_sq))
             boxes = fragment_boxes(parameter, there.start, there.numel)
-            found.append(Owned(parameter, there.start, here.start, boxes, *views))
-        return found
+            owned.append(Owned(parameter, there.start, here.start, boxes, *views))
+        return owned
 
     def describe_generations(
         self,
@@ -128,15 +128,15 @@ class Engine:
 
         Matrices and embeddings decay, gains and biases do not.
         """
-        found: list[Segment] = []
+        parts: list[Segment] = []
         for owned in self.owned:
             ids = torch.zeros(owned.weight.numel(), dtype=torch.uint8)
             for box in owned.boxes:
                 box.view(ids).copy_(generation(box))
             shape = owned.parameter.shape
             columns, decay = (shape[-1], True) if len(shape) > 1 else (len(ids), False)
-            found += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
-        self.adam.describe(found, steps)
+            parts += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
+        self.adam.describe(parts, steps)
 
     def freeze(self, frozen: Frozen) -> None:
         """From here on, neither differentiate nor update these parts; once, after `describe_generations`.
@@ -279,12 +279,12 @@ class Engine:
 
     def reached(self) -> list[Tensor]:
         """Per local parameter, uint8: whether an element has a gradient on any data-parallel rank."""
-        found = []
+        by_parameter = []
         for _, parameter in self.parameters:
             nonzero = (self.gradient(parameter) != 0).to(torch.uint8)
             dist.all_reduce(nonzero, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
-            found.append(nonzero)
-        return found
+            by_parameter.append(nonzero)
+        return by_parameter
 
     def step(
         self,
@@ -346,7 +346,7 @@ class Engine:
     ) -> StepResult:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
 
-        recheck: the passes are made twice, and there is no update unless every rank found the same both times. key: of
+        recheck: the passes are made twice, and there is no update unless both gave every rank the same. key: of
         what is dropped, see pretrain.engine.dropout; None: nothing.
         """
         if recheck:

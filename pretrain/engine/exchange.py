@@ -46,13 +46,13 @@ def exchange(terms: Tensor, square: Tensor, wish: int, writing: bool) -> tuple[l
     # number, exact for 200,000 ranks.
     base = dist.get_world_size() + 1
     digits = (base ** (wish - 1) if wish else 0) + writing * base**WISHES
-    told = torch.zeros(len(terms) + 2, dtype=torch.float64, device=terms.device)
-    told[: len(terms)] = terms
-    told[len(terms)] = square
+    shared = torch.zeros(len(terms) + 2, dtype=torch.float64, device=terms.device)
+    shared[: len(terms)] = terms
+    shared[len(terms)] = square
     if digits:
-        told[-1].fill_(digits)  # not a copy, which would wait
+        shared[-1].fill_(digits)  # not a copy, which would wait
     if dist.get_world_size() > 1:
-        dist.all_reduce(told)
-    *sums, total, last = told.cpu().tolist()
+        dist.all_reduce(shared)
+    *sums, total, last = shared.cpu().tolist()
     still_writing, wishes = divmod(int(last), base**WISHES)
     return sums, total, next((w for w in range(WISHES, 0, -1) if wishes >= base ** (w - 1)), 0), still_writing

@@ -39,11 +39,11 @@ class Frozen:
         """
         always, present = Frozen(frozenset(fixed)), dict[Part, set[int]]()
         for name, tensor in arch.tensors().items():
-            found = present.setdefault(part_of(arch, name), set())
+            inside = present.setdefault(part_of(arch, name), set())
             if not always.has(arch, name):
-                found |= generations.present(tensor)
-        parts = always.parts | {part for part, found in present.items() if found <= set(still)}
-        moving = set().union(*(found for part, found in present.items() if part not in parts))
+                inside |= generations.present(tensor)
+        parts = always.parts | {part for part, inside in present.items() if inside <= set(still)}
+        moving = set().union(*(inside for part, inside in present.items() if part not in parts))
         return Frozen(parts, frozenset(set(range(generations.count)) - moving) if parts else frozenset())
 
     def has(self, arch: Architecture, name: str) -> bool:

@@ -84,11 +84,11 @@ def _loss(logits_BSV: Tensor, probe: Samples) -> float:
 
 def _dead(engine: Engine, plan: Plan, batch: Samples, lr: float) -> dict[str, tuple[int, int]]:
     """(dead, counted) new parameters per row of the family's table, over all ranks."""
-    mine = part(batch, engine.dp_rank, engine.layout.dp)
-    engine.backward(mine)
+    own = part(batch, engine.dp_rank, engine.layout.dp)
+    engine.backward(own)
     before = engine.reached()
     engine.step(lr)
-    engine.backward(mine)
+    engine.backward(own)
     after = engine.reached()
     engine.forget()
     names = [spec.name for spec in plan.new.rows]
@@ -116,9 +116,9 @@ def _occurs(arch: Architecture, batch: Samples) -> dict[tuple[str, ...], Tensor]
     used = {"vocab": batch["inputs"], "positions": torch.arange(batch["inputs"].shape[1])}
     if "types" in batch:
         used["types"] = batch["types"]
-    found: dict[tuple[str, ...], Tensor] = {}
+    occurs: dict[tuple[str, ...], Tensor] = {}
     for axis, indices in used.items():
         if axis in arch.sizes:
-            found[axis,] = torch.zeros(arch.sizes[axis], dtype=torch.bool)
-            found[axis,][indices.flatten()] = True
-    return found
+            occurs[axis,] = torch.zeros(arch.sizes[axis], dtype=torch.bool)
+            occurs[axis,][indices.flatten()] = True
+    return occurs

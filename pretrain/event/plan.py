@@ -100,14 +100,14 @@ def finished(curriculum: Curriculum, parent: Stage) -> Manifest:
         raise UserError(
             f"{folder}: the parent stage {parent.name!r} has not finished (no DONE): run it first, {command}"
         )
-    found = find(folder / "checkpoints")
-    if found.path is None or found.manifest is None:
+    newest = find(folder / "checkpoints")
+    if newest.path is None or newest.manifest is None:
         raise UserError(
             f"{folder / 'checkpoints'}: the parent stage {parent.name!r} has no checkpoint that verifies: "
             f"restore it, or move {folder} away and run it again, {command}"
         )
-    model_of(found.manifest, found.path)
-    return found.manifest
+    model_of(newest.manifest, newest.path)
+    return newest.manifest
 
 
 def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, tokenizer: Tokenizer | None) -> Plan:
@@ -154,18 +154,18 @@ def _check_vocabulary(events: Sequence[Mapping[str, Any]], tokenizer: Tokenizer 
     for event in events:
         if "imported" not in event:
             continue
-        found = event["imported"]["vocabulary"]
-        if found["order"] == "identity" and grows:
+        vocabulary = event["imported"]["vocabulary"]
+        if vocabulary["order"] == "identity" and grows:
             raise UserError(
-                f"the vocabulary of {event['imported']['name']} cannot grow: {found['reason']}, so its rows are in the "
-                "order of their ids and not of their age; keep model.vocab as it is"
+                f"the vocabulary of {event['imported']['name']} cannot grow: {vocabulary['reason']}, so its rows are "
+                "in the order of their ids and not of their age; keep model.vocab as it is"
             )
-        if tokenizer and found["tokenizer"] != tokenizer.hash:
+        if tokenizer and vocabulary["tokenizer"] != tokenizer.hash:
             raise UserError(
                 f"{tokenizer.name} is not the tokenizer of {event['imported']['name']}, the imported model that this "
-                "stage grows from: prepare the corpus with tools/prepare_data.py --tokenizer and the "
-                f"{'tokenizer.json' if found['order'] == 'identity' else 'tokenizer.model'} that the model came with"
-                + ("" if found["tokenizer"] else f" (it cannot serve here: {found['reason']})")
+                "stage grows from: prepare the corpus with tools/prepare_data.py --tokenizer and the tokenizer."
+                f"{'json' if vocabulary['order'] == 'identity' else 'model'} that the model came with"
+                + ("" if vocabulary["tokenizer"] else f" (it cannot serve here: {vocabulary['reason']})")
             )
 
 

@@ -30,8 +30,8 @@ class Source:
         """As `restore`, of nothing but these (collective)."""
 
         def checked(reader: Reader) -> T:
-            found = reader.manifest
-            if Architecture.from_json(found.architecture) != self.arch or self.step not in (None, found.step):
+            manifest = reader.manifest
+            if Architecture.from_json(manifest.architecture) != self.arch or self.step not in (None, manifest.step):
                 raise CorruptCheckpoint(f"{reader.path}: not the model that is to grow, but one before or after it")
             if self.path not in (None, reader.path):
                 raise CorruptCheckpoint(f"{reader.path}: the growth event has begun with {self.path}")

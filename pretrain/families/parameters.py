@@ -18,7 +18,7 @@ def parameters(arch: Architecture, layout: Layout, pp_rank: int, tp_rank: int) -
     there, which the first of these ranks owns.
     """
     last, of_chunk = len(layout.pipeline) - 1, families.of(arch.family).layout
-    found, here = [], set[int]()
+    listed, here = [], set[int]()
     elsewhere = {layer for rank in range(pp_rank) for layer in _layers(arch, layout, rank)} if arch.shared else set()
     for i, (chunk, numbers) in enumerate(layout.chunks(pp_rank)):
         blocks = []
@@ -30,20 +30,20 @@ def parameters(arch: Architecture, layout: Layout, pp_rank: int, tp_rank: int) -
         place = Place(tp_rank, layout.tp, tuple(blocks), chunk == 0, chunk == last)
         for parameter in with_adapters(arch, of_chunk(arch, place), tp_rank):
             copy = bool(elsewhere) and layer_of(arch, parameter) in elsewhere
-            found.append(replace(parameter, name=f"{i}.{parameter.name}", owner=parameter.owner and not copy))
-    return found
+            listed.append(replace(parameter, name=f"{i}.{parameter.name}", owner=parameter.owner and not copy))
+    return listed
 
 
 def spanning(arch: Architecture, layout: Layout, tp_rank: int) -> list[Parameter]:
     """The parameters of the layers that blocks of several pipeline ranks call, in order, as their owner holds them:
     the gradients of all copies are to be summed."""
-    found: list[Parameter] = []
+    listed: list[Parameter] = []
     held: list[set[int]] = [_layers(arch, layout, rank) for rank in range(layout.pp)] if arch.shared else []
     for rank, layers in enumerate(held):
         copied = layers.intersection(*[set().union(*held[rank + 1 :])]).difference(*held[:rank])
         if copied:
-            found += [p for p in parameters(arch, layout, rank, tp_rank) if layer_of(arch, p) in copied]
-    return found
+            listed += [p for p in parameters(arch, layout, rank, tp_rank) if layer_of(arch, p) in copied]
+    return listed
 
 
 def layer_of(arch: Architecture, parameter: Parameter) -> int | None:

@@ -22,12 +22,12 @@ def table(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     The first half of the sine is negative: an element is turned towards what it is turned with.
     """
-    if (found := _tables.get(angles)) is None or found[0].dtype != dtype:
+    if (tables := _tables.get(angles)) is None or tables[0].dtype != dtype:
         halves = angles.unflatten(-1, (2, -1))
         sin = halves.sin()
         sin[..., 0, :].neg_()
-        found = _tables[angles] = (halves.cos().to(dtype), sin.to(dtype))
-    return found
+        tables = _tables[angles] = (halves.cos().to(dtype), sin.to(dtype))
+    return tables
 
 
 def rotated_parts(mixed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

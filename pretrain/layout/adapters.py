@@ -15,11 +15,11 @@ def with_adapters(arch: Architecture, parameters: Iterable[Parameter], tp_rank: 
     """The parameters of a chunk, and behind those of each linear layer its adapter's, as modules register them."""
     if arch.adapters is None:
         return list(parameters)
-    found = []
+    listed = []
     for _, group in groupby(parameters, key=module_of):
         own = list(group)
-        found += [*own, *(factor for parameter in own for factor in adapter(arch, parameter, tp_rank))]
-    return found
+        listed += [*own, *(factor for parameter in own for factor in adapter(arch, parameter, tp_rank))]
+    return listed
 
 
 def module_of(parameter: Parameter) -> str:

@@ -83,12 +83,12 @@ class Place:
     def qkv(self, name: str, tensors: tuple[str, str, str], heads: int, groups: int, dim: int, *rest: int) -> Parameter:
         """Megatron's fused `linear_qkv`: per kv group its query heads, then its key, then its value."""
         q, k, v = tensors
-        per_group, mine = heads // groups * dim, groups // self.tp
+        per_group, own = heads // groups * dim, groups // self.tp
         return self.stacked(
             name,
             (
                 part
-                for g in range(self.tp_rank * mine, (self.tp_rank + 1) * mine)
+                for g in range(self.tp_rank * own, (self.tp_rank + 1) * own)
                 for part in (
                     (q, g * per_group, (g + 1) * per_group),
                     (k, g * dim, (g + 1) * dim),

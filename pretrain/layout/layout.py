@@ -65,8 +65,8 @@ def parse_pipeline(text: str) -> tuple[int, ...]:
     """
     expanded = text.replace(" ", "").replace(",", "")
 
-    def repeated(found: re.Match[str]) -> str:
-        part, times = found.groups()
+    def repeated(match: re.Match[str]) -> str:
+        part, times = match.groups()
         if len(times) > 9 or len(part) * int(times) > LONGEST:
             raise UserError(
                 f"pipeline layout {text[:60]!r}: {part[:20]!r} {times[:20]} times is more than it may be long"

@@ -35,14 +35,14 @@ def fragments(parameters: Sequence[Parameter], dp: int, dp_rank: int) -> list[Fr
     unit = ALIGNMENT * dp
     size = (total + unit - 1) // unit * unit // dp
     begin, end = dp_rank * size, (dp_rank + 1) * size
-    found, at = [], 0
+    parts, at = [], 0
     for index, parameter in enumerate(parameters):
         n = prod(parameter.shape)
         a, b = max(at, begin), min(at + n, end)
         if a < b:
-            found.append(Fragment(index, a - at, b - a, a - begin))
+            parts.append(Fragment(index, a - at, b - a, a - begin))
         at += n
-    return found
+    return parts
 
 
 @dataclass(frozen=True)

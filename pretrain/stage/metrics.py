@@ -137,8 +137,8 @@ class JsonLines(Sink):
 
     def __init__(self, path: Path, step: int) -> None:
         if path.exists():
-            kept = [record for record in read(path) if _stays(record, step)]
-            write_file(path, "".join(f"{json.dumps(record)}\n" for record in kept).encode())
+            records = [record for record in read(path) if _stays(record, step)]
+            write_file(path, "".join(f"{json.dumps(record)}\n" for record in records).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

@@ -30,10 +30,10 @@ def start(resolved: Resolved) -> tuple[Engine, State]:
     """
     curriculum, stage = resolved.curriculum, resolved.stage
     own = resolved.folder / "checkpoints"
-    found = agreed(lambda: find(own))
-    if found.manifest is not None:
-        return _resume(own, found, resolved)
-    if found.skipped:
+    newest = agreed(lambda: find(own))
+    if newest.manifest is not None:
+        return _resume(own, newest, resolved)
+    if newest.skipped:
         restore(own, lambda _: None)  # raises: there are checkpoints, and none can be loaded
     parent = curriculum.parent(stage)
     if parent is None:

@@ -47,7 +47,7 @@ def start_with_the_best(resolved: Resolved, switches: Switches, watchdog: Watchd
     manifest = agreed(lambda: finished(curriculum, parent))
     record = {"decision": "grow", "by": "trial", "steps": trial.steps, "parent": manifest.hash}
     record |= {"config": stage.to_dict()}
-    tried = agreed(lambda: _kept(folder, record, len(trial.candidates)))
+    tried = agreed(lambda: _tried_before(folder, record, len(trial.candidates)))
     for candidate in trial.candidates[len(tried) :]:
         result = _try(resolved.growing(stage.grow.tried(candidate)), switches, watchdog)
         if result is None:
@@ -69,16 +69,16 @@ def start_with_the_best(resolved: Resolved, switches: Switches, watchdog: Watchd
     return engine, replace(state, progress=replace(state.progress, flops=flops))
 
 
-def _kept(folder: Path, record: Mapping[str, Any], candidates: int) -> list[Mapping[str, Any]]:
-    """What an earlier start of this very trial has found."""
-    found = read_trial(folder)
-    if found is None or found["parent"] != record["parent"] or len(found["tried"]) > candidates:
+def _tried_before(folder: Path, record: Mapping[str, Any], candidates: int) -> list[Mapping[str, Any]]:
+    """What an earlier start of this very trial has tried."""
+    earlier = read_trial(folder)
+    if earlier is None or earlier["parent"] != record["parent"] or len(earlier["tried"]) > candidates:
         return []
     try:
-        compare_for_resume(found["config"], record["config"])
+        compare_for_resume(earlier["config"], record["config"])
     except UserError:
         return []
-    return list(found["tried"])
+    return list(earlier["tried"])
 
 
 def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str, Any] | None:
@@ -107,9 +107,9 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
         flops += flops_per_token(engine, samples, key) * samples * t.seq_len
     loss = validation()["validation_loss"]
     engine.free()
-    found = {"loss_at_once": at_once, "loss": loss}
+    losses = {"loss_at_once": at_once, "loss": loss}
     return {
-        **{name: value if isfinite(value) else None for name, value in found.items()},
+        **{name: value if isfinite(value) else None for name, value in losses.items()},
         "flops": flops,
         "seconds": time.monotonic() - began,
     }

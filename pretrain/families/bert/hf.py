@@ -38,7 +38,7 @@ def config(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def architecture(found: Mapping[str, Any], where: str) -> Architecture:
+def architecture(imported: Mapping[str, Any], where: str) -> Architecture:
     """Of a config.json of any version of transformers. Raises UserError naming what cannot be taken over."""
     fixed = {
         "hidden_act": ("gelu",),
@@ -48,8 +48,8 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         "tie_word_embeddings": (True,),
         "quantization_config": (None,),
     }
-    eps = positive(found, "layer_norm_eps", 1e-12, where)
-    return architecture_of("bert", found, where, SIZES, eps, fixed, {"labels": 2})
+    eps = positive(imported, "layer_norm_eps", 1e-12, where)
+    return architecture_of("bert", imported, where, SIZES, eps, fixed, {"labels": 2})
 
 
 FORM = HfForm(

@@ -25,20 +25,20 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
     s = arch.sizes
     vocab, hidden = s["vocab"], s["hidden"]
     words = f"{EMBEDDINGS}word_embeddings.weight"
-    found = []
+    listed = []
     if place.first:
-        found.append(place.rows("embedding.word_embeddings.weight", words, (vocab, hidden)))
+        listed.append(place.rows("embedding.word_embeddings.weight", words, (vocab, hidden)))
         for name, tensor, axis in (("position", "position", "positions"), ("tokentype", "token_type", "types")):
             to, of = f"embedding.{name}_embeddings.weight", f"{EMBEDDINGS}{tensor}_embeddings.weight"
-            found.append(place.whole(to, of, (s[axis], hidden)))
+            listed.append(place.whole(to, of, (s[axis], hidden)))
     for local, (kind, number) in place.blocks:
-        found += layer(place, s, kind, f"encoder.layers.{local}.", f"bert.encoder.layer.{number}.", NAMES)
+        listed += layer(place, s, kind, f"encoder.layers.{local}.", f"bert.encoder.layer.{number}.", NAMES)
     if place.last:
-        found += norm(place, "encoder.final_layernorm", "bert.encoder.ln", hidden)
-        found += whole_linear(place, "lm_head.dense", f"{TRANSFORM}dense", hidden, hidden)
-        found += norm(place, "lm_head.layer_norm", f"{TRANSFORM}LayerNorm", hidden)
-        found += tied_head(place, "output_layer.weight", words, vocab, hidden)
-        found.append(place.rows("output_layer.bias", "cls.predictions.bias", (vocab,)))
-        found += whole_linear(place, "binary_head", "cls.seq_relationship", s["labels"], hidden)
-        found += whole_linear(place, "pooler.dense", "bert.pooler.dense", hidden, hidden)
-    return found
+        listed += norm(place, "encoder.final_layernorm", "bert.encoder.ln", hidden)
+        listed += whole_linear(place, "lm_head.dense", f"{TRANSFORM}dense", hidden, hidden)
+        listed += norm(place, "lm_head.layer_norm", f"{TRANSFORM}LayerNorm", hidden)
+        listed += tied_head(place, "output_layer.weight", words, vocab, hidden)
+        listed.append(place.rows("output_layer.bias", "cls.predictions.bias", (vocab,)))
+        listed += whole_linear(place, "binary_head", "cls.seq_relationship", s["labels"], hidden)
+        listed += whole_linear(place, "pooler.dense", "bert.pooler.dense", hidden, hidden)
+    return listed

@@ -137,9 +137,9 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
         """About ``window`` samples from a place on, at least one unless the epoch or its documents end."""
         budget = self.window * self.seq_len
         while True:
-            found, cut = self._read(start, budget)
-            if len(found) or not cut:
-                return found
+            window, cut = self._read(start, budget)
+            if len(window) or not cut:
+                return window
             budget *= 2  # a sentence longer than the window
 
     def _read(self, start: Place, budget: int) -> tuple[Window, bool]:

@@ -72,9 +72,9 @@ class BertFeed(Feed):
         return HeldOut(samples, None)
 
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
-        found = self._with_labels(vocab, seq_len, n)
-        ones = torch.ones_like(found["valid"])
-        return {**found, "types": torch.zeros_like(found["types"]), "valid": ones}
+        samples = self._with_labels(vocab, seq_len, n)
+        ones = torch.ones_like(samples["valid"])
+        return {**samples, "types": torch.zeros_like(samples["types"]), "valid": ones}
 
     def batch(self, n: int) -> Samples:
         return self._with_labels(self.stage.model.vocab, self.stage.train.seq_len, n)
@@ -84,12 +84,12 @@ class BertFeed(Feed):
 
     def _with_labels(self, vocab: int, seq_len: int, n: int) -> Samples:
         """The first n samples; with all tokens masked where the rate masks none, of which there would be no loss."""
-        found = self._held_out(vocab, seq_len, n)
-        if not found["mask"].any():
+        samples = self._held_out(vocab, seq_len, n)
+        if not samples["mask"].any():
             stream = self._stream(vocab, seq_len, True)
             stream.masking = replace(stream.masking, rate=1.0)
-            found = _samples(stream.take(n))
-        return found
+            samples = _samples(stream.take(n))
+        return samples
 
 
 def _samples(batch: BertBatch) -> Samples:

@@ -72,8 +72,8 @@ class Layer(TransformerLayer):
         """As Megatron-core's, which calls the two below."""
         if not (self.runs(layer_drop.ATTENTION) or self.runs(layer_drop.MLP)):
             return layer_drop.passed_on(hidden_states), None
-        found: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, **kwargs)
-        return found
+        output: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, **kwargs)
+        return output
 
     def _forward_attention(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.runs(layer_drop.ATTENTION):
@@ -147,7 +147,7 @@ class FusedLayer(Layer):
             query, key, value = rotated_parts(mixed, *table(angles, mixed.dtype))
         if attention.checkpoint_core_attention and self.training:
             kind = attention.attn_mask_type
-            found = attention._checkpointed_attention_forward(query, key, value, mask, attn_mask_type=kind)
+            output = attention._checkpointed_attention_forward(query, key, value, mask, attn_mask_type=kind)
         else:
-            found = attention.core_attention(query, key, value, mask)
-        return attention.linear_proj(found)
+            output = attention.core_attention(query, key, value, mask)
+        return attention.linear_proj(output)

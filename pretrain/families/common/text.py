@@ -193,8 +193,8 @@ class CausalFeed(Feed):
 
     def _take(self, wanted: Wanted) -> Taken:
         batch = self._text.take(wanted.n)
-        mine = batch.tokens[wanted.rows]
-        return Taken(causal(torch.from_numpy(mine)), int(batch.bytes.sum()))
+        tokens = batch.tokens[wanted.rows]
+        return Taken(causal(torch.from_numpy(tokens)), int(batch.bytes.sum()))
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train

@@ -44,7 +44,7 @@ def config(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def architecture(found: Mapping[str, Any], where: str) -> Architecture:
+def architecture(imported: Mapping[str, Any], where: str) -> Architecture:
     """Of a config.json of any version of transformers. Raises UserError naming what cannot be taken over."""
     fixed = {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -54,9 +54,9 @@ def architecture(found: Mapping[str, Any], where: str) -> Architecture:
         "tie_word_embeddings": (True,),
         "quantization_config": (None,),
     }
-    ffn = whole(found, "n_inner", 4 * wholes(found, ["n_embd"], where)["n_embd"], where)
-    eps = positive(found, "layer_norm_epsilon", 1e-5, where)
-    return architecture_of("gpt2", found, where, SIZES, eps, fixed, {"ffn": ffn})
+    ffn = whole(imported, "n_inner", 4 * wholes(imported, ["n_embd"], where)["n_embd"], where)
+    eps = positive(imported, "layer_norm_epsilon", 1e-5, where)
+    return architecture_of("gpt2", imported, where, SIZES, eps, fixed, {"ffn": ffn})
 
 
 FORM = HfForm(

@@ -22,15 +22,15 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
     """The parameters of one chunk, in the order in which Megatron-core registers them."""
     s = arch.sizes
     vocab, positions, hidden = s["vocab"], s["positions"], s["hidden"]
-    found = []
+    listed = []
     if place.first:
-        found += [
+        listed += [
             place.rows("embedding.word_embeddings.weight", "transformer.wte.weight", (vocab, hidden)),
             place.whole("embedding.position_embeddings.weight", "transformer.wpe.weight", (positions, hidden)),
         ]
     for local, (kind, number) in place.blocks:
-        found += layer(place, s, kind, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
+        listed += layer(place, s, kind, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
     if place.last:
-        found += norm(place, "decoder.final_layernorm", "transformer.ln_f", hidden)
-        found += tied_head(place, "output_layer.weight", "transformer.wte.weight", vocab, hidden)
-    return found
+        listed += norm(place, "decoder.final_layernorm", "transformer.ln_f", hidden)
+        listed += tied_head(place, "output_layer.weight", "transformer.wte.weight", vocab, hidden)
+    return listed

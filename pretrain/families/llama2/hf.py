@@ -71,33 +71,33 @@ def _is_table(rope: Mapping[str, Any]) -> bool:
     return isinstance(factors[0], list) and factors[0] == factors[1] and rope.get("attention_factor") == 1.0
 
 
-def architecture(found: Mapping[str, Any], where: str) -> Architecture:
+def architecture(imported: Mapping[str, Any], where: str) -> Architecture:
     """Of a config.json of any version of transformers. Raises UserError naming what cannot be taken over."""
-    given = wholes(found, list(SIZES.values()), where)
+    given = wholes(imported, list(SIZES.values()), where)
     # transformers 5 writes rope_parameters; where the older rope_scaling says anything, it counts instead.
-    rope_key = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
-    rope = mapping(found, rope_key, where)
+    rope_key = "rope_scaling" if imported.get("rope_scaling") else "rope_parameters"
+    rope = mapping(imported, rope_key, where)
     kind = rope.get("rope_type", rope.get("type", "default"))
     table = kind == LONGROPE and _is_table(rope)
     other = {
-        "hidden_act": found.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(found.get("attention_bias")),
-        "mlp_bias": bool(found.get("mlp_bias")),
+        "hidden_act": imported.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(imported.get("attention_bias")),
+        "mlp_bias": bool(imported.get("mlp_bias")),
         rope_key: kind != "default" and not table,
-        "tie_word_embeddings": bool(found.get("tie_word_embeddings")),
-        "quantization_config": bool(found.get("quantization_config")),
+        "tie_word_embeddings": bool(imported.get("tie_word_embeddings")),
+        "quantization_config": bool(imported.get("quantization_config")),
     }
     if any(other.values()):
-        told = ", ".join(f"{key} = {show(found[key])}" for key, differs in other.items() if differs)
+        odd = ", ".join(f"{key} = {show(imported[key])}" for key, differs in other.items() if differs)
         raise UserError(
-            f"{where}: {told}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings (or a table of "
+            f"{where}: {odd}: Cambium's llama2 has SiLU, no biases, plain rotary embeddings (or a table of "
             "frequencies), an output layer of its own and weights that are not quantized, so it cannot be imported"
         )
     sizes = {axis: given[key] for axis, key in SIZES.items()}
-    sizes["kv_heads"] = whole(found, "num_key_value_heads", sizes["heads"], where)
-    sizes["head_dim"] = whole(found, "head_dim", sizes["hidden"] // sizes["heads"], where)
-    eps = positive(found, "rms_norm_eps", 1e-6, where)
-    theta = positive(rope if "rope_theta" in rope else found, "rope_theta", 10_000.0, where)
+    sizes["kv_heads"] = whole(imported, "num_key_value_heads", sizes["heads"], where)
+    sizes["head_dim"] = whole(imported, "head_dim", sizes["hidden"] // sizes["heads"], where)
+    eps = positive(imported, "rms_norm_eps", 1e-6, where)
+    theta = positive(rope if "rope_theta" in rope else imported, "rope_theta", 10_000.0, where)
     try:
         arch = Architecture("llama2", sizes, {"norm_eps": eps, "rope_theta": theta})
         if not table:

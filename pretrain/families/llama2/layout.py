@@ -11,14 +11,14 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
     """The parameters of one chunk, in the order in which Megatron-core registers them."""
     s = arch.sizes
     hidden, heads, groups, head_dim, ffn = (s[axis] for axis in ("hidden", "heads", "kv_heads", "head_dim", "ffn"))
-    found = []
+    listed = []
     if place.first:
-        found.append(place.rows("embedding.word_embeddings.weight", "model.embed_tokens.weight", (s["vocab"], hidden)))
+        listed.append(place.rows("embedding.word_embeddings.weight", "model.embed_tokens.weight", (s["vocab"], hidden)))
     for local, (kind, layer) in place.blocks:
         to, of = f"decoder.layers.{local}.", f"model.layers.{layer}."
         if kind in ATTENTION:
             q, k, v = (f"{of}self_attn.{x}_proj.weight" for x in "qkv")
-            found += [
+            listed += [
                 place.whole(f"{to}input_layernorm.weight", f"{of}input_layernorm.weight", (hidden,)),
                 place.columns(
                     f"{to}self_attention.linear_proj.weight", f"{of}self_attn.o_proj.weight", (hidden, heads * head_dim)
@@ -27,14 +27,14 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
             ]
         if kind in MLP:
             gate, up = f"{of}mlp.gate_proj.weight", f"{of}mlp.up_proj.weight"
-            found += [
+            listed += [
                 place.whole(f"{to}pre_mlp_layernorm.weight", f"{of}post_attention_layernorm.weight", (hidden,)),
                 place.gated(f"{to}mlp.linear_fc1.weight", gate, up, ffn, hidden),
                 place.columns(f"{to}mlp.linear_fc2.weight", f"{of}mlp.down_proj.weight", (hidden, ffn)),
             ]
     if place.last:
-        found += [
+        listed += [
             place.whole("decoder.final_layernorm.weight", "model.norm.weight", (hidden,)),
             place.rows("output_layer.weight", "lm_head.weight", (s["vocab"], hidden)),
         ]
-    return found
+    return listed

@@ -23,22 +23,22 @@ class Stored:
 
     def rows(self, arch: Architecture) -> dict[str, int]:
         """Logical tensor -> the row at which it begins, before turning."""
-        found, at = {}, 0
+        starts, at = {}, 0
         for part in self.parts:
-            found[part] = at
+            starts[part] = at
             at += arch.tensor(part).shape[0]
-        return found
+        return starts
 
     def read(self, arch: Architecture, read: Callable[[str, Box], torch.Tensor], box: Box) -> torch.Tensor:
         """A box of the tensor in the file, from a reader of logical tensors."""
         if self.turned:
             box = _turned(box)
-        found = []
+        parts = []
         for part, at in self.rows(arch).items():
             start, stop = max(box.start[0] - at, 0), min(box.stop[0] - at, arch.tensor(part).shape[0])
             if start < stop:
-                found.append(read(part, Box((start, *box.start[1:]), (stop, *box.stop[1:]))))
-        whole = torch.cat(found) if len(found) > 1 else found[0]
+                parts.append(read(part, Box((start, *box.start[1:]), (stop, *box.stop[1:]))))
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         return whole.T if self.turned else whole
 
     def place(self, arch: Architecture, part: str, box: Box) -> Box:

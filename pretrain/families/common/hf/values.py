@@ -37,23 +37,23 @@ class TokenizerConfig(TypedDict):
     do_lower_case: NotRequired[bool | None]
 
 
-def wholes(found: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, int]:
+def wholes(config: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, int]:
     """Sizes that must be there; raises UserError naming all that are no whole numbers above 0."""
-    wrong = [key for key in keys if type(found.get(key)) is not int or found[key] < 1]
+    wrong = [key for key in keys if type(config.get(key)) is not int or config[key] < 1]
     if wrong:
-        told = ", ".join(f"{key} = {documents.show(found[key])}" if key in found else key for key in wrong)
-        raise UserError(f"{where}: {told} must be there, as whole numbers above 0")
-    return {key: found[key] for key in keys}
+        shown = ", ".join(f"{key} = {documents.show(config[key])}" if key in config else key for key in wrong)
+        raise UserError(f"{where}: {shown} must be there, as whole numbers above 0")
+    return {key: config[key] for key in keys}
 
 
-def whole(found: Mapping[str, Any], key: str, default: int, where: str) -> int:
+def whole(config: Mapping[str, Any], key: str, default: int, where: str) -> int:
     """A size that may be absent or null."""
-    return wholes(found, [key], where)[key] if found.get(key) is not None else default
+    return wholes(config, [key], where)[key] if config.get(key) is not None else default
 
 
-def positive(found: Mapping[str, Any], key: str, default: float, where: str) -> float:
+def positive(config: Mapping[str, Any], key: str, default: float, where: str) -> float:
     """A number above 0 that may be absent, but not null."""
-    value = found.get(key, default)
+    value = config.get(key, default)
     if type(value) not in (int, float):
         raise UserError(f"{where}: {key} = {documents.show(value)} is no number")
     if not 0 < value < math.inf:
@@ -61,17 +61,17 @@ def positive(found: Mapping[str, Any], key: str, default: float, where: str) -> 
     return float(value)
 
 
-def mapping(found: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+def mapping(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     """A section that may be absent, null or empty."""
-    value = found.get(key) or {}
+    value = config.get(key) or {}
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: {key} = {documents.show(value)} is no mapping")
     return value
 
 
-def positives(found: Mapping[str, Any], key: str, where: str) -> list[float]:
+def positives(config: Mapping[str, Any], key: str, where: str) -> list[float]:
     """A list of numbers above 0."""
-    value = found.get(key)
+    value = config.get(key)
     if not isinstance(value, list):
         raise UserError(f"{where}: {key} = {documents.show(value)} is no list of numbers")
     return [positive({key: item}, key, 0.0, where) for item in value]

@@ -29,7 +29,7 @@ def sizes_of(arch: Architecture, model: str, keys: Mapping[str, str]) -> dict[st
 
 def architecture_of(
     family: str,
-    found: Mapping[str, Any],
+    imported: Mapping[str, Any],
     where: str,
     keys: Mapping[str, str],
     norm_eps: float,
@@ -40,11 +40,11 @@ def architecture_of(
 
     Raises UserError naming what cannot be taken over.
     """
-    given = wholes(found, list(keys.values()), where)
-    other = [key for key, values in fixed.items() if found.get(key, values[0]) not in values]
+    given = wholes(imported, list(keys.values()), where)
+    other = [key for key, values in fixed.items() if imported.get(key, values[0]) not in values]
     if other:
-        told = ", ".join(f"{key} = {show(found[key])}" for key in other)
-        raise UserError(f"{where}: {told}: Cambium's {family} has no such thing, so this model cannot be imported")
+        odd = ", ".join(f"{key} = {show(imported[key])}" for key in other)
+        raise UserError(f"{where}: {odd}: Cambium's {family} has no such thing, so this model cannot be imported")
     sizes = {axis: given[key] for axis, key in keys.items()} | dict(constant)
     if sizes["hidden"] % sizes["heads"]:
         raise UserError(f"{where}: {sizes['hidden']} channels cannot be divided into {sizes['heads']} heads")

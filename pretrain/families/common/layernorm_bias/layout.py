@@ -61,16 +61,18 @@ def layer(place: Place, sizes: Mapping[str, int], kind: str, to: str, of: str, n
         q, k, v = (f"{name}.{part}" for name in qkv)
         return place.qkv(f"{to}self_attention.linear_qkv.{part}", (q, k, v), heads, heads, head_dim, *rest)
 
-    found = []
+    listed = []
     if kind in ATTENTION:
-        found += norm(place, f"{to}input_layernorm", of + names.input_norm, hidden)
-        found += row_parallel(place, f"{to}self_attention.linear_proj", of + names.projection, hidden, heads * head_dim)
-        found += [fused("weight", hidden), fused("bias")]
+        listed += norm(place, f"{to}input_layernorm", of + names.input_norm, hidden)
+        listed += row_parallel(
+            place, f"{to}self_attention.linear_proj", of + names.projection, hidden, heads * head_dim
+        )
+        listed += [fused("weight", hidden), fused("bias")]
     if kind in MLP:
-        found += norm(place, f"{to}pre_mlp_layernorm", of + names.mlp_norm, hidden)
-        found += column_parallel(place, f"{to}mlp.linear_fc1", of + names.fc1, ffn, hidden)
-        found += row_parallel(place, f"{to}mlp.linear_fc2", of + names.fc2, hidden, ffn)
-    return found
+        listed += norm(place, f"{to}pre_mlp_layernorm", of + names.mlp_norm, hidden)
+        listed += column_parallel(place, f"{to}mlp.linear_fc1", of + names.fc1, ffn, hidden)
+        listed += row_parallel(place, f"{to}mlp.linear_fc2", of + names.fc2, hidden, ffn)
+    return listed
 
 
 def tied_head(place: Place, name: str, tensor: str, vocab: int, hidden: int) -> list[Parameter]:
