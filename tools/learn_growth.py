@@ -37,6 +37,7 @@ from pretrain.event.plan import plan_of
 from pretrain.families.common.text import Feed
 from pretrain.families.reference import objective
 from pretrain.families.text import open_feed
+from pretrain.runtime import progress_files
 from pretrain.runtime.files import Lock, make_folder
 from pretrain.verify import audit
 
@@ -126,7 +127,7 @@ def _learn(
     It goes on after the steps of an earlier run that learned the same, as `learns` says.
     """
     path, losses = _progress(options.target), list[float]()
-    progress = factor_files.read_progress(path)
+    progress = progress_files.read(path)
     if progress and progress[1]["learns"] == learns and len(progress[1]["losses"]) <= options.steps:
         state, about = progress
         learner.restore(state)
@@ -143,7 +144,7 @@ def _learn(
             bar.update()
             if learner.steps % KEPT == 0:
                 about = {"learns": learns, "cursor": feed.cursor, "losses": losses}
-                factor_files.write_progress(path, learner.state(), about)
+                progress_files.write(path, learner.state(), about)
     return losses
 
 

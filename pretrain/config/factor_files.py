@@ -8,7 +8,6 @@ carries the matrices themselves, and so does every checkpoint after it: once a s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from growth import Architecture
 from growth.operators import OPERATORS
 from pretrain.errors import UserError
-from pretrain.runtime import documents
 from pretrain.runtime.documents import one_line
 from pretrain.runtime.files import make_folder, write_file
 
 OPTION = "factors"
-_ABOUT = "about"
 
 
 def write(path: Path, policy: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> None:
@@ -40,28 +37,6 @@ def write(path: Path, policy: Mapping[str, Mapping[str, Any]], about: Mapping[st
     }
     make_folder(path.absolute().parent)
     write_file(path, save(tensors, dict(about)))
-
-
-def write_progress(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Store the state of a growth.learn.Learner; `about` (JSON) says whose it is."""
-    make_folder(path.absolute().parent)
-    tensors = {name: x.detach().contiguous() for name, x in state.items()}
-    write_file(path, save(tensors, {_ABOUT: json.dumps(about)}))
-
-
-def read_progress(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The state and the `about` that were stored, or None. Raises UserError for a file that is damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = (file.metadata() or {}).get(_ABOUT, "")
-        state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = one_line(str(error))
-        raise UserError(f"{path} is damaged ({reason}): remove it, and what it knew is learned again") from error
-    about: dict[str, Any] = documents.checked(documents.Object, documents.parse(metadata.encode(), path), path)
-    return state, about
 
 
 def filled(policy: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import growth
 from growth import Architecture
 from pretrain.config import factor_files
 from pretrain.errors import UserError
+from pretrain.runtime import progress_files
 from tests import mutations
 
 OLD = Architecture("gpt2", {"vocab": 6, "positions": 4, "hidden": 4, "layers": 1, "heads": 2, "head_dim": 2, "ffn": 8})
@@ -94,10 +95,10 @@ def test_many_files_of_others(tmp_path: Path) -> None:
 def test_progress_that_is_damaged(tmp_path: Path) -> None:
     """Of learning that was stopped: it is as it was, or refused with what to do."""
     path = tmp_path / "p.safetensors"
-    assert factor_files.read_progress(path) is None
-    factor_files.write_progress(path, {"x": torch.ones(2)}, {"steps": 3})
-    assert factor_files.read_progress(path)[1] == {"steps": 3}  # type: ignore[index]
+    assert progress_files.read(path) is None
+    progress_files.write(path, {"x": torch.ones(2)}, {"steps": 3})
+    assert progress_files.read(path)[1] == {"steps": 3}  # type: ignore[index]
     data = path.read_bytes()
     for seed in range(150):
         path.write_bytes(headers(data, seed))
-        mutations.refused(lambda: factor_files.read_progress(path), seed)
+        mutations.refused(lambda: progress_files.read(path), seed)
