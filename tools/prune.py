@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -160,10 +161,7 @@ def _answer(
     return command.Answer("\n".join(lines), data)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ from pretrain.checkpoint import Reader
 from pretrain.config import LayerDrop
 from pretrain.data.samples import part
 from pretrain.engine.dropout import step_key
+from pretrain.engine.frozen import Frozen
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.shards import fill, publish
 from pretrain.kernels import fused
@@ -30,13 +31,15 @@ HALF = Numerics(layer_drop=LayerDrop(0.5))
 SUBLAYERS = Numerics(layer_drop=LayerDrop(0.5, sublayers=True), dropout=0.1)
 
 
-def trained(arch: Architecture, cases: list[tuple[dict[str, Any], Numerics]]) -> Any:
+def trained(arch: Architecture, cases: list[tuple[dict[str, Any], Numerics]], frozen: Frozen | None = None) -> Any:
     """By case: (losses and gradient norms of some steps, values after the first)."""
     found = []
     fused.observer = lambda kernel, args: kernel.eager(*args)
     for how, numerics in cases:
         engine = ranks.engine_for(arch, how, numerics)
         ranks.begin(engine)
+        if frozen:
+            engine.freeze(frozen)
         losses = steps(engine, 0, 1)
         after = ranks.collected(engine)
         found.append((losses + steps(engine, 1, STEPS - 1), after))
@@ -91,6 +94,16 @@ def test_layouts_kernels_and_recomputation(arch: Architecture, cases: Any, one_p
         for key, value in assemble(arch, [theirs[number][1] for theirs in found]).items():
             if key[0] == "exp_avg":
                 np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=1e-5 * largest, err_msg=str(key))
+
+
+def test_frozen_parts() -> None:
+    """A pipeline rank whose trained blocks are all left out has nothing to differentiate, and none before it waits."""
+    frozen = Frozen(frozenset({"embedding", 0, "head"}))
+    (alone,) = run(1, trained, ranks.GQA, [({}, HALF)], frozen)
+    cases = [of("pp2", HALF), of("pp2-uneven", HALF, recompute="full"), of("pp2-interleaved", HALF)]
+    for found in run(2, trained, ranks.GQA, cases, frozen):
+        for losses, _ in found:
+            np.testing.assert_allclose(losses, alone[0][0], rtol=1e-5)
 
 
 def resumed(arch: Architecture, folder: str) -> Any:
