@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from growth import Architecture, Plan
 from growth.certificate import Certificate
@@ -30,6 +31,7 @@ from pretrain.checkpoint.find import step_of
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
 from pretrain.config import Grow, Stage, stage_from
+from pretrain.config.orders import in_words
 from pretrain.errors import UserError
 from pretrain.event.offline import write, written
 from pretrain.families.common.text import Feed
@@ -100,7 +102,10 @@ def _text(reader: Reader, corpus: Path | None) -> tuple[Stage, Feed]:
 
 def _stage_of(stage: Stage, arch: Architecture) -> Stage:
     """The stage with the model that is left of it."""
-    parallel, model = replace(stage.parallel, pipeline=None), replace(stage.model, layers=arch.depth)
+    blocks: dict[str, Any] = {"layers": arch.depth}
+    if stage.model.order is not None:
+        blocks = {"layers": 0, "order": in_words(arch)}
+    parallel, model = replace(stage.parallel, pipeline=None), replace(stage.model, **blocks)
     return replace(stage, model=model, parallel=parallel, patches=(), grow=Grow())
 
 

@@ -1,6 +1,7 @@
 """Layers taken away from a checkpoint: what is left is the model of these layers, here and in transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from pretrain.data.corpus.corpus import Corpus
 from pretrain.families.reference import logits
 from pretrain.verify import pruning
 from tests.unit.tools.runs import save
+from tools import prune
 from tools.export_hf import main as export
 from tools.prune import main
 from tools.verify import main as verify
 
 LAYERS = 5
+TRAIN = {"tokens": 640, "seq_len": 32, "global_batch": 4, "lr": 1e-3, "precision": "fp32", "layer_drop": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def stage(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "run",
         "output": str(folder),
         "data": {"corpus": str(corpus.path), "window": 16},
-        "train": {"tokens": 640, "seq_len": 32, "global_batch": 4, "lr": 1e-3, "precision": "fp32", "layer_drop": 0.2},
+        "train": TRAIN,
         "stages": [{"name": "small", "model": model}],
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(document))
@@ -115,14 +118,25 @@ def test_chosen_by_held_out_loss(stage: Path, capsys: pytest.CaptureFixture[str]
     assert told["removed"][0]["layer"] == min(first, key=lambda layer: first[layer])
 
 
-def test_every_other_of_each_kind() -> None:
-    usual = config.keys.Model(vocab=64, hidden=8, layers=5, heads=2, ffn=8).architecture()
-    assert pruning.every_other(usual) == [0, 2, 4]
-    mixed = usual.replace(kinds=("attention", "attention", "mlp", "attention", "mlp"))
-    assert pruning.every_other(mixed) == [0, 2, 3]
-    assert pruning.plan_of(mixed, [0, 2, 3]).new.kinds == ("attention", "mlp", "attention")
-    shared = config.keys.Model(vocab=64, hidden=8, layers=6, heads=2, ffn=8, share=2).architecture()
-    assert pruning.plan_of(shared, [0, 2]).new.calls == (0, 0, 1, 1)
+@pytest.mark.parametrize(
+    ("blocks", "kept", "left"),
+    [
+        ({"layers": 5}, [0, 2, 4], {"layers": 3}),
+        ({"layers": 6, "share": 2}, [0, 2], {"layers": 4, "share": 2}),
+        ({"order": "ssfsf"}, [0, 2, 3], {"order": "sfs"}),
+        ({"layers": 3, "order": {"sandwich": 1}}, [0, 2, 3, 5], {"order": "sfsf"}),
+    ],
+)
+def test_every_other_of_each_kind(blocks: dict[str, Any], kept: list[int], left: dict[str, Any]) -> None:
+    """And the stage of what is left has this very model."""
+    shape = {"vocab": 64, "hidden": 8, "heads": 2, "ffn": 8}
+    document = {"name": "run", "data": {"corpus": "none"}, "train": TRAIN, "stages": [{"name": "one"}]}
+    (stage,) = config.curriculum.curriculum_of({**document, "model": {**shape, **blocks}}, Path("x.yaml")).stages
+    arch = stage.model.architecture()
+    assert pruning.every_other(arch) == kept
+    new = pruning.plan_of(arch, kept).new
+    assert prune._stage_of(stage, new).model == replace(stage.model, **{"layers": 0, "order": None, **left})
+    assert prune._stage_of(stage, new).model.architecture() == new
 
 
 @pytest.mark.parametrize(
