@@ -2,7 +2,7 @@
 # Makes the pictures and tables of this folder again, on this machine, one process at a time; what is done is not done
 # twice, and what was stopped goes on.
 #
-#   bash configs/comparisons/run.sh [layers] [stack] [growth]        all three if none is named
+#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [orders] [diverging]     all if none is named
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -50,19 +50,56 @@ event() { # SCHEDULE MOMENTS: growth.yaml with this growth event
     train "runs/comparison-growth/$1-$2.yaml"
 }
 
-growth() {
+bible_in_sentencepiece() {
     text
     "$PYTHON" tools/prepare_data.py data/kjv.jsonl --output data/kjv --vocab-size 8192
+}
+
+growth() {
+    bible_in_sentencepiece
     local schedule moments run=runs/comparison-growth
     for schedule in continue rewind rewarm restart; do event "$schedule" default; done
     for moments in transform copy reset; do event rewind "$moments"; done
     compare growth $run/rewind-{default,transform,copy,reset} $run/{rewarm,restart,continue}-default
 }
 
-(($#)) || set -- layers stack growth
+pruned() { # STAGE HOW...: an answer of tools/prune.py
+    local stage=runs/comparison-layer-drop/$1
+    local answer=$stage${2#-}.json
+    [[ -f $answer ]] && return
+    "$PYTHON" tools/prune.py "$stage" "${@:2}" --samples 128 --json >"$answer.part"
+    mv "$answer.part" "$answer"
+}
+
+layer_drop() {
+    bible_in_sentencepiece
+    train $here/layer_drop.yaml
+    local stage run=runs/comparison-layer-drop
+    for stage in whole layer-drop layers-4; do
+        pruned $stage --keep every-other
+        pruned $stage --layers 1
+    done
+    "$PYTHON" $here/pruned.py $here/layer_drop $run/{whole,layer-drop,layers-4}-{keep,layers}.json
+    compare layer_drop $run/{whole,layers-4,layer-drop}
+}
+
+orders() {
+    bible_in_sentencepiece
+    train $here/orders.yaml
+    local run=runs/comparison-orders
+    compare orders $run/{sandwich-2,par-5,interleaved}
+}
+
+diverging() {
+    orders
+    train $here/diverging.yaml
+    compare diverging runs/comparison-diverging runs/comparison-orders/interleaved
+}
+
+(($#)) || set -- layers stack growth layer_drop orders diverging
 for part; do
     case $part in
-        layers | stack | growth) "$part" ;;
-        *) fail "$part: choose layers, stack or growth" ;;
+        layers | stack | growth | layer_drop | orders | diverging) "$part" ;;
+        *) fail "$part: choose layers, stack, growth, layer_drop, orders or diverging" ;;
     esac
 done
