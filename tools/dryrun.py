@@ -79,7 +79,7 @@ def _verdicts(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Ver
                 server.run(config=options.config, stage=name, rank=number, overrides=asdict(overrides))
                 for number in tqdm(numbers, desc=name, unit="rank", disable=None)
             ]
-            yield verdict.of(stage, layout, curriculum.parent(stage), answers, GPUS[options.gpu].memory)
+            yield verdict.of(curriculum, stage, layout, answers, GPUS[options.gpu].memory)
 
 
 main = partial(command.run, __doc__, arguments, work)

@@ -82,6 +82,7 @@ def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Names
             gpu,
             world=world or c.layout.world,
             before=c.before,
+            taught=c.taught,
             gpus_per_node=options.gpus_per_node,
         )[:SHOWN]
         for c in costs
@@ -163,7 +164,7 @@ def _memory(costs: Sequence[Cost], gpu: Gpu) -> str:
     return table(rows)
 
 
-MEMORY = ("weights", "gradients", "optimizer", "activations", "workspace", "buffers", "event", "allowance")
+MEMORY = ("weights", "gradients", "optimizer", "activations", "workspace", "buffers", "event", "teacher", "allowance")
 
 
 def _traffic(costs: Sequence[Cost]) -> str:

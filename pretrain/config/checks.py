@@ -233,7 +233,7 @@ def _teacher(stages: Sequence[Stage], index: int) -> Iterator[str]:
         known = f"one of {', '.join(earlier)}, or " if earlier else ""
         yield f"distill.teacher: {name!r} is no earlier stage; name {known}a folder, with a slash in it"
     elif not any(_shape(earlier[name])) and not any(_shape(stage)):
-        yield from teachers.misfits(earlier[name].at_end().architecture(), stage)
+        yield from teachers.misfits(earlier[name].grown(), stage)
 
 
 def due(patch: Patch, tokens: int) -> int:

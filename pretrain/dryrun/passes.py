@@ -70,6 +70,9 @@ class Passes:
     def _all(self) -> None:
         stage, parent = self._stage, self._curriculum.parent(self._stage)
         self._folder.mkdir(parents=True)
+        teacher = stage.distill.teacher
+        if teacher and "/" not in teacher and (parent is None or parent.name != teacher):
+            self._pass("teacher", lambda: store.finish(self._curriculum, self._curriculum.stage(teacher)))
         if parent:
             self._pass("parent", lambda: store.finish(self._curriculum, parent))
         began = time.monotonic()

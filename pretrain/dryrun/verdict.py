@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.config import Stage
+from pretrain.config import Curriculum, Stage
 from pretrain.dryrun import compare
 from pretrain.dryrun.findings import Finding
 from pretrain.dryrun.memory import Phase
 from pretrain.dryrun.ranks import named
 from pretrain.estimate import memory
+from pretrain.estimate.teaching import taught
 from pretrain.layout import Layout
 
 STEP = "step"
@@ -75,9 +76,11 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def of(stage: Stage, layout: Layout, parent: Stage | None, answers: Sequence[Mapping[str, Any]], room: int) -> Verdict:
+def of(
+    curriculum: Curriculum, stage: Stage, layout: Layout, answers: Sequence[Mapping[str, Any]], room: int
+) -> Verdict:
     """answers: of the ranks that were run, see `serve.answer`; room: bytes that a process can have on the GPU."""
-    ranks = tuple(_rank(stage, layout, parent, answer) for answer in answers)
+    ranks = tuple(_rank(curriculum, stage, layout, answer) for answer in answers)
     calls = {answer["rank"]: answer["calls"] for answer in answers}
     problems = [*_found(ranks), *(words for rank in ranks for words in _sizes(rank, room))]
     if not any(f.kind == "error" for rank in ranks for f in rank.findings):  # a rank that stopped meets nobody
@@ -85,7 +88,7 @@ def of(stage: Stage, layout: Layout, parent: Stage | None, answers: Sequence[Map
     return Verdict(stage.name, layout, ranks, tuple(problems))
 
 
-def _rank(stage: Stage, layout: Layout, parent: Stage | None, answer: Mapping[str, Any]) -> Rank:
+def _rank(curriculum: Curriculum, stage: Stage, layout: Layout, answer: Mapping[str, Any]) -> Rank:
     arch = stage.grown()
     pp_rank, _, _ = layout.coordinates(answer["rank"])
     end = layout.resized(arch, stage.train.seq_len) if stage.patches else layout
@@ -93,7 +96,14 @@ def _rank(stage: Stage, layout: Layout, parent: Stage | None, answer: Mapping[st
         number=answer["rank"],
         name=named(layout, answer["rank"]),
         phases=tuple(Phase(**phase) for phase in answer["phases"]),
-        plan=memory.of_rank(arch, end, stage.train, pp_rank, before=memory.growing(stage, parent)),
+        plan=memory.of_rank(
+            arch,
+            end,
+            stage.train,
+            pp_rank,
+            before=memory.growing(stage, curriculum.parent(stage)),
+            taught=taught(curriculum, stage),
+        ),
         findings=tuple(Finding(**{**finding, "where": tuple(finding["where"])}) for finding in answer["findings"]),
         micro_batches=answer["micro_batches"],
         kernels=answer["kernels"],

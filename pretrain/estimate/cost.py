@@ -8,9 +8,10 @@ from growth import Architecture
 from pretrain.config import Curriculum, Stage
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.errors import UserError
-from pretrain.estimate import flops, memory, speed
+from pretrain.estimate import flops, memory, speed, teaching
 from pretrain.estimate.memory import Memory
 from pretrain.estimate.speed import Gpu, Speed
+from pretrain.estimate.teaching import Taught
 from pretrain.layout import Layout
 from pretrain.layout.work import totals
 
@@ -31,6 +32,8 @@ class Cost:
     """The architecture at the end of the stage."""
     before: Sequence[Architecture]
     """What grows into it in the stage, see memory.growing."""
+    taught: Taught | None
+    """What it holds of its teacher."""
     layout: Layout
     nodes: int
     memory: Memory
@@ -81,14 +84,16 @@ def of_stage(
     parent: Stage | None,
     *,
     gpu: Gpu,
+    taught: Taught | None = None,
     gpus_per_node: int = 8,
     nodes: int | None = None,
     mfu: float | None = None,
 ) -> Cost:
     """The cost of a stage.
 
-    nodes: how many the stage gets where its `parallel.dp` is absent (default: as many as hold one model replica).
-    Raises UserError when the ranks or the batch do not fit together, or the budget is in epochs.
+    taught: what it learns from, for which it takes as much longer as its FLOPs are more. nodes: how many the stage gets
+    where its `parallel.dp` is absent (default: as many as hold one model replica). Raises UserError when the ranks or
+    the batch do not fit together, or the budget is in epochs.
     """
     if not stage.train.tokens:
         raise UserError(
@@ -102,6 +107,8 @@ def of_stage(
     node_count = -(-layout.world // gpus_per_node)
     ran = flops.expected(arch, train)
     flops_per_token = flops.training_flops(arch, train.seq_len, frozen=fixed, ran=ran)
+    extra = teaching.teaching_flops(arch, taught, train.seq_len) if taught else 0.0
+    step_speed = replace(step_speed, seconds=step_speed.seconds * (1 + extra / flops_per_token))
     event = event_flops = 0.0
     if parent:
         old = parent.grown()
@@ -118,12 +125,14 @@ def of_stage(
         before=before,
         layout=layout,
         nodes=node_count,
-        memory=memory.worst(arch, layout, train, before=before),
+        memory=memory.worst(arch, layout, train, before=before, taught=taught),
         speed=step_speed,
         share=share,
-        flops=flops_per_token * train.tokens * share + event_flops,
-        hardware_flops=flops.hardware_flops(
-            arch, train.seq_len, recompute=train.recompute, tp=layout.tp, frozen=fixed, ran=ran
+        taught=taught,
+        flops=(flops_per_token + extra) * train.tokens * share + event_flops,
+        hardware_flops=(
+            flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp, frozen=fixed, ran=ran)
+            + extra
         )
         * train.tokens
         * share
@@ -151,7 +160,15 @@ def of_curriculum(
 ) -> list[Cost]:
     """The cost of every stage."""
     return [
-        of_stage(stage, curriculum.parent(stage), gpu=gpu, gpus_per_node=gpus_per_node, nodes=nodes, mfu=mfu)
+        of_stage(
+            stage,
+            curriculum.parent(stage),
+            gpu=gpu,
+            taught=teaching.taught(curriculum, stage),
+            gpus_per_node=gpus_per_node,
+            nodes=nodes,
+            mfu=mfu,
+        )
         for stage in curriculum.stages
     ]
 
@@ -181,6 +198,7 @@ def remedies(cost: Cost, gpu: Gpu) -> list[str]:
             wide = Layout.make(work, tp=tp, pp=layout.pp, dp=dp, sequence_parallel=True)
             tried.append((f"parallel.tp {tp} with sequence_parallel and dp {wide.dp}", wide, train))
     needs = [
-        (words, memory.worst(cost.arch, other, changed, before=cost.before).total) for words, other, changed in tried
+        (words, memory.worst(cost.arch, other, changed, before=cost.before, taught=cost.taught).total)
+        for words, other, changed in tried
     ]
     return [f"{words} ({need / 2**30:.0f} GiB)" for words, need in needs if need <= gpu.memory]

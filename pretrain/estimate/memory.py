@@ -9,6 +9,7 @@ from growth.adapters import RANK
 from growth.family import Family as Table
 from pretrain import families
 from pretrain.config import Stage, Train
+from pretrain.estimate.teaching import Taught
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 
@@ -40,6 +41,8 @@ class Memory:
     """What a growth event needs beyond a step: a byte a parameter notes whether a gradient has reached it, while fewer
     micro-batches are in flight. Measuring the model before may need more, since it may be too small to be cut as the
     grown one is."""
+    teacher: int = 0
+    """The weights of what is held of a teacher."""
     allowance: int = 0
     """Allowance for the context and for fragmentation, on a GPU."""
 
@@ -68,12 +71,13 @@ def of_rank(
     pp_rank: int,
     *,
     before: Sequence[Architecture] = (),
+    taught: Taught | None = None,
     gpu: bool = True,
 ) -> Memory:
     """The memory of a rank of pipeline rank `pp_rank` (tensor-parallel and data-parallel ranks are alike).
 
-    before: the models that grow into this one in the stage, see `growing`. gpu: whether the rank has a GPU; without
-    one (in the tests) kernels are not compiled unless train.compile says so.
+    before: the models that grow into this one in the stage, see `growing`. taught: what it learns from. gpu: whether
+    the rank has a GPU; without one (in the tests) kernels are not compiled unless train.compile says so.
     """
     numel = count(arch, layout, pp_rank)
     share = ceil(numel / (2 * layout.dp)) * 2
@@ -83,8 +87,11 @@ def of_rank(
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
-    buffers = _buffers(shapes, layout)
-    allocated = weights + 4 * numel + optimizer + activations + workspace + buffers
+    buffers, teacher = _buffers(shapes, layout), 0
+    if taught:
+        teacher = count(taught.arch, layout.resized(taught.arch, train.seq_len), 0) * (2 if bf16 else 4)
+        activations, workspace = _compared(shapes, train, taught, activations, workspace)
+    allocated = weights + 4 * numel + optimizer + activations + workspace + buffers + teacher
     event = 0
     if before:  # the certificate's backward passes have pp micro-batches
         activations_of_event, _ = _activations(shapes, train, pp_rank, layout.pp)
@@ -92,7 +99,7 @@ def of_rank(
         event = max(0, numel + activations_of_event - activations, *older)
     allocated += event
     allowance = CONTEXT + int(FRAGMENTATION * allocated) if gpu else 0
-    return Memory(weights, 4 * numel, optimizer, activations, workspace, buffers, event, allowance)
+    return Memory(weights, 4 * numel, optimizer, activations, workspace, buffers, event, teacher, allowance)
 
 
 def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
@@ -118,10 +125,16 @@ def _measured(old: Architecture, layout: Layout, train: Train, pp_rank: int, gpu
 
 
 def worst(
-    arch: Architecture, layout: Layout, train: Train, *, before: Sequence[Architecture] = (), gpu: bool = True
+    arch: Architecture,
+    layout: Layout,
+    train: Train,
+    *,
+    before: Sequence[Architecture] = (),
+    taught: Taught | None = None,
+    gpu: bool = True,
 ) -> Memory:
     """The memory of a rank of the pipeline rank that needs most."""
-    ranks = (of_rank(arch, layout, train, rank, before=before, gpu=gpu) for rank in range(layout.pp))
+    ranks = (of_rank(arch, layout, train, rank, before=before, taught=taught, gpu=gpu) for rank in range(layout.pp))
     return max(ranks, key=lambda m: m.total)
 
 
@@ -265,6 +278,30 @@ def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int
     # What the head saves is free again before the backward pass reaches the layers.
     head = shapes.head() * tokens
     return int(saved + head), int(max(shapes.inside_head(), inside - head))
+
+
+def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, workspace: int) -> tuple[int, int]:
+    """(bytes saved for the backward pass, bytes of the largest temporary) with a teacher, from those without one.
+
+    What is compared has temporaries of its own: logarithms of either side and a probability, in fp32, and their
+    difference as it is differentiated. Of that difference, or of the gradients that come of it, is kept what the
+    backward pass needs. Where the labels have no share, a student of relations has no head, and of its last block
+    nothing behind queries, keys and values.
+    """
+    element, tokens = shapes.element, shapes.tokens
+    side = 12 + (element if element < 4 else 0)
+    if taught.distill.kind == "logits":
+        logits = tokens * shapes.vocabulary
+        return activations + int(element * logits), max(workspace, int((side + element) * logits))
+    head = int(shapes.head() * tokens)
+    kept = int(2 * taught.relations * element * shapes.queries * tokens)
+    compared = int(side * tokens * train.seq_len * taught.heads / shapes.layout.tp)
+    if taught.distill.share:
+        return activations + kept, max(workspace, compared - head)
+    last = shapes.norm() + element * (shapes.hidden + shapes.queries + 2 * shapes.keys)
+    unused = head + int((shapes.block(shapes.kinds[-1], train.recompute) - last) * tokens)
+    inside = max(shapes.inside_block(kind) for kind in shapes.kinds)
+    return activations - unused + kept, max(int(inside), compared)
 
 
 def _buffers(shapes: _Shapes, layout: Layout) -> int:

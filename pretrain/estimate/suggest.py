@@ -10,6 +10,7 @@ from pretrain.config.layouts import misfits
 from pretrain.estimate import memory, speed
 from pretrain.estimate.memory import Memory
 from pretrain.estimate.speed import Gpu, Speed
+from pretrain.estimate.teaching import Taught
 from pretrain.layout import Layout, balanced_pipeline
 from pretrain.layout.work import totals
 
@@ -39,22 +40,26 @@ def suggest(
     *,
     world: int,
     before: Sequence[Architecture] = (),
+    taught: Taught | None = None,
     gpus_per_node: int = 8,
 ) -> list[Suggestion]:
     """The layouts of `world` GPUs that fit, each with its best micro-batch; fastest first, simpler within 0.01 of MFU.
 
-    before: what grows into the model in the stage, see memory.growing. Tensor parallelism stays within a node and has
-    sequence parallelism; pipelines are balanced, with one chunk a rank or interleaved.
+    before: what grows into the model in the stage, see memory.growing. taught: what it learns from, without pipelines.
+    Tensor parallelism stays within a node and has sequence parallelism; pipelines are balanced, with one chunk a rank
+    or interleaved.
     """
     best = []
     for layout in _layouts(arch, train, world, gpus_per_node):
+        if taught and layout.pp > 1:
+            continue
         fitting = []
         for micro_batch in POWERS:
             if any(misfits(replace(train, micro_batch=micro_batch), layout)):
                 continue
             for recompute in RECOMPUTE:
                 settings = replace(train, micro_batch=micro_batch, recompute=recompute, recompute_layers=1)
-                need = memory.worst(arch, layout, settings, before=before)
+                need = memory.worst(arch, layout, settings, before=before, taught=taught)
                 if need.total <= ROOM * gpu.memory:
                     step_speed = speed.of_step(arch, layout, settings, gpu, gpus_per_node=gpus_per_node)
                     fitting.append(Suggestion(layout, settings, need, step_speed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from growth import Architecture
@@ -13,27 +14,47 @@ from pretrain.estimate.flops import forward
 from pretrain.layout.work import attending, entering
 
 
-def teacher_of(curriculum: Curriculum, stage: Stage) -> Architecture | None:
-    """What a stage holds of its teacher; None without one. Raises UserError for a folder without a checkpoint."""
+@dataclass(frozen=True)
+class Taught:
+    """What a stage holds of its teacher, and how it learns from it."""
+
+    arch: Architecture
+    distill: Distill
+
+    @property
+    def relations(self) -> int:
+        """How many relations are compared."""
+        return {"minilm": 2, "minilm2": 3, "logits": 0}[self.distill.kind]
+
+    @property
+    def heads(self) -> int:
+        """How many heads a relation has."""
+        return self.arch.sizes["heads"] if self.distill.kind == "minilm" else self.distill.relation_heads
+
+
+def taught(curriculum: Curriculum, stage: Stage) -> Taught | None:
+    """What the stage holds of its teacher; None without one. Raises UserError for a folder without a checkpoint."""
     distill = stage.distill
     if not distill.teacher:
         return None
     if "/" in distill.teacher:
         path = locate(Path(distill.teacher), finished=True)
-        return held(Architecture.from_json(Manifest.load(path).architecture), distill)
-    return held(curriculum.stage(distill.teacher).at_end().architecture(), distill)
+        arch = Architecture.from_json(Manifest.load(path).architecture)
+    else:
+        arch = curriculum.stage(distill.teacher).grown()
+    return Taught(held(arch, distill), distill)
 
 
-def teaching_flops(student: Architecture, teacher: Architecture, distill: Distill, seq_len: int) -> float:
-    """Model FLOPs that a teacher, what is held of it, adds to a training step, per token: its forward pass, and the
+def teaching_flops(student: Architecture, taught: Taught, seq_len: int) -> float:
+    """Model FLOPs that a teacher adds to a training step, per token: its forward pass, and the
     products of the relations, which of the student are differentiated too; less what of the student is neither computed
     nor differentiated where the labels have no share (as if it were trained)."""
-    if distill.kind == "logits":
+    teacher = taught.arch
+    if taught.distill.kind == "logits":
         return forward(teacher, seq_len).total / seq_len
-    relations = 2 if distill.kind == "minilm" else 3
     widths = [arch.sizes["heads"] * arch.sizes["head_dim"] for arch in (teacher, student)]
-    products = relations * 2 * seq_len * seq_len * (widths[0] + 3 * widths[1])
-    unused = 0 if distill.share else 3 * (forward(student, seq_len).total - _seen(student, seq_len))
+    products = taught.relations * 2 * seq_len * seq_len * (widths[0] + 3 * widths[1])
+    unused = 0 if taught.distill.share else 3 * (forward(student, seq_len).total - _seen(student, seq_len))
     return (_seen(teacher, seq_len) + products - unused) / seq_len
 
 

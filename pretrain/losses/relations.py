@@ -93,8 +93,8 @@ class _Divergence(torch.autograd.Function):
     ) -> Tensor:
         logs, target = _log_relation(a, b, scale, hidden), _log_relation(teacher_a, teacher_b, teacher_scale, hidden)
         expected = target.exp()
-        total = (expected * (target - logs)).sum(-1, keepdim=True).mul_(rows).sum()
-        scores = (logs.exp_() - expected).mul_(rows * scale).to(a.dtype)
+        total = target.sub_(logs).mul_(expected).sum(-1, keepdim=True).mul_(rows).sum()
+        scores = logs.exp_().sub_(expected).mul_(rows * scale).to(a.dtype)
         ctx.save_for_backward(scores @ b, scores.transpose(-1, -2) @ a)
         return total
 
@@ -108,5 +108,5 @@ def _log_relation(a: Tensor, b: Tensor, scale: float, hidden: Tensor) -> Tensor:
     """log softmax(a b^T scale), [B, A, S, S], fp32, or fp64 where a is; what is hidden is the lowest number there is,
     whose products with a probability of 0 are 0."""
     scores = a @ b.transpose(-1, -2)
-    scores = (scores if scores.dtype == torch.float64 else scores.float()) * scale
+    scores = (scores if scores.dtype == torch.float64 else scores.float()).mul_(scale)
     return scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).log_softmax(-1)

@@ -33,8 +33,8 @@ class SoftLabels(torch.autograd.Function):
     ) -> Tensor:
         logs, target = (_log_softmax(x, real, temperature, group) for x in (student, teacher))
         expected = target.exp()
-        total = (expected * (target - logs)).sum(-1).mul_(weight).sum() * temperature**2
-        ctx.save_for_backward((logs.exp_() - expected).mul_(weight[:, None] * temperature).to(student.dtype))
+        total = target.sub_(logs).mul_(expected).sum(-1).mul_(weight).sum() * temperature**2
+        ctx.save_for_backward(logs.exp_().sub_(expected).mul_(weight[:, None] * temperature).to(student.dtype))
         return total
 
     @staticmethod
@@ -45,7 +45,8 @@ class SoftLabels(torch.autograd.Function):
 
 def _log_softmax(logits: Tensor, real: int, temperature: float, group: dist.ProcessGroup | None) -> Tensor:
     """Over the ids of all ranks, fp32, or fp64 where the logits are; padding is the lowest number there is."""
-    x = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    x = logits.to(wide, copy=True).div_(temperature)
     x[:, real:] = torch.finfo(x.dtype).min
     largest = x.amax(-1, keepdim=True)
     if group is not None:

@@ -6,7 +6,7 @@ from growth import Architecture
 from pretrain.engine.engine import Engine
 from pretrain.engine.teacher import Teacher
 from pretrain.estimate.flops import training_flops
-from pretrain.estimate.teaching import teaching_flops
+from pretrain.estimate.teaching import Taught, teaching_flops
 from pretrain.event.source import Source
 from pretrain.event.teacher import teacher_of
 from pretrain.runtime.ranks import agreed
@@ -32,4 +32,4 @@ def flops_per_token(engine: Engine, samples: int, key: int) -> float:
     flops = training_flops(engine.arch, engine.seq_len, frozen=engine.frozen.parts, ran=ran)
     if teacher is None:
         return flops
-    return flops + teaching_flops(engine.arch, teacher.arch, teacher.distill, engine.seq_len)
+    return flops + teaching_flops(engine.arch, Taught(teacher.arch, teacher.distill), engine.seq_len)

@@ -40,7 +40,7 @@ def run(server: Ranks, stage: str, numbers: Sequence[int] = (), overrides: Overr
         server.run(config=SMALL, stage=stage, rank=number, overrides=asdict(overrides), **job)
         for number in numbers or ranks.kinds(layout)
     ]
-    return verdict.of(found, layout, curriculum.parent(found), answers, ROOM)
+    return verdict.of(curriculum, found, layout, answers, ROOM)
 
 
 def names(found: Verdict) -> set[str]:
@@ -69,6 +69,14 @@ def test_frozen_parts_a_trial_and_a_patch_pass(server: Ranks) -> None:
     found = run(server, "frozen", [1])
     assert found.problems == ()
     assert {"trial and growth", "patch 0", "step after patch 0"} <= names(found)
+
+
+@pytest.mark.parametrize("stage", ["taught", "told"])
+def test_a_teacher_passes(server: Ranks, stage: str) -> None:
+    """The memory that it needs is the plan's, and no wait of the host comes with it."""
+    found = run(server, stage, [1])
+    assert found.problems == ()
+    assert "teacher" in names(found)
 
 
 @pytest.mark.parametrize(
