@@ -1,7 +1,8 @@
 """Where a stage's figures go: metrics.jsonl always; Weights & Biases, TensorBoard and the console beside it.
 
 A record has: step (of the stage); tokens, flops (of the model, growth included) and seconds (of training), cumulative
-over the curriculum; then loss (nats per token), bits_per_byte, lr (of the newest generation; where there are several,
+over the curriculum; then loss (what is minimised, nats per token), its terms where there are several (of a stage with a
+teacher distill_loss among them), bits_per_byte, lr (of the newest generation; where there are several,
 lr_generation_0 and so on of each), grad_norm, tokens_per_second, tokens_per_second_per_gpu,
 model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu; or, of a validation, validation_loss and
 validation_bits_per_byte; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a rollback, the

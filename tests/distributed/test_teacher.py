@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from growth import Architecture
 from pretrain.checkpoint import Reader
 from pretrain.config import Distill
+from pretrain.config.teachers import held
 from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.teacher import Teacher
+from pretrain.estimate.flops import hardware_flops
+from pretrain.estimate.teaching import Taught, teaching_flops
+from pretrain.layout.work import work_of
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import BERT
+from tests.distributed.test_flops import ON_CPU
 from tests.distributed.test_layouts import LAYOUTS, assemble, world
 
 TEACHERS = {"bert": BERT, "llama2": ranks.GQA}
@@ -59,12 +65,28 @@ def trained(hows: list[dict[str, Any]], root: str) -> Any:
     return found
 
 
+def saved(root: str) -> None:
+    for family, arch in TEACHERS.items():
+        ranks.trained_and_saved(arch, {}, 2, f"{root}/{family}")
+
+
+def counted(root: str) -> list[int]:
+    """FLOPs per token of forward and backward, of each case, as torch counts them."""
+    found = []
+    for family, distill in CASES:
+        engine = taught(family, {}, distill, root)
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+            engine.backward(ranks.batches(engine.arch, 1)[0])
+        found.append(counter.get_total_flops() // (ranks.GLOBAL_BATCH * ranks.SEQ_LEN))
+        engine.free()
+    return found
+
+
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Checkpoints of teachers that have made some steps, of layouts that are not those of the students."""
+    """Checkpoints of teachers that have made some steps in one process."""
     root = tmp_path_factory.mktemp("teachers")
-    for family, arch in TEACHERS.items():
-        run(1, ranks.trained_and_saved, arch, {}, 2, str(root / family))
+    run(1, saved, str(root))
     return str(root)
 
 
@@ -89,3 +111,14 @@ def test_agrees_with_one_process(names: tuple[str, ...], teachers: str, one_proc
             np.testing.assert_allclose(
                 value, expected[key], atol=2e-3 if key[0] == "weight" else 1e-5, err_msg=str(key)
             )
+
+
+def test_flops_of_a_step(teachers: str) -> None:
+    """What is counted of student, teacher and relations is what is run."""
+    for (family, distill), found in zip(CASES, run(1, counted, teachers)[0], strict=True):
+        student = student_of(family, distill)
+        what = Taught(held(TEACHERS[family], distill), distill)
+        expected = hardware_flops(student, ranks.SEQ_LEN) + teaching_flops(student, what, ranks.SEQ_LEN)
+        if not distill.share:  # the last attention does not run, so that nothing of it is computed again
+            expected -= work_of(student, ranks.SEQ_LEN)[-1].scores // 2 / ranks.SEQ_LEN
+        assert found == pytest.approx(expected, rel=1e-2), (family, distill)

@@ -56,8 +56,22 @@ def test_megatrons_steps_and_warm_up(name: str, steps: int) -> None:
 def test_all_of_them_drop_a_tenth() -> None:
     for path in sorted(Path("configs").glob("*.yaml")):
         for train in (stage.train for stage in config.load(str(path)).stages):
-            tenth = 0.1 if path.stem.startswith(("bert_", "gpt2_", "megatron_")) else 0.0
+            tenth = 0.1 if path.stem.startswith(("bert_", "gpt2_", "megatron_", "minilm_")) else 0.0
             assert (train.dropout, train.attention_dropout) == (tenth, tenth)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "hidden", "batch", "lr"),
+    [("l6_h768", 6, 768, 1024, 5e-4), ("l12_h384", 12, 384, 2048, 6e-4), ("l6_h384", 6, 384, 512, 4e-4)],
+)
+def test_minilm(name: str, layers: int, hidden: int, batch: int, lr: float) -> None:
+    *_, teacher, student = config.load(f"configs/minilm_{name}.yaml").stages
+    model, t = student.model, student.train
+    assert (model.layers, model.hidden, model.heads, model.ffn) == (layers, hidden, 12, 4 * hidden)
+    assert (t.global_batch, t.lr, t.seq_len, t.steps(), t.warmup * t.steps()) == (batch, lr, 512, 400_000, 4_000)
+    assert (t.weight_decay, t.schedule, model.vocab) == (0.01, "linear", 30_522)
+    assert (student.distill.teacher, student.distill.kind, student.distill.share) == (teacher.name, "minilm", 0)
+    assert (teacher.model.layers, teacher.model.hidden, teacher.train.seq_len) == (12, 768, 512)
 
 
 def test_progressive_layer_increase() -> None:
