@@ -35,6 +35,7 @@ def stage_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
                 "stage": stage.name,
                 "done": stage.done,
                 "shape": dict(sizes),
+                "blocks": stage.architecture.depth,
                 "layout": {key: parallel[key] for key in ("tp", "pp", "dp")},
                 "parameters": stage.architecture.parameters(),
                 "tokens": stage.used("tokens"),
@@ -104,7 +105,7 @@ def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append(
             [
                 row["stage"] if row["done"] else f"{row['stage']} (not finished)",
-                f"{shape['layers']} x {shape['hidden']}",
+                f"{row['blocks']} x {shape['hidden']}",
                 f"{shape['heads']} / {shape.get('kv_heads', shape['heads'])}",
                 f"{shape['ffn']:,}",
                 f"{shape['vocab']:,}",

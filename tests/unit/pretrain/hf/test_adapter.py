@@ -24,6 +24,7 @@ from tests.unit.pretrain.families.test_hf import BERT, GPT2, IDS
 LLAMA2 = Architecture(
     "llama2", {"vocab": 40, "hidden": 24, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 6, "ffn": 40}
 )
+SHARED = GPT2.replace({"layers": 2}, calls=(0, 0, 1))
 CLASSES = {"gpt2": "GPT2LMHeadModel", "bert": "MegatronBertForPreTraining", "llama2": "LlamaForCausalLM"}
 
 
@@ -54,11 +55,12 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("usual", "on"),
-    [(GPT2, ("attention", "mlp")), (GPT2, ("attention",)), (BERT, ("mlp",)), (LLAMA2, ("attention", "mlp"))],
+    [(GPT2, ("attention", "mlp")), (SHARED, ("attention",)), (BERT, ("mlp",)), (LLAMA2, ("attention", "mlp"))],
     ids=str,
 )
 def test_merged_and_as_an_adapter(usual: Architecture, on: tuple[str, ...], tmp_path: Path) -> None:
-    """The logits of the reference model, either way; GPT-2's three ranks of c_attn are one of three times the rank."""
+    """The logits of the reference model, either way; GPT-2's three ranks of c_attn are one of three times the rank. The
+    adapter of a shared layer is written out with it."""
     import peft  # seconds
 
     arch = usual.with_adapters(Adapters(2, 6.0, on))
@@ -74,8 +76,8 @@ def test_merged_and_as_an_adapter(usual: Architecture, on: tuple[str, ...], tmp_
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert (logits(adapted) - ours).abs().max() <= 1e-5 * ours.abs().max()
     trained = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
-    blocks = 2 * 2 * 3 * 24 * arch.layers * ("attention" in on) if arch.family == "gpt2" else 0  # B's zeros
-    assert trained == arch.parameters() - usual.parameters() + blocks
+    zeros = 2 * 2 * 3 * 24 * ("attention" in on) if arch.family == "gpt2" else 0  # of B, outside of its blocks
+    assert trained == arch.depth * ((arch.parameters() - usual.parameters()) // arch.layers + zeros)
 
 
 def test_what_has_no_adapters(tmp_path: Path) -> None:
@@ -85,3 +87,7 @@ def test_what_has_no_adapters(tmp_path: Path) -> None:
     checkpoint, _ = stored(tmp_path / "other", GPT2.with_adapters(Adapters(1, 1.0, ("mlp",))))
     with pytest.raises(UserError, match="is there already: choose another folder"):
         export_adapter(checkpoint, checkpoint)
+    order = GPT2.replace(kinds=("attention", "mlp", "mlp")).with_adapters(Adapters(1, 1.0, ("mlp",)))
+    checkpoint, _ = stored(tmp_path / "order", order)
+    with pytest.raises(UserError, match=r"peft has no such model \(sff\): export it merged"):
+        export_adapter(checkpoint, tmp_path / "adapter")
