@@ -97,8 +97,21 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
             "recompute_num_layers": numerics.recompute_layers,
         },
     }
+    sizes = arch.sizes
+    of_every_family = {
+        "num_layers": arch.depth,
+        "hidden_size": sizes["hidden"],
+        "num_attention_heads": sizes["heads"],
+        "num_query_groups": sizes.get("kv_heads", sizes["heads"]),
+        "kv_channels": sizes["head_dim"],
+        "ffn_hidden_size": sizes["ffn"],
+        "layernorm_epsilon": arch.scalars["norm_eps"],
+        "softmax_scale": arch.scalars["softmax_scale"],
+        "normalization": "RMSNorm" if arch.table.norm == "rms" else "LayerNorm",
+        "bias_activation_fusion": False,
+    }
     return TransformerConfig(
-        **families.of(arch.family).model.config_fields(arch),
+        **{**of_every_family, **families.of(arch.family).model.config_fields(arch)},
         **choices[numerics.recompute],
         hidden_dropout=numerics.dropout,
         attention_dropout=numerics.attention_dropout,

@@ -20,19 +20,7 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 
 
 def config_fields(arch: Architecture) -> dict[str, object]:
-    return {
-        "num_layers": arch.depth,
-        "hidden_size": arch.sizes["hidden"],
-        "num_attention_heads": arch.sizes["heads"],
-        "kv_channels": arch.sizes["head_dim"],
-        "ffn_hidden_size": arch.sizes["ffn"],
-        "layernorm_epsilon": arch.scalars["norm_eps"],
-        "softmax_scale": arch.scalars["softmax_scale"],
-        "normalization": "RMSNorm",
-        "activation_func": squared_relu,
-        "bias_activation_fusion": False,
-        "add_bias_linear": False,
-    }
+    return {"activation_func": squared_relu, "add_bias_linear": False}
 
 
 def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, fused: bool, **where: Any) -> CausalLM:

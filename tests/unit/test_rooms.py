@@ -37,7 +37,7 @@ LEVELS = {room: level for level, line in enumerate(reversed(COLUMN.split("\n")))
 SHARED = ("causal", "attention", "norm", "vocabulary", "layer", "linear", "dropout", "layer_drop")
 
 MEGATRON = (
-    *("pretrain/families/*/model.py", "pretrain/families/common/*/model.py", "pretrain/engine/*.py"),
+    *("pretrain/families/*/model.py", "pretrain/engine/*.py"),
     *(f"pretrain/families/common/{name}.py" for name in SHARED),
     *("pretrain/dryrun/*.py", "tools/benchmarks/*.py", "tools/benchmarks/gpu/*.py"),
 )

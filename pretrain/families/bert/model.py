@@ -24,7 +24,6 @@ from torch import Tensor
 from growth.architecture import Architecture
 from pretrain.families.common.attention import CoreAttention
 from pretrain.families.common.layer import layer_specs
-from pretrain.families.common.layernorm_bias import model
 from pretrain.families.common.norm import FusedLayerNorm, LayerNorm
 from pretrain.families.common.vocabulary import Vocabulary, padded
 from pretrain.kernels.activation import bias_gelu
@@ -41,8 +40,8 @@ class Bert(Vocabulary, BertModel):
 
 
 def config_fields(arch: Architecture) -> dict[str, object]:
-    """The part of Megatron's TransformerConfig that the architecture decides."""
-    return {**model.config_fields(arch), "activation_func": F.gelu}
+    """What is BERT's own in Megatron's TransformerConfig."""
+    return {"activation_func": F.gelu}
 
 
 def build_chunk(

@@ -10,7 +10,6 @@ from megatron.core.transformer import TransformerConfig
 
 from growth.architecture import Architecture
 from pretrain.families.common.causal import CausalLM, build_gpt, forward, logits, outputs
-from pretrain.families.common.layernorm_bias import model
 from pretrain.families.common.norm import FusedLayerNorm, LayerNorm
 from pretrain.kernels.activation import bias_gelu
 
@@ -18,8 +17,8 @@ __all__ = ["build_chunk", "config_fields", "forward", "logits", "outputs"]
 
 
 def config_fields(arch: Architecture) -> dict[str, object]:
-    """The part of Megatron's TransformerConfig that the architecture decides."""
-    return {**model.config_fields(arch), "activation_func": partial(F.gelu, approximate="tanh")}  # gelu_new
+    """What is GPT-2's own in Megatron's TransformerConfig."""
+    return {"activation_func": partial(F.gelu, approximate="tanh")}  # gelu_new
 
 
 def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, fused: bool, **where: Any) -> CausalLM:

@@ -17,23 +17,8 @@ __all__ = ["build_chunk", "config_fields", "forward", "logits", "outputs"]
 
 
 def config_fields(arch: Architecture) -> dict[str, object]:
-    """The part of Megatron's TransformerConfig that the architecture decides."""
-    s = arch.sizes
-    return {
-        "num_layers": arch.depth,
-        "hidden_size": s["hidden"],
-        "num_attention_heads": s["heads"],
-        "num_query_groups": s["kv_heads"],
-        "kv_channels": s["head_dim"],
-        "ffn_hidden_size": s["ffn"],
-        "layernorm_epsilon": arch.scalars["norm_eps"],
-        "softmax_scale": arch.scalars["softmax_scale"],
-        "normalization": "RMSNorm",
-        "gated_linear_unit": True,
-        "activation_func": F.silu,
-        "bias_activation_fusion": False,
-        "add_bias_linear": False,
-    }
+    """What is LLaMA-2's own in Megatron's TransformerConfig."""
+    return {"gated_linear_unit": True, "activation_func": F.silu, "add_bias_linear": False}
 
 
 def build_chunk(arch: Architecture, config: TransformerConfig, *, seq_len: int, fused: bool, **where: Any) -> CausalLM:
