@@ -21,7 +21,6 @@ from growth.describe import table
 from pretrain import config
 from pretrain.cli import command
 from pretrain.cli.command import Answer
-from pretrain.config import Curriculum
 from pretrain.config.orders import in_words
 from pretrain.errors import UserError
 from pretrain.estimate import cost, picture
@@ -30,7 +29,7 @@ from pretrain.estimate.flops import PEAK_FLOPS
 from pretrain.estimate.parts import PARTS, parameters_by_part
 from pretrain.estimate.speed import GPUS, SINGLE, SOURCE, Gpu
 from pretrain.estimate.suggest import Suggestion, suggest
-from pretrain.families.text import open_feed
+from pretrain.families.text import in_tokens
 from pretrain.report.plot import duration, short
 
 SHOWN = 3
@@ -57,7 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> Answer:
     """Raises UserError when a stage does not fit its GPUs."""
     gpu, per_node = GPUS[options.gpu], options.gpus_per_node
-    curriculum = _resolved(config.load(options.config))
+    curriculum = config.load(options.config)
+    curriculum = replace(curriculum, stages=tuple(map(in_tokens, curriculum.stages)))
     # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
     nodes = None if options.suggest else options.nodes
     costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=nodes, mfu=_mfu(options.mfu))
@@ -101,12 +101,6 @@ def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Names
     return Answer(text, {"stages": stages})
 
 
-def _resolved(curriculum: Curriculum) -> Curriculum:
-    """The curriculum with all budgets in tokens; for those in epochs the corpus is read."""
-    stages = [stage if stage.train.tokens else open_feed(stage).resolved() for stage in curriculum.stages]
-    return replace(curriculum, stages=tuple(stages))
-
-
 def _stages(costs: Sequence[Cost]) -> str:
     head = ["stage", "parameters", "x", "layers x hidden", "vocab", "TP x PP x DP", "nodes", "tokens", "FLOPs"]
     rows = [[*head, "MFU", "bubble", "tokens/s", "time", "GPU hours", "growth event"]]
@@ -141,8 +135,14 @@ def _batches(costs: Sequence[Cost]) -> str:
     for c in costs:
         t = c.stage.train
         ramp = [short(t.ramp_from * t.seq_len), short(t.ramp_tokens)] if t.ramp_tokens else ["-", "-"]
-        warmup = short(t.warmup_tokens or t.warmup * t.tokens)
-        cells = [short(c.batch_tokens), *ramp, f"{t.steps():,}", f"{c.speed.seconds:.2f}", f"{t.lr:g}", warmup]
+        cells = [
+            short(c.batch_tokens),
+            *ramp,
+            f"{t.steps():,}",
+            f"{c.speed.seconds:.2f}",
+            f"{t.lr:g}",
+            short(t.warmup_tokens),
+        ]
         rows.append([c.stage.name, *cells])
     return table(rows)
 

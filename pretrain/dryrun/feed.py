@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,12 +41,6 @@ class Nothing(Feed):
 
     def batch(self, n: int) -> Samples:
         return self._samples(n, self.stage.train.seq_len)
-
-    def resolved(self) -> Stage:
-        """Budgets are in tokens already; see `settings`."""
-        train = self.stage.train
-        warmup = train.warmup_tokens or round(train.warmup * train.tokens)
-        return replace(self.stage, train=replace(train, warmup_tokens=warmup))
 
     def _samples(self, n: int, seq_len: int) -> Samples:
         return self._family.samples(torch.zeros(n, seq_len + self._family.ahead, dtype=torch.int64))

@@ -22,6 +22,7 @@ from pretrain.dryrun.kernels import KERNELS
 from pretrain.dryrun.memory import MEMORY
 from pretrain.engine.engine import Engine
 from pretrain.engine.shards import boxes
+from pretrain.families.text import in_tokens
 from pretrain.guard.switches import Switches
 from pretrain.guard.watchdog import Watchdog
 from pretrain.layout import Layout
@@ -114,8 +115,7 @@ class Passes:
         return Run(self._resolved(), watchdog, engine, state)
 
     def _resolved(self) -> Resolved:
-        feed = Nothing(self._stage)
-        return Resolved(self._curriculum, self._stage, feed.resolved(), self._layout, feed)
+        return Resolved(self._curriculum, self._stage, in_tokens(self._stage), self._layout, Nothing(self._stage))
 
     def _turn(self, run: Run) -> None:
         """A turn of the training loop, as in pretrain.stage.train."""

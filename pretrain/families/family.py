@@ -31,7 +31,7 @@ class Model(Protocol):
     """The module `model` of a family: its form on Megatron-core."""
 
     def config_fields(self, arch: Architecture) -> dict[str, object]:
-        """What is the family's own in Megatron's TransformerConfig, where sizes, scalars and norms follow from its table."""
+        """What is its own in Megatron's TransformerConfig; sizes, scalars and norms follow from its table."""
 
     def build_chunk(self, arch: Architecture, config: Any, **where: Any) -> torch.nn.Module:
         """One pipeline chunk; where: seq_len, kinds (of its blocks), first, last, chunk (its index on this rank, None

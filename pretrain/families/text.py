@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pretrain import families
 from pretrain.config import Stage
 from pretrain.families.common.text import Feed
@@ -10,3 +12,13 @@ from pretrain.families.common.text import Feed
 def open_feed(stage: Stage) -> Feed:
     """The feed of a stage, at no place yet: see Feed.seek."""
     return families.of(stage.model.family).text.open(stage)
+
+
+def in_tokens(stage: Stage) -> Stage:
+    """The stage with its budget and its warm-up in tokens: whole steps, at least one. Reads the corpus of one that has
+    them in epochs."""
+    train = stage.train
+    step = train.global_batch * train.seq_len
+    tokens = train.tokens or max(1, round(train.epochs * open_feed(stage).training_tokens() / step)) * step
+    warmup = train.warmup_tokens or round(train.warmup * tokens)
+    return replace(stage, train=replace(train, tokens=tokens, warmup_tokens=warmup))

@@ -9,7 +9,7 @@ from pretrain.config import Curriculum, Grow, Stage
 from pretrain.config.layouts import layout_of
 from pretrain.event.teacher import taught
 from pretrain.families.common.text import Feed, Taken, Wanted
-from pretrain.families.text import open_feed
+from pretrain.families.text import in_tokens, open_feed
 from pretrain.layout import Layout
 from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import sharing
@@ -62,10 +62,6 @@ def resolve(curriculum: Curriculum, given: Stage, world: int) -> Resolved:
     if given.train.until == "gstack":
         others = [*others, curriculum.stages[[s.name for s in curriculum.stages].index(given.name) + 1]]
 
-    def in_tokens() -> dict[str, Stage]:
-        counted = {one.name: one if one.train.tokens else open_feed(one).resolved() for one in others}
-        return {given.name: feed.resolved(), **counted}
-
-    known = agreed(in_tokens)
+    known = agreed(lambda: {one.name: in_tokens(one) for one in (given, *others)})
     stages = tuple(known.get(one.name, one) for one in curriculum.stages)
     return Resolved(replace(curriculum, stages=stages), given, known[given.name], layout, feed)

@@ -18,7 +18,7 @@ from pretrain.data.corpus.encoders import SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
 from pretrain.event import plan
-from pretrain.families.text import open_feed
+from pretrain.families.text import in_tokens
 from tests.distributed.conftest import SYLLABLES
 from tests.distributed.harness import run, run_killed
 from tests.distributed.test_stage import losses, stage, state
@@ -155,7 +155,7 @@ def test_progressive_stacking(text: Path, tmp_path: Path) -> None:
     prepare(Source((text,)), tmp_path / "prepared", SentencePieceEncoder(vocab_size=300))
     path = curriculum(tmp_path / "prepared", tmp_path, "gpt2", stacking={"layers": [1, 2], "epochs": [0.1, 0.2]})
     loaded = config.load(path)
-    budgets = [open_feed(one).resolved().train for one in loaded.stages]
+    budgets = [in_tokens(one).train for one in loaded.stages]
     assert budgets[1].tokens == pytest.approx(2 * budgets[0].tokens, rel=0.1)
     for name in ("layers-1", "layers-2"):
         assert run(2, stage, str(path), name, ["--parallel.tp", "2"]) == ["", ""]

@@ -178,22 +178,15 @@ class _Bench:
         }
 
     def _row(
-        self, name: str, cache: str, work: Callable[[], None], fresh: Path | None = None, written: Path | None = None
+        self,
+        name: str,
+        cache: str,
+        work: Callable[[], object],
+        fresh: Path | None = None,
+        written: Path | None = None,
     ) -> dict[str, Any]:
         """One process; `fresh` is removed before each round, `written` after it and gives the bytes of the copy."""
-        costs, ratios, size = [], [], 0
-        for _ in range(self.rounds):
-            if fresh and fresh.exists():
-                shutil.rmtree(fresh)
-            if cache == "cold":
-                _forget(self.path)
-            costs.append(Cost.of(work))
-            source = written or self.path
-            copied, size = self._copy(source, cold=cache == "cold")
-            ratios.append(copied / costs[-1].seconds)
-            if written:
-                shutil.rmtree(written)
-        return _figures(name, cache, size, costs, ratios)
+        return self._measured(name, cache, lambda: Cost.of(work), self.path, fresh, written)
 
     def _ranks(
         self,
@@ -204,15 +197,29 @@ class _Bench:
         fresh: Path | None = None,
         cache: str = "-",
     ) -> dict[str, Any]:
+        return self._measured(name, cache, lambda: together(world, work, where, self.arch), where, fresh)
+
+    def _measured(
+        self,
+        name: str,
+        cache: str,
+        measure: Callable[[], Cost],
+        read: Path,
+        fresh: Path | None,
+        written: Path | None = None,
+    ) -> dict[str, Any]:
+        """read: what is out of the cache where it is cold, and is copied unless something is `written`."""
         costs, ratios, size = [], [], 0
         for _ in range(self.rounds):
             if fresh and fresh.exists():
                 shutil.rmtree(fresh)
             if cache == "cold":
-                _forget(where)
-            costs.append(together(world, work, where, self.arch))
-            copied, size = self._copy(where, cold=cache == "cold")
+                _forget(read)
+            costs.append(measure())
+            copied, size = self._copy(written or read, cold=cache == "cold")
             ratios.append(copied / costs[-1].seconds)
+            if written:
+                shutil.rmtree(written)
         return _figures(name, cache, size, costs, ratios)
 
     def _universal(self, zero: Path) -> dict[str, Any]:

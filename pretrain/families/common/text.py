@@ -160,14 +160,6 @@ class Feed(ABC):
         stage = self.stage
         return training_tokens(self.corpus, stage.model.vocab, stage.data.validation_fraction, stage.seed)
 
-    def resolved(self) -> Stage:
-        """The stage with its budget in tokens, whatever it was given in: whole steps, at least one."""
-        train = self.stage.train
-        step = train.global_batch * train.seq_len
-        tokens = train.tokens or max(1, round(train.epochs * self.training_tokens() / step)) * step
-        warmup = train.warmup_tokens or round(train.warmup * tokens)
-        return replace(self.stage, train=replace(train, tokens=tokens, warmup_tokens=warmup))
-
 
 class CausalFeed(Feed):
     """Text whose every token is a label."""
