@@ -36,7 +36,7 @@ from pretrain.config import Stage, load, orders
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.families.common.text import Feed
-from pretrain.families.text import open_feed
+from pretrain.families.text import in_tokens, open_feed
 from pretrain.report import markdown, probabilities_plot
 from pretrain.report.plot import short
 from pretrain.runtime.documents import one_line
@@ -81,7 +81,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     device = _device(options.device)
     folder = options.out or Path(curriculum.output) / f"{curriculum.name}-order"
     feed = open_feed(stage)
-    stage = feed.resolved()
+    stage = in_tokens(stage)
     if options.steps:
         stage = _shortened(stage, options.steps)
     about = {
@@ -243,10 +243,7 @@ def _name(name: str, number: int, of: int) -> str:
     return name if of == 1 else f"{name}-{number + 1}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    return command.run(__doc__, arguments, work, argv)
-
+main = partial(command.run, __doc__, arguments, work)
 
 if __name__ == "__main__":
     sys.exit(main())

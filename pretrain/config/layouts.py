@@ -56,8 +56,8 @@ def misfits(train: Train, layout: Layout) -> Iterator[str]:
     terms += [f"parallel.pp {layout.pp} of an interleaved pipeline"] if layout.virtual > 1 else []
     for key in ("global_batch", "ramp_from", "ramp_by"):
         if (samples := getattr(train, key)) % unit:
+            nearest = [n for n in (samples // unit * unit, (samples // unit + 1) * unit) if n]
             yield (
                 f"train.{key}: {samples} samples are no multiple of {unit} ({' x '.join(terms)}), and a step is a "
-                f"whole number of micro-batches on every data-parallel rank; use {samples // unit * unit or unit} or "
-                f"{(samples // unit + 1) * unit}"
+                f"whole number of micro-batches on every data-parallel rank; use {' or '.join(map(str, nearest))}"
             )

@@ -14,7 +14,9 @@ import growth
 from growth.operators import OPERATORS, default
 from pretrain import config
 from pretrain.config import orders
+from pretrain.config.layouts import misfits
 from pretrain.errors import UserError
+from pretrain.layout import Layout
 
 DOCUMENT: dict[str, Any] = {
     "name": "test",
@@ -491,3 +493,9 @@ def test_steps_are_counted_without_making_them(
         steps += 1
     assert train.steps() == steps
     assert dataclasses.replace(train, tokens=10**18, ramp_tokens=10**18).steps() > 10**14
+
+
+def test_a_batch_below_the_smallest_is_advised_once() -> None:
+    train = config.Train(seq_len=16, global_batch=4, micro_batch=2, lr=1e-3, tokens=64)
+    (problem,) = misfits(train, Layout.make(2, dp=8))
+    assert problem.endswith("; use 16")
