@@ -144,7 +144,7 @@ class Supernet(Training):
 def gumbel_softmax(weights: Tensor, temperature: float, seed: int, step: int) -> Tensor:
     """softmax((weights + Gumbel noise) / temperature) over the last axis, of weights [L, 3]."""
     drawn = uniform(seed, "gumbel", step, np.arange(weights.numel()).reshape(weights.shape))
-    noise = -torch.log(-torch.log(torch.from_numpy(drawn + 2.0**-54)))
+    noise = -torch.log(-torch.log(torch.from_numpy(drawn.clip(2.0**-54))))
     return ((weights + noise) / temperature).softmax(-1)
 
 
