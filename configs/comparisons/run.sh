@@ -2,7 +2,8 @@
 # Makes the pictures and tables of this folder again, on this machine, one process at a time; what is done is not done
 # twice, and what was stopped goes on.
 #
-#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [orders] [diverging]     all if none is named
+#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [search] [orders] [diverging]
+#                                                                                              all if none is named
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -83,6 +84,14 @@ layer_drop() {
     compare layer_drop $run/{whole,layers-4,layer-drop}
 }
 
+search() {
+    bible_in_sentencepiece
+    local run=runs/comparison-search
+    "$PYTHON" tools/search_order.py $here/search.yaml --rate 0.1 --out $run
+    mkdir -p $here/search
+    cp $run/{probabilities.png,table.md} $here/search
+}
+
 orders() {
     bible_in_sentencepiece
     train $here/orders.yaml
@@ -96,10 +105,10 @@ diverging() {
     compare diverging runs/comparison-diverging runs/comparison-orders/interleaved
 }
 
-(($#)) || set -- layers stack growth layer_drop orders diverging
+(($#)) || set -- layers stack growth layer_drop search orders diverging
 for part; do
     case $part in
-        layers | stack | growth | layer_drop | orders | diverging) "$part" ;;
-        *) fail "$part: choose layers, stack, growth, layer_drop, orders or diverging" ;;
+        layers | stack | growth | layer_drop | search | orders | diverging) "$part" ;;
+        *) fail "$part: choose layers, stack, growth, layer_drop, search, orders or diverging" ;;
     esac
 done
