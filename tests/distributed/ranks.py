@@ -129,13 +129,17 @@ def loaded(arch: Architecture, how: dict[str, Any], path: str, steps: int, again
     return before, train(engine, batches(arch, 2 * steps)[steps:]), collected(engine)
 
 
-def trained_copies(arch: Architecture, how: dict[str, Any], steps: int) -> Any:
-    """This rank's copy of a tied embedding after training, None without one."""
+def trained_through_a_save(arch: Architecture, how: dict[str, Any], steps: int, root: str) -> Any:
+    """([(loss, grad norm)], values, this rank's copy of a tied embedding) of a run of twice `steps`, which is saved in
+    its middle."""
     engine = engine_for(arch, how)
-    begin(engine)
-    train(engine, batches(arch, steps))
+    state = begin(engine)
+    data = batches(arch, 2 * steps)
+    losses = train(engine, data[:steps])
+    save(engine, state, root)
+    losses += train(engine, data[steps:])
     tied = [p for _, p in engine.parameters if getattr(p, "shared_embedding", False)]
-    return tied[0].detach().numpy().copy() if tied else None
+    return losses, collected(engine), tied[0].detach().numpy().copy() if tied else None
 
 
 def trained_logits(arch: Architecture, how: dict[str, Any], steps: int) -> Any:

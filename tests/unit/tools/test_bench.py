@@ -1,14 +1,16 @@
 """The benchmarks at tiny sizes: that they run, and print what they measured. No time is asserted."""
 
 import json
-import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from growth.operators import OPERATORS
+from tests.distributed.harness import run
 from tools.bench import main
 
 TOOLS = Path(__file__).parents[3] / "tools"
@@ -27,10 +29,15 @@ def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, 
 
 def step(*arguments: str) -> str:
     """What `bench.py step` prints, in a process of its own: it keeps process groups that other tests would inherit."""
-    command = [sys.executable, "-W", "ignore", str(TOOLS / "bench.py"), "step", *TINY, "--seq-len", "8", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TOOLS.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    (said,) = run(1, _said, "step", *TINY, "--seq-len", "8", *arguments)
+    return said
+
+
+def _said(*arguments: str) -> str:
+    sys.path.insert(0, str(TOOLS))
+    with redirect_stdout(StringIO()) as said:
+        assert main([*arguments]) == 0
+    return said.getvalue()
 
 
 def test_step_compares_one_model_in_three_loops() -> None:
