@@ -4,16 +4,15 @@ It is removed at the end. What a benchmark that was killed has left is removed b
 knows it by its name and by the lock in it that nobody holds any more; a benchmark that runs holds its own.
 """
 
-import fcntl
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain.errors import UserError
+from pretrain.runtime.files import Lock
 
 LOCK = "lock"
 
@@ -24,33 +23,18 @@ log = logging.getLogger(__name__)
 def scratch(place: Path, prefix: str) -> Iterator[Path]:
     """A new folder in `place`, after what others with this prefix have left there is gone; UserError where none can be
     made."""
-    for left in sorted(place.glob(f"{prefix}*")):
-        _remove_if_left(left)
+    for left in sorted(place.glob(f"{prefix}*/{LOCK}")):
+        with suppress(OSError, UserError), Lock(left):  # UserError: it runs
+            log.warning("%s is of a benchmark that was killed: removed", left.parent)
+            shutil.rmtree(left.parent, ignore_errors=True)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=place))
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise UserError(f"{place}: no folder can be made here to write into: {error.strerror}") from error
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Under its name only now: whoever sees it finds it locked.
-        folder = folder.rename(folder.with_name(folder.name.removeprefix(".")))
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_if_left(folder: Path) -> None:
-    try:
-        lock = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:  # not made here, or gone by now
-        return
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        log.warning("%s is of a benchmark that was killed: removed", folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # it runs, here or on another machine
-        return
-    finally:
-        os.close(lock)
+    with Lock(folder / LOCK):
+        try:
+            # Under its name only now: whoever sees it finds it locked.
+            folder = folder.rename(folder.with_name(folder.name.removeprefix(".")))
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -7,14 +7,13 @@ split.
 
 import json
 import logging
-import os
-import socket
 from contextlib import suppress
 
 import numpy as np
 import xxhash
 
 from pretrain.data.corpus.corpus import AnyCorpus, Split
+from pretrain.runtime.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +35,9 @@ def training_tokens(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -
             _known[key] = int(path.read_text())
         except (OSError, ValueError):
             _known[key] = _count(corpus, vocab, fraction, seed)
-            with suppress(OSError):  # the corpus may be read-only
+            with suppress(OSError):  # the corpus may be read-only, or another process was first
                 path.parent.mkdir(exist_ok=True)
-                partial = path.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}")
-                partial.write_text(str(_known[key]))
-                partial.replace(path)
+                write_file(path, str(_known[key]).encode())
     return _known[key]
 
 
