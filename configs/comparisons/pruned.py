@@ -35,8 +35,8 @@ def work(options: argparse.Namespace) -> command.Answer:
         answer = json.loads(path.read_text())
         losses.setdefault(Path(answer["source"]).parents[1].name, {}).update(_losses(answer))
     _draw(losses, options.folder / "pruned.png")
-    most = max(layers for found in losses.values() for _, layers in found)
-    ways = [(name, how) for name, found in losses.items() for how in dict.fromkeys(how for how, _ in found)]
+    most = max(layers for by_size in losses.values() for _, layers in by_size)
+    ways = [(name, how) for name, by_size in losses.items() for how in dict.fromkeys(how for how, _ in by_size)]
     rows = [
         [
             str(layers),
@@ -48,7 +48,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     with writing(options.folder / "pruned.md"):
         (options.folder / "pruned.md").write_text(f"{text}\n\nHeld-out loss in nats per token, on the same samples.\n")
     return command.Answer(
-        text, {name: {f"{how} {n}": x for (how, n), x in found.items()} for name, found in losses.items()}
+        text, {name: {f"{how} {n}": x for (how, n), x in by_size.items()} for name, by_size in losses.items()}
     )
 
 
@@ -56,19 +56,19 @@ def _losses(answer: dict[str, Any]) -> dict[tuple[str, int], float]:
     """By how layers were chosen and how many are left: the held-out loss."""
     how = "greedy" if answer["removed"] else "every other"
     whole = len(answer["kept"]) + len(answer["removed"])
-    found = {("greedy", whole - n): each["held_out_loss"] for n, each in enumerate(answer["removed"], 1)}
+    by_size = {("greedy", whole - n): each["held_out_loss"] for n, each in enumerate(answer["removed"], 1)}
     if answer["removed"]:
-        found[how, whole] = answer["held_out_loss"]["whole"]
-    return found | {(how, len(answer["kept"])): answer["held_out_loss"]["pruned"]}
+        by_size[how, whole] = answer["held_out_loss"]["whole"]
+    return by_size | {(how, len(answer["kept"])): answer["held_out_loss"]["pruned"]}
 
 
 def _draw(losses: dict[str, dict[tuple[str, int], float]], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
-        for colour, (name, found) in zip(COLOURS, losses.items(), strict=False):
+        for colour, (name, by_size) in zip(COLOURS, losses.items(), strict=False):
             for how, style in (("greedy", "-o"), ("every other", "D")):
-                points = sorted((n, loss) for (its, n), loss in found.items() if its == how)
+                points = sorted((n, loss) for (its, n), loss in by_size.items() if its == how)
                 size = 4 if how == "greedy" else 8
                 axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{name}, {how}", markersize=size)
         axes.set_xlabel("layers left")

@@ -86,7 +86,7 @@ def _through(plan: Plan, weights: Mapping[str, torch.Tensor]) -> Callable[[str, 
 def _remembered(notes: Path, about: Mapping[str, Any]) -> list[tuple[int, float]]:
     """What an earlier call with the same `about` has decided; a damaged file is as none."""
     try:
-        found = json.loads(notes.read_bytes())
-        return [(int(layer), float(loss)) for layer, loss in found["removed"]] if found["about"] == about else []
+        decided = json.loads(notes.read_bytes())
+        return [(int(layer), float(loss)) for layer, loss in decided["removed"]] if decided["about"] == about else []
     except (OSError, ValueError, TypeError, KeyError):
         return []
