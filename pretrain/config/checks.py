@@ -199,6 +199,11 @@ def _budget(stage: Stage) -> Iterator[str]:
     for key in ("alpha", "on", "rest"):
         if not train.lora.rank and (value := getattr(train.lora, key)) != getattr(Lora(), key):
             yield f"train.lora.{key}: {value}, but train.lora.rank is 0 or missing: give the adapters a rank, such as 8"
+    if train.layer_drop.p and train.lora.rank and train.lora.rest == "freeze":
+        yield (
+            f"train.layer_drop.p: {train.layer_drop.p:g}, but where only train.lora is trained, a micro-batch without "
+            "blocks has nothing to learn; choose 0, or train.lora.rest: train"
+        )
     if train.min_lr > train.lr:
         yield f"train.min_lr: {train.min_lr:g} is more than the peak train.lr {train.lr:g}; lower it"
 

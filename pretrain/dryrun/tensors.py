@@ -144,8 +144,11 @@ def _apply(module: torch.nn.Module, fn: Callable[[Tensor], Tensor], recurse: boo
         if isinstance(parameter, FakeTensor) and isinstance(moved, FakeTensor):
             parameter.data = moved
             continue
-        new = torch.nn.Parameter(moved, parameter.requires_grad)
-        new.__dict__.update({k: v for k, v in parameter.__dict__.items() if k not in new.__dict__})
+        new = getattr(parameter, "_moved", None)  # by another module that has it too
+        if new is None:
+            new = torch.nn.Parameter(moved, parameter.requires_grad)
+            new.__dict__.update({k: v for k, v in parameter.__dict__.items() if k not in new.__dict__})
+            parameter._moved = new  # type: ignore[attr-defined]
         module._parameters[key] = new
     for key, buffer in module._buffers.items():
         if buffer is not None:

@@ -49,11 +49,12 @@ class Lora(torch.nn.Module):
         assert arch.adapters is not None
         self.scale, rank = arch.adapters.scale, arch.adapters.rank
         self.cut, self.group, self.sequence_parallel = parameter.dim, linear.tp_group, linear.sequence_parallel
-        self.A, self.B = (torch.nn.Parameter(torch.empty(p.shape)) for p in adapter(arch, parameter, tp_rank))
+        like = linear.weight
+        self.A, self.B = (torch.nn.Parameter(like.new_empty(p.shape)) for p in adapter(arch, parameter, tp_rank))
         whole = self.B if self.cut == 1 else self.A
         whole.sequence_parallel = linear.sequence_parallel  # type: ignore[attr-defined]
         matrices = adapted(arch, parameter)
-        own = torch.zeros(len(self.B), len(matrices), rank)
+        own = like.new_zeros(len(self.B), len(matrices), rank)
         for piece in parameter.pieces:
             own[piece.local.slices()[0], matrices.index(piece.tensor)] = 1.0
         self.register_buffer("own", own.flatten(1) if len(matrices) > 1 else None, persistent=False)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import yaml
 
 import growth
 from growth import Architecture, Box, identity
 from growth.adapters import Adapters
-from pretrain.checkpoint import KINDS, Reader
+from pretrain.checkpoint import KINDS, Reader, find
 from pretrain.config import Lora
 from pretrain.data.samples import part
 from pretrain.engine.engine import Engine
@@ -32,6 +34,9 @@ from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
 from tests.distributed.test_growth_on_load import same
 from tests.distributed.test_layouts import assemble
+from tests.distributed.test_recipes import SMALL
+from tests.distributed.test_stage import stage, state
+from tools import verify
 
 BOTH = Adapters(3, 6.0, ("attention", "mlp"))
 SHARED = ranks.GQA.replace({"layers": 3}, calls=(0, 1, 0, 2)).with_adapters(BOTH)
@@ -212,3 +217,42 @@ def test_the_losses_are_those_of_pefts_own_layers(tmp_path: Path) -> None:
         theirs.append(float(loss))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert theirs[-1] < theirs[0]
+
+
+def test_progressive_diverging(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """configs/gpt2_diverging.yaml, small: one process, TP2 with sequence parallelism, PP2; both events are exact, all
+    that is new can learn, and in a stage with adapters attention's own matrices stay bit for bit."""
+    found: dict[str, Any] = yaml.safe_load(Path("configs/gpt2_diverging.yaml").read_text())
+    for section, keys in SMALL.items():
+        found[section] = {**found.get(section, {}), **keys}
+    found["model"] |= {"layers": 4, "positions": 32}
+    found |= {"name": "run", "output": str(tmp_path), "data": {"corpus": str(corpus), "validation_fraction": 0.05}}
+    for each, parallel in zip(found["stages"], ({}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}), strict=True):
+        each["parallel"] = parallel
+    path = tmp_path / "curriculum.yaml"
+    path.write_text(yaml.safe_dump(found))
+    states, manifests = [], []
+    for each, world in zip(found["stages"], (1, 2, 2), strict=True):
+        assert set(run(world, stage, str(path), each["name"], [])) == {""}
+        folder = tmp_path / "run" / each["name"] / "checkpoints"
+        states.append(state(folder))
+        manifests.append(find(folder).manifest)
+    for number, manifest in enumerate(manifests[1:], 1):
+        assert manifest is not None
+        event = manifest.events[-1]
+        plan = growth.Plan.from_json(event["plan"])
+        assert event["certificate"]["preserved"]
+        assert event["certificate"]["error"] < 2e-6
+        assert event["certificate"]["dead_share"] == 0
+        assert plan.operators[-2:] == ("layers: untie", "adapters: attach")
+        before, after = states[number - 1], states[number]
+
+        def read(kind: str, name: str, box: Box, before: Any = before) -> torch.Tensor:
+            return torch.from_numpy(before[kind, name][box.slices()])
+
+        for (kind, name), value in after.items():
+            start = plan.evaluate(name, Box.whole(value.shape), read, kind).numpy()
+            rests = "attn" in name and "lora" not in name
+            assert np.array_equal(value, start) == rests, (kind, name)
+    assert verify.main([str(tmp_path / "run/own"), "--parent", str(tmp_path / "run/shared-2")]) == 0
+    assert "adapters: merge, layers: untie, adapters: attach" in capsys.readouterr().out

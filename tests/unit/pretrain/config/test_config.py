@@ -212,6 +212,10 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             ["stages[1].train.lora.alpha: 8.0, but train.lora.rank is 0"],
         ),
         ({"stages.1.train.lora": {"rank": 4, "on": []}}, ["stages[1].train.lora: adapters on nothing"]),
+        (
+            {"stages.1.train.lora": {"rank": 4}, "stages.1.train.layer_drop": 0.1},
+            ["stages[1].train.layer_drop.p: 0.1, but where only train.lora is trained", "or train.lora.rest: train"],
+        ),
         ({"train.lora": {"rank": 4}}, ["stages[0].train.lora.rank: 4, but adapters are of a model that has been"]),
         (
             {"stages.0.model.share": 2, "stages.0.patches": [{"at": 0.5, "index": 1}]},
