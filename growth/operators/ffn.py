@@ -9,7 +9,7 @@ import numpy as np
 from growth.architecture import Architecture
 from growth.maps import AxisMap
 from growth.operators.registry import operator
-from growth.operators.width import appended, balanced_map, factor_of, noise_of, shares
+from growth.operators.width import appended, balanced_map, births_of, factor_of, noise_of, shares
 from growth.step import Step
 
 
@@ -33,21 +33,32 @@ def dead_ffn(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     return _step(arch, new, AxisMap.make("ffn", old, appended(old, new), zero=("read", "gate")))
 
 
-def _copied(arch: Architecture, new: int, source: np.ndarray, snr_db: float | None, split: float | None = None) -> Step:
-    noise = noise_of("ffn", snr_db)
-    m = AxisMap.make("ffn", arch.sizes["ffn"], source, {"read": shares("ffn", source, split)}, noise=noise)
+def _copied(
+    arch: Architecture,
+    new: int,
+    source: np.ndarray,
+    snr_db: float | None,
+    split: float | None = None,
+    born: bool = False,
+) -> Step:
+    noise, births, share = noise_of("ffn", snr_db), births_of("ffn", source, born), shares("ffn", source, split)
+    m = AxisMap.make("ffn", arch.sizes["ffn"], source, {"read": share}, born=births, noise=noise)
     return _step(arch, new, m, ("ffn: noise changes the gradients of copied neurons",) if noise else ())
 
 
 @operator("ffn", "replicate")
 def replicate_ffn(
-    arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0, split: float | None = None
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    snr_db: float | None = 10.0,
+    split: float | None = None,
+    born: bool = False,
 ) -> Step:
     """Every neuron k times, its output column divided by k (or split: the first copy's share), with noise in the null
-    space (null: none). Samragh et al., 2024 (HyperCloning)."""
+    space (null: none); with `born` later copies count as new. Samragh et al., 2024 (HyperCloning)."""
     old, new = arch.sizes["ffn"], sizes["ffn"]
     factor_of("ffn", old, new, "net2net or zero")
-    return _copied(arch, new, np.arange(new) % old, snr_db, split)
+    return _copied(arch, new, np.arange(new) % old, snr_db, split, born)
 
 
 @operator("ffn", "net2net")

@@ -11,7 +11,7 @@ from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
-from growth.operators.width import appended, balanced_map, factor_of, noise_of, shares
+from growth.operators.width import appended, balanced_map, births_of, factor_of, noise_of, shares
 from growth.step import Step
 
 
@@ -74,6 +74,7 @@ def _copied(
     group_source: np.ndarray,
     snr_db: float | None,
     split: float | None = None,
+    born: bool = False,
 ) -> Step:
     """Groups copied along a map, and the queries of a group as often as there is room; outputs share."""
     heads, groups, new_heads, new_groups = _counts(arch, sizes)
@@ -84,18 +85,29 @@ def _copied(
     # What each copy of a group serves, as a share of what the queries of the group did.
     served = share.reshape(new_groups, new_per).sum(axis=1) / per
     maps = [
-        AxisMap.make("heads", heads, query, {"read": share}, noise=noise),
-        AxisMap.make("kv_heads", groups, group_source, gradient={"write": served}),
+        AxisMap.make("heads", heads, query, {"read": share}, born=births_of("heads", query, born), noise=noise),
+        AxisMap.make(
+            "kv_heads",
+            groups,
+            group_source,
+            gradient={"write": served},
+            born=births_of("heads", group_source, born),
+        ),
     ]
     return _step(arch, sizes, maps, ("heads: noise changes the gradients of copied heads",) if noise else ())
 
 
 @operator("heads", "replicate")
 def replicate_heads(
-    arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0, split: float | None = None
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    snr_db: float | None = 10.0,
+    split: float | None = None,
+    born: bool = False,
 ) -> Step:
     """Every head k times, its output columns divided by k (or split: the first copy's share), with noise in the null
-    space (null: none); key-value heads stay or are copied as well. Samragh et al., 2024 (HyperCloning)."""
+    space (null: none); key-value heads stay or are copied as well; with `born` later copies count as new. Samragh et
+    al., 2024 (HyperCloning)."""
     heads, groups, new_heads, new_groups = _counts(arch, sizes)
     k = factor_of("heads", heads, new_heads, "zero or net2net")
     if k % factor_of("kv_heads", groups, new_groups, "zero or net2net"):
@@ -103,7 +115,7 @@ def replicate_heads(
             f"kv_heads: {groups} to {new_groups} with heads {heads} to {new_heads}: replicate copies every group a "
             f"number of times that divides {k}; zero raises kv_heads for the same queries"
         )
-    return _copied(arch, sizes, np.arange(new_groups) % groups, snr_db, split)
+    return _copied(arch, sizes, np.arange(new_groups) % groups, snr_db, split, born)
 
 
 @operator("heads", "net2net")

@@ -25,6 +25,20 @@ def copies(source: np.ndarray) -> np.ndarray:
     return np.asarray(count[inverse], dtype=np.float64)
 
 
+def later_copies(source: np.ndarray) -> np.ndarray:
+    """bool: which indices copy what an earlier one copies."""
+    later = np.ones(len(source), dtype=bool)
+    later[np.unique(source, return_index=True)[1]] = False
+    return later
+
+
+def births_of(axis: str, source: np.ndarray, born: bool) -> np.ndarray | None:
+    """What `born` of a map is: later copies are new, where an operator's option says so."""
+    if not isinstance(born, bool):
+        raise GrowthError(f"{axis}: born is {born!r}: give true for later copies that count as new, or false")
+    return later_copies(source) if born else None
+
+
 def shares(axis: str, source: np.ndarray, split: float | None) -> np.ndarray:
     """What readers take from each copy of an index: the same, or `split` from the first and the rest from others."""
     count = copies(source)
@@ -32,9 +46,7 @@ def shares(axis: str, source: np.ndarray, split: float | None) -> np.ndarray:
         return np.asarray(1.0 / count)
     if isinstance(split, bool) or not isinstance(split, int | float) or not 0.0 < split < 1.0:
         raise GrowthError(f"{axis}: split is {split!r}: give the share of the first copy, between 0 and 1")
-    first = np.zeros(len(source), dtype=bool)
-    first[np.unique(source, return_index=True)[1]] = True
-    unequal = np.where(first, split, (1.0 - split) / np.maximum(count - 1.0, 1.0))
+    unequal = np.where(~later_copies(source), split, (1.0 - split) / np.maximum(count - 1.0, 1.0))
     return np.where(count > 1, unequal, 1.0)
 
 
@@ -98,7 +110,13 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
 
 
 def _copied(
-    arch: Architecture, new: int, source: np.ndarray, snr_db: float | None, exact: bool, split: float | None = None
+    arch: Architecture,
+    new: int,
+    source: np.ndarray,
+    snr_db: float | None,
+    exact: bool,
+    split: float | None = None,
+    born: bool = False,
 ) -> Step:
     """Channels copied along a map: writers and gains as they are, readers share."""
     share = shares("hidden", source, split)
@@ -107,6 +125,7 @@ def _copied(
         arch.sizes["hidden"],
         source,
         {"read": share, "last_gain": share, "last_shift": share},
+        born=births_of("hidden", source, born),
         noise=noise_of("hidden", snr_db),
     )
     notes: tuple[str, ...] = (
@@ -119,19 +138,25 @@ def _copied(
 
 @operator("hidden", "replicate")
 def replicate_hidden(
-    arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = 10.0, split: float | None = None
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    snr_db: float | None = 10.0,
+    split: float | None = None,
+    born: bool = False,
 ) -> Step:
     """The residual stream k times, x' = [x, x, ...], readers divided by k: exact for RMSNorm and LayerNorm.
 
     Copies would stay copies under training, so readers take relative noise in the null space (it sums to nothing over
     the copies) at a signal-to-noise ratio of `snr_db`; null for none. With `split` the first copy gives readers that
     share instead of 1/k; under Adam, which does not see the scale of gradients, that alone parts copies slowly.
+    With `born` later copies count as new: their moments are reset, and they have a rate of their own ("SPARKLING",
+    2026, 2602.02472), which parts them as well.
     Samragh et al., 2024, "Scaling smart: accelerating large language model pre-training with small model
     initialization" (HyperCloning).
     """
     old, new = arch.sizes["hidden"], sizes["hidden"]
     factor_of("hidden", old, new, "zero")
-    return _copied(arch, new, np.arange(new) % old, snr_db, True, split)
+    return _copied(arch, new, np.arange(new) % old, snr_db, True, split, born)
 
 
 @operator("hidden", "net2net")

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from growth.family import family
-from pretrain.config import checks, reading
+from pretrain.config import checks, reading, recipes
 from pretrain.config.keys import Stage
 from pretrain.config.section import Section
 from pretrain.errors import UserError
@@ -144,7 +144,7 @@ def load(path: str | Path) -> Curriculum:
 def curriculum_of(raw: Mapping[str, Any], path: Path) -> Curriculum:
     """The curriculum of a document that was read from a file. Raises as `load` does."""
     raw = reading.expand_stacking(raw, str(path))
-    merged = reading.merge_defaults(raw, SECTIONS)
+    merged = recipes.expand(reading.merge_defaults(raw, SECTIONS), str(path))
     document = _validate(_Document, merged, str(path), raw)
     curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
     misnamed = [*checks.bad_name(curriculum.name), *checks.bad_output(curriculum.output)]

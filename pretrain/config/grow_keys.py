@@ -27,7 +27,8 @@ class Grow(Section):
     """What the growth event at which this stage starts does to each axis that grows; unused by the first stage.
 
     An operator by name, or with options: {operator: NAME, OPTION: VALUE}. See growth/operators. Of dense, the option
-    `factors` names a file of tools/learn_growth.py.
+    `factors` names a file of tools/learn_growth.py. In a file, {recipe: NAME} stands for the keys of a published
+    recipe; see pretrain/config/recipes.py.
     """
 
     OPERATORS: ClassVar = ("layers", "hidden", "heads", "ffn", "vocab", "head_dim", "positions", "moments")

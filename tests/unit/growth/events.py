@@ -79,6 +79,7 @@ def copying(draw: st.DrawFn, operator: str) -> dict[str, Any]:
         options["snr_db"] = draw(st.sampled_from([None, 10.0]))
     if operator == "replicate":
         options["split"] = draw(st.sampled_from([None, 0.25]))
+        options["born"] = draw(st.booleans())
     if operator == "net2net":
         options["mapping"] = draw(st.sampled_from(["round_robin", "random"]))
     return options

@@ -1,0 +1,118 @@
+"""Published recipes of growth as keys of `grow`: seen in config.yaml, and the rules that their papers give."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import growth
+from growth import Architecture, Box, Plan
+from pretrain import config
+from pretrain.config.recipes import RECIPES
+from pretrain.errors import UserError
+from tools.benchmarks import rules
+from tools.benchmarks.rules import Grown, Weights
+
+SMALL = {"vocab": 60, "hidden": 16, "heads": 2, "ffn": 24, "layers": 4, "head_dim": 8}
+WIDE = {**SMALL, "hidden": 32, "heads": 4, "ffn": 48}
+IN_WIDTH = ("hypercloning", "hypercloning_noise", "bert2bert_fpi", "bert2bert_aki", "staged", "sparkling", "lemon")
+
+
+def loaded(folder: Path, grow: dict[str, Any], before: dict[str, int], after: dict[str, int]) -> config.Curriculum:
+    document = {
+        "name": "recipes",
+        "data": {"corpus": "data/x"},
+        "train": {"seq_len": 8, "global_batch": 2, "tokens": 640, "lr": 1e-3},
+        "stages": [{"name": "small", "model": before}, {"name": "large", "model": after, "grow": grow}],
+    }
+    path = folder / "recipes.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return config.load(path)
+
+
+def planned(folder: Path, recipe: str, before: dict[str, int], after: dict[str, int]) -> Plan:
+    small, large = loaded(folder, {"recipe": recipe}, before, after).stages
+    policy = large.grow.policy()
+    return growth.between(small.architecture(), large.architecture(), policy, seed=1, init_std=0.02)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_the_keys_that_it_stands_for(recipe: str, tmp_path: Path) -> None:
+    """Loading it checks the growth with them; written out, they say the same without the name."""
+    shape = WIDE if recipe in IN_WIDTH else {**SMALL, "layers": 6}
+    large = loaded(tmp_path, {"recipe": recipe}, SMALL, shape).stages[1]
+    keys = RECIPES[recipe](4, shape["layers"])
+    assert "recipe" not in config.to_yaml(large)
+    assert {key: large.to_dict()["grow"][key] for key in keys} == keys
+    assert loaded(tmp_path, keys, SMALL, shape).stages[1] == large
+
+
+def test_what_stands_beside_a_recipe_wins(tmp_path: Path) -> None:
+    grow = loaded(tmp_path, {"recipe": "g_stack", "moments": "copy"}, SMALL, {**SMALL, "layers": 8}).stages[1].grow
+    assert (grow.layers, grow.moments, grow.schedule) == ("stack", "copy", "restart")
+
+
+def test_a_name_that_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stages\[1\].grow.recipe: 'gstack' is no recipe, did you mean 'g_stack'"):
+        loaded(tmp_path, {"recipe": "gstack"}, SMALL, WIDE)
+
+
+def middle(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
+    """Layers a b c d become a b c b c d."""
+    return rules._layers(arch, old, [0, 1, 2, 1, 2, 3], [False] * 6)
+
+
+def on_top(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
+    """Layers a b c d become a b c d c d."""
+    return rules._layers(arch, old, [0, 1, 2, 3, 2, 3], [False] * 6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rule", "shape"),
+    [
+        ("g_stack", rules.g_stack, {**SMALL, "layers": 8}),
+        ("stacking", rules.g_stack, {**SMALL, "layers": 8}),
+        ("llama_pro", rules.llama_pro, {**SMALL, "layers": 8}),
+        ("midas", middle, {**SMALL, "layers": 6}),
+        ("mslt", on_top, {**SMALL, "layers": 6}),
+        ("hypercloning", rules.hyper_cloning, WIDE),
+        ("sparkling", rules.hyper_cloning, WIDE),
+        ("staged", rules.hyper_cloning, WIDE),
+    ],
+)
+def test_weights_are_those_of_the_papers_rule(
+    recipe: str, rule: Callable[..., Grown], shape: dict[str, int], tmp_path: Path
+) -> None:
+    plan = planned(tmp_path, recipe, SMALL, shape)
+    generator = torch.Generator().manual_seed(0)
+    old = {name: torch.randn(t.shape, generator=generator) for name, t in plan.old.tensors().items()}
+
+    def read(kind: str, name: str, box: Box) -> Tensor:
+        return old[name][box.slices()]
+
+    assert plan.old is not None
+    published = rule(plan.old, old, generator)
+    for name, tensor in plan.new.tensors().items():
+        torch.testing.assert_close(plan.evaluate(name, Box.whole(tensor.shape), read), published.weights[name])
+
+
+def test_of_a_sparkling_width_the_new_half_alone_is_new(tmp_path: Path) -> None:
+    """Its moments are zero and it warms up again; what is old keeps its moments and its rate."""
+    (_, large) = loaded(tmp_path, {"recipe": "sparkling"}, SMALL, WIDE).stages
+    assert (large.grow.moments, large.grow.schedule, large.grow.old_lr) == ("default", "rewarm", 1.0)
+    plan = planned(tmp_path, "sparkling", SMALL, WIDE)
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def read(kind: str, name: str, box: Box) -> Tensor:
+        return torch.ones(plan.old.tensors()[name].shape)[box.slices()]
+
+    box = Box.whole(plan.new.tensors()[name].shape)
+    new = plan.new_mask(name, box)
+    moments = plan.evaluate(name, box, read, "exp_avg")
+    assert not moments[new].any()
+    assert moments[~new].all()
+    assert new.float().mean() == 0.75
