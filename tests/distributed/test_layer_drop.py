@@ -28,6 +28,7 @@ from tests.distributed.test_layouts import LAYOUTS, assemble, world
 
 STEPS = 5
 HALF = Numerics(layer_drop=LayerDrop(0.5))
+SHARED = GPT2.replace({"layers": 2}, kinds=("layer", "mlp"), calls=(0, 1, 0))
 SUBLAYERS = Numerics(layer_drop=LayerDrop(0.5, sublayers=True), dropout=0.1)
 
 
@@ -76,10 +77,10 @@ def of(name: str, numerics: Numerics, **how: Any) -> tuple[dict[str, Any], Numer
                 of("tp2-sp", SUBLAYERS, recompute="full"),
             ],
         ),
-        (GPT2, [of("pp2-uneven", SUBLAYERS), of("pp2-interleaved", HALF, recompute="selective")]),
+        (SHARED, [of("pp2-uneven", SUBLAYERS), of("pp2-interleaved", HALF, recompute="selective")]),
         (ranks.GQA, [of("tp2-pp2", HALF, recompute="full")]),
     ],
-    ids=["bert", "llama2", "gpt2", "four ranks"],
+    ids=["bert", "llama2", "shared and of two kinds", "four ranks"],
 )
 def test_layouts_kernels_and_recomputation(arch: Architecture, cases: Any, one_process: Any) -> None:
     """Losses, gradient norms and the gradient, as the first step's moments have it, are those of one process. Of three
