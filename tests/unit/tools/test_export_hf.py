@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from pretrain.families.llama2.hf import LLAMA
 from pretrain.hf import form_of
 from pretrain.runtime.files import Lock
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
-from tests.unit.tools.runs import Run, rewrite
+from tests.unit.tools.runs import Run, rewrite, save
 from tools.export_hf import bytes_of, main
 
 TEXT = "def parse(self, args):\n    return  naïve 日本 0x12"
@@ -50,6 +51,26 @@ def test_transformers_agrees(run: Run, tmp_path: Path, capsys: pytest.CaptureFix
         assert tokenizer.decode(encoded[0]) == TEXT
         card = (folder / "README.md").read_text()
         assert "2,560" in card
+
+
+def test_an_order_writes_text(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a model with its code, as its card says; and what transformers saves of it is whole."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    stage = run.curriculum.stage("small")
+    save(replace(stage, model=replace(stage.model, layers=0, order="sffsf")), tmp_path / "step-00000020")
+    folder = tmp_path / "out"
+    assert main([str(tmp_path / "step-00000020"), str(folder)]) == 0
+    assert 'AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)' in (folder / "README.md").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    encoded = tokenizer(TEXT, return_tensors="pt")
+    written = model.generate(**encoded, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert tokenizer.decode(written[0]).startswith(TEXT)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(again(**encoded).logits, model(**encoded).logits)
 
 
 def test_same_files_as_save_pretrained(run: Run, tmp_path: Path) -> None:
