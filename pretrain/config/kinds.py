@@ -32,9 +32,9 @@ def _known_family(name: str) -> str:
 def _order(order: str | dict[str, int] | None) -> str | dict[str, int] | None:
     if isinstance(order, str) and set(order) == set(KINDS):
         return order
-    if order is None or (isinstance(order, dict) and len(order) == 1):
+    if order is None or (isinstance(order, dict) and len(order) == 1 and order.get("par", 2) >= 2):
         return order
-    form = "one of sandwich: k, par: p, or a word of s (attention) and f (MLP), such as ssfsff"
+    form = "one of sandwich: k, par: p from 2 on, or a word of s (attention) and f (MLP), such as ssfsff"
     raise PydanticCustomError("order", "should be {form}", {"form": form})
 
 

@@ -125,9 +125,21 @@ def test_every_float_that_is_accepted_can_be_saved(key: str, value: float) -> No
 
 
 WRITTEN = st.text(max_size=5) | st.sampled_from(
-    ["operator", "factors", "at", "index", "init", "noise", "snr_db", "layers"]
+    ["operator", "factors", "sandwich", "par", "at", "index", "init", "noise", "snr_db", "layers"]
 )
-WORDS = ["stack", "dense", "insert", "Et*9|tL", "(t*99)*99", "Et*99999999999L", "random", "replicate", "default", "nan"]
+WORDS = [
+    "stack",
+    "dense",
+    "insert",
+    "Et*9|tL",
+    "ssff",
+    "(t*99)*99",
+    "Et*99999999999L",
+    "random",
+    "replicate",
+    "default",
+    "nan",
+]
 NUMBERS = [0, -1, 1, 2, 10**6, 2**31, 2**63, 10**18, 10**30, 10**400, float("inf"), float("nan"), -1e5]
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), FLOATS, st.text(max_size=8), st.sampled_from([*WORDS, *NUMBERS])
@@ -152,6 +164,10 @@ GROW = ("stages", 1, "grow")
 @example(("parallel", "pipeline"), "E" + "(t*2048)*2048" * 2000 + "L")
 @example(("model", "layers"), 10**12)
 @example(("train", "epochs"), 1e300)
+@example(("model", "order"), {"sandwich": 10**6})
+@example(("model", "order"), {"par": 0})
+@example(("model", "order"), {"par": 2})
+@example(("model", "share"), 10**4)
 def test_whatever_stands_at_a_key(path: tuple[str | int, ...], value: Any) -> None:
     loads(changed(path, value))
 
