@@ -16,8 +16,10 @@ from pretrain.data.corpus.encoders import SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
 from tests.unit.tools.runs import rewrite, save
+from tools.export_hf import main as export
 from tools.grow import main as grow
 from tools.learn_growth import main as learn
+from tools.prune import main as prune
 from tools.show import main as show
 from tools.verify import main as verify
 
@@ -82,6 +84,16 @@ def test_learned(events: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.
     told = json.loads(capsys.readouterr().out)
     assert set(told["grow"]) == {"layers", "hidden", "heads", "ffn"}
     assert told["held_out"]["learned"] < told["held_out"]["start"]
+
+
+def test_pruned(events: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By held-out loss, of a model that has just grown; its event can be verified, and it can be exported."""
+    _, child, _ = events
+    assert prune([str(child), str(tmp_path / "two"), "--layers", "2", "--samples", "4"]) == 0
+    assert verify([str(tmp_path / "two"), "--parent", str(child)]) == 0
+    assert export([str(tmp_path / "two"), str(tmp_path / "hf")]) == 0
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written.get("num_hidden_layers", written.get("n_layer")) == 2
 
 
 def gain_without_eps(arch: Architecture, tensors: Tensors) -> tuple[Tensors, dict[str, float]]:
