@@ -91,12 +91,13 @@ class _Divergence(torch.autograd.Function):
         hidden: Tensor,
         rows: Tensor,
     ) -> Tensor:
-        logs, target = _log_relation(a, b, scale, hidden), _log_relation(teacher_a, teacher_b, teacher_scale, hidden)
+        logs = _log_relation(a * scale, b, hidden)
+        target = _log_relation(teacher_a * teacher_scale, teacher_b, hidden)
         expected = target.exp()
-        total = target.sub_(logs).mul_(expected).sum(-1, keepdim=True).mul_(rows).sum()
-        scores = logs.exp_().sub_(expected).mul_(rows * scale).to(a.dtype)
-        ctx.save_for_backward(scores @ b, scores.transpose(-1, -2) @ a)
-        return total
+        each = target.sub_(logs).mul_(expected).sum(-1, keepdim=True)
+        difference, weight = logs.exp_().sub_(expected).to(a.dtype), (rows * scale).to(a.dtype)
+        ctx.save_for_backward(difference @ b * weight, difference.transpose(-1, -2) @ (a * weight))
+        return (each * rows).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,9 +105,9 @@ class _Divergence(torch.autograd.Function):
         return of_a * grad, of_b * grad, *(None,) * 6
 
 
-def _log_relation(a: Tensor, b: Tensor, scale: float, hidden: Tensor) -> Tensor:
-    """log softmax(a b^T scale), [B, A, S, S], fp32, or fp64 where a is; what is hidden is the lowest number there is,
+def _log_relation(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
+    """log softmax(a b^T), [B, A, S, S], fp32, or fp64 where a is; what is hidden is the lowest number there is,
     whose products with a probability of 0 are 0."""
     scores = a @ b.transpose(-1, -2)
-    scores = (scores if scores.dtype == torch.float64 else scores.float()).mul_(scale)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
     return scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).log_softmax(-1)
