@@ -74,6 +74,7 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
         "progress": dict(manifest.progress),
         "generations": list(manifest.generations.get("each", [])),
         "cursor": dict(manifest.cursor),
+        **({"taught_by": taught} if (taught := summary.teacher(manifest)) else {}),
         "parallel": dict(manifest.config.get("parallel", {})),
         "files": files,
         "bytes": manifest.size,
@@ -96,6 +97,7 @@ def _head(data: dict[str, Any]) -> str:
         ["scalars", ", ".join(f"{name} {value:.10g}" for name, value in scalars.items())],
         *([["blocks", data["blocks"]]] if "blocks" in data else []),
         *([["rope_frequencies", ", ".join(f"{f:.6g}" for f in frequencies)]] if frequencies else []),
+        *([["taught by", "{path} ({hash})".format(**data["taught_by"])]] if "taught_by" in data else []),
         ["stage", f"{data['stage']}, step {data['step']:,}, {progress.get('stage_tokens', 0):,} tokens of this stage"],
         ["run", f"{progress.get('tokens', 0):,} tokens, {progress.get('flops', 0):.4g} FLOPs, {seconds} of training"],
     ]

@@ -2,7 +2,7 @@
 # Makes the pictures and tables of this folder again, on this machine, one process at a time; what is done is not done
 # twice, and what was stopped goes on.
 #
-#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [search] [orders] [diverging]
+#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [search] [orders] [diverging] [distill]
 #                                                                                              all if none is named
 set -euo pipefail
 
@@ -105,10 +105,20 @@ diverging() {
     compare diverging runs/comparison-diverging runs/comparison-orders/interleaved
 }
 
-(($#)) || set -- layers stack growth layer_drop search orders diverging
+distill() {
+    bible_in_wordpiece
+    train $here/distill.yaml
+    local run=runs/comparison-distill
+    compare distill $run/{teacher,assistant,logits,minilm,minilm2,by-assistant,alone}
+    "$PYTHON" $here/probe.py $here/distill data/kjv.jsonl \
+        $run/{teacher,assistant,logits,minilm,minilm2,by-assistant,alone,more-masked}
+    compare masking $run/{more-masked,alone}
+}
+
+(($#)) || set -- layers stack growth layer_drop search orders diverging distill
 for part; do
     case $part in
-        layers | stack | growth | layer_drop | search | orders | diverging) "$part" ;;
-        *) fail "$part: choose layers, stack, growth, layer_drop, search, orders or diverging" ;;
+        layers | stack | growth | layer_drop | search | orders | diverging | distill) "$part" ;;
+        *) fail "$part: choose layers, stack, growth, layer_drop, search, orders, diverging or distill" ;;
     esac
 done

@@ -232,6 +232,7 @@ class Config(TypedDict):
     model: NotRequired[Object]
     parallel: NotRequired[Object]
     train: NotRequired[Object]
+    distill: NotRequired[Object]
 
 
 class Parent(TypedDict):

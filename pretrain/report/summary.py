@@ -50,6 +50,12 @@ def history(manifest: Manifest) -> list[dict[str, Any]]:
     return rows
 
 
+def teacher(manifest: Manifest) -> dict[str, Any] | None:
+    """Of a stage with a teacher: its name and the hash of its manifest."""
+    distill = manifest.config.get("distill", {})
+    return {"path": distill["teacher"], "hash": distill.get("teacher_hash", "")} if distill.get("teacher") else None
+
+
 def in_one_line(row: Mapping[str, Any]) -> str:
     """An event of `history` in words."""
     if "imported" in row:
