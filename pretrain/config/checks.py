@@ -196,7 +196,7 @@ def _budget(stage: Stage) -> Iterator[str]:
         )
     if train.tokens and train.warmup_tokens > train.tokens:
         yield f"train.warmup_tokens: {train.warmup_tokens} is more than train.tokens {train.tokens}; lower it"
-    for key in ("alpha", "on", "rest"):
+    for key in ("alpha", "on", "dropout", "rest"):
         if not train.lora.rank and (value := getattr(train.lora, key)) != getattr(Lora(), key):
             yield f"train.lora.{key}: {value}, but train.lora.rank is 0 or missing: give the adapters a rank, such as 8"
     if train.layer_drop.p and train.lora.rank and train.lora.rest == "freeze":

@@ -48,6 +48,8 @@ class Lora(Section):
     """What they are multiplied by is this / rank; 0 or absent: rank."""
     on: tuple[Literal["attention", "mlp"], ...] = ("attention",)
     """Whose matrices have them, in every layer."""
+    dropout: Fraction = 0.0
+    """Probability with which a number that enters an adapter is dropped, by address as with train.dropout."""
     rest: Literal["freeze", "train"] = "freeze"
     """What becomes of everything but the linear layers that have them: norms, embeddings, the head, the MLP if they are
     on attention alone."""

@@ -24,6 +24,7 @@ def engine_of(arch: Architecture, layout: Layout, train: Train) -> Engine:
             train.dropout,
             train.attention_dropout,
             train.layer_drop,
+            train.lora.dropout,
         ),
         Adam(train.betas, train.eps, train.weight_decay, train.clip),
         seq_len=train.seq_len,

@@ -56,8 +56,8 @@ class Drops:
         """Of the samples from number `first` of the global batch on, in a step with this key, of a model with so many
         blocks. moved: onto the device."""
         keys = left = None
-        if key is not None and (numerics.dropout or numerics.attention_dropout):
-            host = sample_keys(key, first, samples, dropout.places(blocks))
+        if key is not None and (numerics.dropout or numerics.attention_dropout or numerics.lora_dropout):
+            host = sample_keys(key, first, samples, dropout.places(blocks, numerics.lora_dropout > 0))
             keys = dropout.Keys(moved(host), host)
         if key is not None and numerics.layer_drop.p:
             left = left_out(key, first // micro_batch, samples // micro_batch, blocks, numerics.layer_drop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,16 +17,28 @@ from torch import Tensor
 
 from growth.architecture import Architecture
 from pretrain import families
+from pretrain.families.common import dropout
+from pretrain.kernels.dropout import Dropout, DropPart, drop_part
 from pretrain.layout.adapters import adapted, adapter, module_of
 from pretrain.layout.cuts import Parameter, Place
 
 
-def attach(chunk: torch.nn.Module, arch: Architecture, place: Place) -> None:
-    """Give the linear layers of a pipeline chunk their adapters. place: with all of its blocks."""
-    for parameter in families.of(arch.family).layout(arch, place):
-        if adapted(arch, parameter):
-            linear = chunk.get_submodule(module_of(parameter))
-            linear.lora = Lora(arch, parameter, place.tp_rank, linear)
+def attach(
+    chunk: torch.nn.Module, arch: Architecture, numbers: range, tp_rank: int, tp: int, p: float, *, fused: bool
+) -> None:
+    """Give the linear layers of a pipeline chunk their adapters.
+
+    numbers: of the chunk's blocks in the model. p: the probability with which what enters an adapter is dropped; fused:
+    whether by a kernel.
+    """
+    run = drop_part if fused else drop_part.eager
+    for local, number in enumerate(numbers):
+        block = Place(tp_rank, tp, ((local, arch.blocks[number]),), first=False, last=False)
+        parameters = families.of(arch.family).layout(arch, block)
+        for index, weight in enumerate(each for each in parameters if adapted(arch, each)):
+            linear = chunk.get_submodule(module_of(weight))
+            at = dropout.places(arch.depth) + dropout.LINEARS * number + index
+            linear.lora = Lora(arch, weight, tp_rank, linear, partial(dropout.of_adapter, p, at), run)
             linear.register_forward_hook(_add)
 
 
@@ -43,9 +57,19 @@ class Lora(torch.nn.Module):
     own: Tensor | None
     """Of each row of B, 1 where its matrix has its part of A x, [out, n rank]; None where there is one matrix."""
 
-    def __init__(self, arch: Architecture, parameter: Parameter, tp_rank: int, linear: Any) -> None:
-        """parameter: the weight of the linear layer, in the layout."""
+    def __init__(
+        self,
+        arch: Architecture,
+        parameter: Parameter,
+        tp_rank: int,
+        linear: Any,
+        drop: Callable[[int, int], DropPart | None],
+        run: Callable[..., Tensor],
+    ) -> None:
+        """parameter: the weight of the linear layer, in the layout. drop: what is dropped of its input, by the number
+        of its first row and that of its first column; run: the kernel that does."""
         super().__init__()
+        self.drop, self.run, self.tp_rank = drop, run, tp_rank
         assert arch.adapters is not None
         self.scale, rank = arch.adapters.scale, arch.adapters.rank
         self.cut, self.group, self.sequence_parallel = parameter.dim, linear.tp_group, linear.sequence_parallel
@@ -61,6 +85,10 @@ class Lora(torch.nn.Module):
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         """x: what enters the linear layer, [S, B, in]; output: what leaves it, [S, B, out], without its bias."""
+        rows, columns = x.shape[0] * self.sequence_parallel, x.shape[2]
+        at = (0, self.tp_rank * columns) if self.cut == 1 else (self.tp_rank * rows, 0)
+        if self.training and (drop := self.drop(*at)):
+            x = Dropout.apply(x, drop, self.run)
         low = x @ self.A.t()
         if self.cut == 1:
             reduce = (

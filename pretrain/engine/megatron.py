@@ -21,7 +21,6 @@ from pretrain.engine import cpu, lora
 from pretrain.families.parameters import parameters
 from pretrain.kernels import fused
 from pretrain.layout import Layout
-from pretrain.layout.cuts import Place
 from pretrain.runtime.ranks import COLLECTIVE_TIMEOUT
 
 
@@ -31,7 +30,8 @@ class Numerics:
 
     recompute is "none", "selective" (core attention, Korthikanti et al. 2022, section 5) or "full" (whole layers, in
     units of recompute_layers). compile: whether what lies between matrix products is compiled (pretrain.kernels.fused);
-    None: on a CUDA device. dropout, attention_dropout and layer_drop: the probabilities, where a step is given a key.
+    None: on a CUDA device. dropout, attention_dropout, layer_drop and lora_dropout: the probabilities, where a
+    step is given a key.
     """
 
     precision: str = "fp32"
@@ -41,6 +41,7 @@ class Numerics:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     layer_drop: LayerDrop = field(default_factory=LayerDrop)
+    lora_dropout: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,9 +163,8 @@ def build(
         for i, (chunk, numbers) in enumerate(layout.chunks(pp_rank))
     )
     if arch.adapters:
-        for chunk, (number, numbers) in zip(chunks, layout.chunks(pp_rank), strict=True):
-            blocks = tuple(enumerate(arch.blocks[n] for n in numbers))
-            lora.attach(chunk, arch, Place(tp_rank, layout.tp, blocks, number == 0, number == last))
+        for chunk, (_, numbers) in zip(chunks, layout.chunks(pp_rank), strict=True):
+            lora.attach(chunk, arch, numbers, tp_rank, layout.tp, numerics.lora_dropout, fused=compiled)
     if arch.shared:
         _share(arch, layout, pp_rank, chunks)
     expected = parameters(arch, layout, pp_rank, tp_rank)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from math import ceil, inf, prod
 
 from growth import Architecture
-from growth.adapters import RANK
+from growth.adapters import part_of
 from growth.family import Family as Table
 from pretrain import families
 from pretrain.config import Stage, Train
@@ -147,8 +147,9 @@ class _Shapes:
     transform: see families.Head. fused: whether what lies between matrix products is fused into kernels. fused_norm:
     whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
     copies). weights: the attention weights, which are a tensor only with dropout on a CPU. dropout: whether branches
-    have one, so that their gradient is not that of the stream. adapters: by kind of block, what theirs make of a token
-    between their two factors.
+    have one, so that their gradient is not that of the stream. adapters: by kind of block, how many numbers
+    theirs make of a token between their two factors, and what they are on. dropped: whether they keep a dropped copy of
+    what enters them.
     """
 
     table: Table
@@ -168,7 +169,8 @@ class _Shapes:
     fused: bool
     fused_norm: bool
     dropout: bool
-    adapters: Mapping[str, int]
+    adapters: Mapping[str, tuple[int, frozenset[str]]]
+    dropped: bool
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
@@ -191,10 +193,8 @@ class _Shapes:
             fused=gpu if train.compile is None else train.compile,
             fused_norm=gpu,
             dropout=train.dropout > 0,
-            adapters={
-                kind: sum(size[RANK] for row in arch.rows_of(kind) if row.dims[0].axes == (RANK,))
-                for kind in set(arch.kinds)
-            },
+            adapters={kind: _adapters(arch, kind) for kind in set(arch.kinds)},
+            dropped=train.lora.dropout > 0,
         )
 
     def norm(self) -> float:
@@ -207,7 +207,11 @@ class _Shapes:
     def block(self, kind: str, recompute: str) -> float:
         """Bytes a token that a block saves for its backward pass (after Korthikanti et al. 2022, section 4, with
         flash attention and without masks of dropout, which are drawn again)."""
-        saved = float(self.element * self.adapters[kind])
+        numbers, on = self.adapters[kind]
+        saved = self.element * numbers + 0.0
+        if self.dropped:
+            enters = {"attention": self.hidden + self.queries, "mlp": self.hidden + self.ffn}
+            saved += self.element * sum(enters[part] for part in on)
         if self._attends(kind):
             # Inputs of the norm and of the matrix after it; queries, keys, values and the output of the attention.
             saved += self.norm() + self.element * self.hidden + self.element * (2 * self.queries + 2 * self.keys)
@@ -256,6 +260,14 @@ class _Shapes:
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
         branch = self.hidden * self.tokens if self.dropout else 0
         return self.element * (self.whole * self.tokens + branch + max(linear, gate))
+
+
+def _adapters(arch: Architecture, kind: str) -> tuple[int, frozenset[str]]:
+    """(numbers between the two factors of the adapters of a block, for a token, and what they are on)."""
+    if arch.adapters is None:
+        return 0, frozenset()
+    parts = [part for row in arch.table.rows(kind) if arch.adapters.adapts(row) and (part := part_of(row))]
+    return arch.adapters.rank * len(parts), frozenset(parts)
 
 
 def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> tuple[int, int]:

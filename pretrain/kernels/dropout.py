@@ -44,14 +44,25 @@ class Drop(NamedTuple):
     first: int
 
 
-def kept(keys: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
-    """Which elements stay, bool [..., columns], of rows with these keys, int32 [..., 4], and numbers, int32 [...]."""
+class DropPart(NamedTuple):
+    """What is dropped of some columns of what enters a linear layer. column: the number of the first; the rest as in
+    `Drop`."""
+
+    keys: Tensor
+    p: float
+    first: int
+    column: int
+
+
+def kept(keys: Tensor, rows: Tensor, columns: int, p: float, column: int = 0) -> Tensor:
+    """Which elements stay, bool [..., columns], of rows with these keys, int32 [..., 4], and numbers, int32 [...], from
+    number `column` on."""
     word, second, third, fourth = keys.unbind(-1)
     start = rows * GOLDEN + word
     start = (start ^ (start >> 16 & 0xFFFF)) * FIRST + second
     start = (start ^ (start >> 15 & 0x1FFFF)) * SECOND + third
     start = start ^ (start >> 16 & 0xFFFF)
-    x = start[..., None] + torch.arange(columns, dtype=torch.int32, device=keys.device) * GOLDEN
+    x = start[..., None] + torch.arange(column, column + columns, dtype=torch.int32, device=keys.device) * GOLDEN
     x = (x ^ (x >> 16 & 0xFFFF)) * FIRST + fourth[..., None]
     x = (x ^ (x >> 15 & 0x1FFFF)) * SECOND
     return x >= round(p * 2**32) - 2**31
@@ -66,6 +77,13 @@ def drop_channels(x: Tensor, keys: Tensor, p: float, first: int) -> Tensor:
     """Of a stream [S, B, D], whose first position is number `first` of the sample."""
     rows = _numbers(first, x.shape[0], x)[:, None]
     return x * (1 / (1 - p)) * kept(keys, rows, x.shape[2], p)
+
+
+@kernel()
+def drop_part(x: Tensor, keys: Tensor, p: float, first: int, column: int) -> Tensor:
+    """Of what enters a linear layer, [S, B, in], whose first position and column have these numbers."""
+    rows = _numbers(first, x.shape[0], x)[:, None]
+    return x * (1 / (1 - p)) * kept(keys, rows, x.shape[2], p, column)
 
 
 @kernel()
@@ -85,11 +103,11 @@ def add_bias_drop_channels(x: Tensor, bias: Tensor, keys: Tensor, p: float, firs
 class Dropout(torch.autograd.Function):
     """apply(x, drop, run) is x with a part of it dropped and the rest larger by 1 / (1 - p).
 
-    run: drop_channels or drop_weights, or the eager one of either.
+    run: drop_channels, drop_weights or, with a DropPart, drop_part, or the eager one of any.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drop: Drop, run: Kernel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, drop: Drop | DropPart, run: Kernel) -> Tensor:
         ctx.drop, ctx.run = drop, run
         return run(x, *drop)
 

@@ -29,7 +29,7 @@ from pretrain.kernels import fused
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
-from tests.distributed import ranks
+from tests.distributed import ranks, test_dropout
 from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
 from tests.distributed.test_growth_on_load import same
@@ -79,22 +79,25 @@ def gradient(engine: Engine, found: list[Any], loss: float, norm: float) -> str:
 
 
 def trained(cases: list[tuple[Architecture, Lora]], hows: list[dict[str, Any]], compiled: bool = False) -> list[Any]:
-    """For each architecture and layout the gradient of a first step, [(loss, grad norm)] of five, and the values."""
+    """For each architecture and layout the gradient of a first step, [(loss, grad norm)] of five in which what enters
+    the adapters is dropped, and the values."""
     fused.observer = lambda kernel, args: kernel.eager(*args)
     results = []
     for arch, lora in cases:
         for how in hows:
             spread = {k: v for k, v in how.items() if k != "uneven"}
             spread |= {"pipeline": [1, arch.depth - 1]} if "uneven" in how else {}
-            engine = ranks.engine_for(arch, spread, Numerics(compile=compiled))
+            engine = ranks.engine_for(arch, spread, Numerics(compile=compiled, lora_dropout=0.2))
             fill(engine, identity(arch), Drawn(arch))  # type: ignore[arg-type]
             first = growth.initial(arch, 0, 1.0).generations()
             publish(engine, State(arch, first, (Birth(0, "first", 0),), Progress(), None))
             engine.freeze(Frozen.of(arch, first, (), fixed(arch, lora)))
             (batch,), found = ranks.batches(arch, 1), list[Any]()
             mine = part(batch, engine.dp_rank, engine.layout.dp)
-            engine.train_step(mine, 1e-2, partial(gradient, engine, found))
-            results.append((found, ranks.train(engine, ranks.batches(arch, 5)), ranks.collected(engine)))
+            looked = engine.train_step(mine, 1e-2, partial(gradient, engine, found)).loss  # without a key
+            losses = test_dropout.steps(engine, 0, 5)
+            assert abs(losses[0][0] / looked - 1) > 1e-4
+            results.append((found, losses, ranks.collected(engine)))
             engine.free()
     return results
 

@@ -16,11 +16,12 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from pretrain.kernels.dropout import Drop, Dropout, drop_channels
+from pretrain.kernels.dropout import Drop, Dropout, DropPart, drop_channels
 
 EMBEDDING = 0
 WEIGHTS, ATTENTION, MLP = 1, 2, 3  # of the first layer
 IN_A_LAYER = 3
+LINEARS = 4  # of a layer, at most: before the adapter of each, behind all places of all layers
 _STATE = "cambium dropout"
 
 
@@ -35,9 +36,9 @@ class Keys:
         return Keys(self.device[:, samples], self.host[:, samples])
 
 
-def places(layers: int) -> int:
-    """The places of a model with so many layers."""
-    return 1 + IN_A_LAYER * layers
+def places(layers: int, adapters: bool = False) -> int:
+    """The places of a model with so many layers. adapters: those before adapters too."""
+    return 1 + (IN_A_LAYER + LINEARS * adapters) * layers
 
 
 def begin(keys: Keys | None) -> None:
@@ -57,6 +58,13 @@ def of_stream(config: TransformerConfig, place: int, stream: Tensor, layer: int 
     rank = parallel_state.get_tensor_model_parallel_rank() if config.sequence_parallel else 0
     at = place + IN_A_LAYER * (layer - 1)
     return Drop(keys.device[at], config.hidden_dropout, rank * stream.shape[0])
+
+
+def of_adapter(p: float, at: int, first: int, column: int) -> DropPart | None:
+    """What is dropped before an adapter, at that place, of what has these numbers of its first row and column."""
+    if not p or (keys := _keys()) is None:
+        return None
+    return DropPart(keys.device[at], p, first, column)
 
 
 def of_weights(p: float, layer: int, heads: int) -> Drop | None:
