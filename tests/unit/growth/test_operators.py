@@ -15,7 +15,7 @@ from growth.describe import describe_plan
 from growth.evaluate import dimension, gather, index_runs
 from growth.evaluate.box_values import Read
 from growth.evaluate.sources import MixCache
-from pretrain.families.bert import reference
+from pretrain import families
 from pretrain.families.reference import logits
 from tests.unit.growth.events import events
 from tests.unit.growth.models import SMALL, STD, boxes, reader, tokens, trained, whole
@@ -31,7 +31,7 @@ def outputs(read: Read, plan: Plan, old: bool) -> torch.Tensor:
     words = logits(read, arch, ids, torch.float64)[..., : plan.old.sizes["vocab"]].flatten()
     if arch.family != "bert":
         return words
-    order = reference.logits(read, arch, {"inputs": ids}, torch.float64)["next_sentence"]
+    order = families.of(arch.family).reference(read, arch, {"inputs": ids}, torch.float64)["next_sentence"]
     return torch.cat((words, order.flatten()))
 
 

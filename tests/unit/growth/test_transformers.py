@@ -9,7 +9,7 @@ import torch
 from growth import Architecture, Box
 from growth.certificate import relative_error
 from growth.evaluate.box_values import Read
-from pretrain.families.bert import reference
+from pretrain import families
 from pretrain.families.reference import logits
 from tests.unit.growth.models import tokens, trained
 
@@ -83,7 +83,7 @@ def test_bert() -> None:
         with torch.no_grad():
             theirs = model(ids, token_type_ids=types, attention_mask=valid.long())
             samples = {"inputs": ids, "types": types, "valid": valid}
-            words, order = reference.logits(read, arch, samples, torch.float32).values()
+            words, order = families.of(arch.family).reference(read, arch, samples, torch.float32).values()
         assert relative_error(words[valid], theirs.prediction_logits[valid]) < 1e-5
         assert relative_error(order, theirs.seq_relationship_logits) < 1e-5
 
