@@ -47,9 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="the study, a YAML file")
     parser.add_argument("--plan", action="store_true", help="print the runs and their FLOPs, and run nothing")
     parser.add_argument("--gpu", choices=sorted(GPUS), help="with --plan: hours on this GPU, as tools/plan.py reckons")
-    parser.add_argument(
-        "--nodes", type=command.positive, default=1, help="with --gpu, of 8 GPUs (default: %(default)s)"
-    )
+    parser.add_argument("--nodes", type=command.positive, help="with --gpu, of 8 GPUs (default: what dp asks for)")
     parser.add_argument("--report", action="store_true", help="write what came of the runs so far, and run nothing")
     parser.add_argument("--minutes", type=command.positive, help="stop after so many; the same command goes on")
     parser.add_argument("--slurm", action="store_true", help="submit the runs as jobs, instead of running them here")

@@ -65,8 +65,8 @@ def entries(study: Study, path: Path) -> list[Entry]:
 
 
 def variants(study: Study, of: Sequence[Entry]) -> list[Entry]:
-    """The variants of these entries."""
-    return [
+    """The variants of these entries, but for those that cannot be (moments reset where old parts have another rate)."""
+    made = [
         replace(
             entry,
             name=f"{entry.name}-{name}",
@@ -76,6 +76,15 @@ def variants(study: Study, of: Sequence[Entry]) -> list[Entry]:
         for entry in of
         for name, grow in study.variants.grow.items()
     ]
+    return [entry for entry in made if _possible(study, entry)]
+
+
+def _possible(study: Study, entry: Entry) -> bool:
+    try:
+        curriculum(study, Run(entry, study.rates[0], study.seeds[0]), Path(study.name))
+    except UserError:
+        return False
+    return True
 
 
 def _fixed(study: Study, path: Path) -> Iterator[Entry]:

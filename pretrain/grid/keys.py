@@ -45,7 +45,7 @@ class Variants(Section):
     best: Positive = 3
     """With how many recipes, the best ones of the search."""
     grow: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name, the keys of `grow` in all their stages but the first."""
+    """By name, the keys of `grow` in all their stages but the first; what cannot be with a recipe is left out."""
 
 
 @dataclass(frozen=True)

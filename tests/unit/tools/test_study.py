@@ -195,3 +195,15 @@ def test_bad_input_is_one_line(
     assert line in said
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["micro", "10m", "124m", "1b"])
+def test_the_studies_that_are_shipped(name: str) -> None:
+    """Every curriculum in them can be one."""
+    path = Path(f"configs/study/{name}.yaml")
+    study = keys.load(path)
+    assert study.name == f"study-{name}"
+    entries = curricula.entries(study, path)
+    impossible = {"mslt-reset"}  # it tells old parts from new ones by their moments
+    expected = {f"{e.name}-{v}" for e in entries for v in study.variants.grow if not e.scratch} - impossible
+    assert {e.name for e in curricula.variants(study, [e for e in entries if not e.scratch])} == expected
