@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from demo_corpus import chapters
+
 from pretrain.cli import command
 from pretrain.errors import UserError
 from pretrain.report.files import writing
-from tools.demo_corpus import chapters
 
 Document = dict[str, str]
 TOGETHER = 100  # so many entries of WordNet, which are of one field, are a document
