@@ -66,8 +66,6 @@ def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError and GrowthError for what cannot be learned; nothing is written then."""
     if options.target.exists():
         raise UserError(f"{options.target} is there already: remove it, or choose another name")
-    if options.steps < 1 or options.batch < 1:
-        raise UserError("--steps and --batch must be at least 1")
     curriculum = load(options.config)
     stage = curriculum.stage(options.stage)
     with Reader(locate(options.source, finished=True)) as reader:

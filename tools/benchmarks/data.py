@@ -17,13 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.report import Report, spread
+from pretrain.cli.command import positive
 from pretrain.data.corpus.corpus import TOKENS, Corpus
 from pretrain.data.corpus.encoders import Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
 from pretrain.data.stream.stream import Stream
 from pretrain.data.tokenizers.sentencepiece import Tokenizer
-from pretrain.errors import UserError
 from pretrain.families.bert.stream import BertCorpus, BertStream
 
 SEED, VALIDATION = 0, 0.05
@@ -36,14 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, help=".txt, .jsonl or .parquet (default: the demo's text)")
     parser.add_argument("--vocab", type=int, default=8000, help="pieces of the tokenizers (default: %(default)s)")
     parser.add_argument("--seq-len", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=1024, help="samples a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=6, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=1024, help="samples a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=6, help="measured rounds (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> Report:
     """Time both kinds of samples; see the notes of the report for the columns."""
-    if min(options.rounds, options.batch) < 1:
-        raise UserError("--rounds and --batch must be at least 1")
     with tempfile.TemporaryDirectory() as name, _one_process():
         folder = Path(name)
         source = Source((options.text or _demo(folder),))

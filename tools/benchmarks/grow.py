@@ -24,6 +24,7 @@ from growth import Architecture, Box, GrowthError, Plan
 from growth.family import family, names
 from growth.operators import AXES, OPERATORS, Operator
 from growth.random import philox
+from pretrain.cli.command import positive
 from pretrain.config.keys import Model
 from pretrain.engine.shards import FILLED_AT_ONCE
 from pretrain.errors import UserError
@@ -37,15 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_argument_group("model before growth (LLaMA-2; for operators that it has not, GPT-2)")
     for name, value in (("vocab", 16384), ("hidden", 1024), ("layers", 2), ("heads", 16), ("ffn", 2816)):
         sizes.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="measured rounds (default: %(default)s)")
     parser.add_argument("--only", help="measure the operators whose `axis: name` contains this text")
 
 
 def run(options: argparse.Namespace) -> Report:
     """Evaluate a plan of each operator, weights and moments; see the notes of the report for the columns."""
     torch.set_num_threads(1)
-    if options.rounds < 1:
-        raise UserError("--rounds must be at least 1")
     sizes = {name: getattr(options, name) for name in ("vocab", "hidden", "layers", "heads", "ffn")}
     llama = {**sizes, "kv_heads": options.heads, "head_dim": options.hidden // options.heads}
     learned = {**sizes, "head_dim": options.hidden // options.heads, "positions": 1024}

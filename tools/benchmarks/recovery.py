@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.report import Report
 from pretrain.checkpoint import find
+from pretrain.cli.command import positive
 from pretrain.data.corpus.encoders import SentencePieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
@@ -58,15 +59,17 @@ class Recovery:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py recovery`."""
-    parser.add_argument("--kills", type=int, default=30, help="ranks killed on this machine (default: %(default)s)")
-    parser.add_argument("--cluster", type=int, default=0, metavar="N", help="N ranks killed and N power cuts in SLURM")
+    parser.add_argument(
+        "--kills", type=positive, default=30, help="ranks killed on this machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cluster", type=positive, default=0, metavar="N", help="N ranks killed and N power cuts in SLURM"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the ranks (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> Report:
     """Kill and measure; see the notes of the report for the columns. Raises UserError when something was lost."""
-    if options.kills < 1 or options.cluster < 0:
-        raise UserError("--kills must be at least 1 and --cluster at least 0")
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="bench-recovery-") as name, redirect_stdout(sys.stderr):
         rows = [_here(Path(name), options.kills, draw)]

@@ -26,6 +26,7 @@ import growth
 from benchmarks import blocks
 from benchmarks.report import Report, spread
 from growth import Architecture
+from pretrain.cli.command import positive
 from pretrain.config.keys import Model
 from pretrain.data.samples import causal
 from pretrain.errors import UserError
@@ -69,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--head-dim", type=int, help="default: hidden / heads")
     parser.add_argument("--batch", type=int, default=4, help="sequences in a step (default: %(default)s)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens in a sequence (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=16, help="measured rounds (default: %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=3, help="rounds before them (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=16, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--warm-up", type=positive, default=3, help="rounds before them (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="OpenMP threads of a step (default: %(default)s)")
     parser.add_argument(
         "--generations",
@@ -112,8 +113,6 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _architecture(options: argparse.Namespace) -> Architecture:
-    if options.rounds < 1 or options.warm_up < 1:
-        raise UserError("--rounds and --warm-up must be at least 1: the first step of each contestant is not measured")
     head_dim = options.head_dim or options.hidden // options.heads
     sizes = {
         "vocab": options.vocab,

@@ -26,6 +26,7 @@ from benchmarks.scratch import scratch
 from growth import Architecture, Box, Plan
 from pretrain.checkpoint import KINDS, Checkpointer, Reader, step_folder, write_checkpoint
 from pretrain.checkpoint.blocks import BLOCK
+from pretrain.cli.command import positive
 from pretrain.config.keys import Model
 from pretrain.errors import UserError
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_argument_group("model (LLaMA-2); its state is 12 bytes a parameter")
     for name, value in (("vocab", 16000), ("hidden", 768), ("layers", 10), ("heads", 12), ("ffn", 2048)):
         sizes.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, medians are shown (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds, medians are shown (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path(), help="where to write, on the disk to be measured")
     parser.add_argument("--skip", nargs="*", choices=("dcp", "deepspeed"), default=[], help="other tools to leave out")
 
@@ -47,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Measure; see the notes of the report for the columns. What was written is removed."""
     torch.set_num_threads(1)
-    if options.rounds < 1:
-        raise UserError("--rounds must be at least 1")
     if not options.folder.is_dir():
         raise UserError(f"--folder {options.folder} is no folder")
     sizes = {name: getattr(options, name) for name in ("vocab", "hidden", "layers", "heads", "ffn")}

@@ -106,8 +106,6 @@ def test_recovery_kills_a_rank_and_loses_nothing(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["step", "--rounds", "0"],
-        ["recovery", "--kills", "0"],
         ["step", "--heads", "3", "--kv-heads", "2"],
         ["grow", "--only", "nothing"],
         ["store", "--folder", "/does/not/exist"],
@@ -116,3 +114,12 @@ def test_recovery_kills_a_rank_and_loses_nothing(capsys: pytest.CaptureFixture[s
 def test_what_cannot_be_measured_is_an_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["step", "--rounds", "0"], ["recovery", "--kills", "0"], ["data", "--batch", "0"]]
+)
+def test_nothing_is_measured_no_times(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "'0' is no whole number from 1 on" in capsys.readouterr().err

@@ -19,4 +19,3 @@ def test_bench_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert [row["samples"].split(":")[0] for row in rows] == ["BERT", "text"]
     for row in rows:
         assert row["ratio"] == pytest.approx(row["Cambium"] / row["Megatron-core"])
-    assert main(["data", "--rounds", "0"]) == 2
