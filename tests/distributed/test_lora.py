@@ -41,7 +41,7 @@ from tools import verify
 BOTH = Adapters(3, 6.0, ("attention", "mlp"))
 SHARED = ranks.GQA.replace({"layers": 3}, calls=(0, 1, 0, 2)).with_adapters(BOTH)
 CASES: list[tuple[Architecture, Lora]] = [
-    (SHARED, Lora(3, 6.0, ("attention", "mlp"), "train")),
+    (SHARED, Lora(3, 6.0, ("attention", "mlp"), rest="train")),
     (GPT2.with_adapters(Adapters(2, 2.0, ("attention",))), Lora(2)),
 ]
 LAYOUTS: list[dict[str, Any]] = [
