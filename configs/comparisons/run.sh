@@ -96,7 +96,7 @@ orders() {
     bible_in_sentencepiece
     train $here/orders.yaml
     local run=runs/comparison-orders
-    compare orders $run/{sandwich-2,par-5,interleaved}
+    compare orders $run/{found,sandwich-2,par-5,interleaved}
 }
 
 diverging() {
