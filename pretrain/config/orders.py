@@ -15,7 +15,6 @@ Order = str | Mapping[Literal["sandwich", "par"], int]
 KINDS = {"s": "attention", "f": "mlp"}
 """The kind of layer that a letter stands for, as families name it."""
 
-
 MOST = 1024
 """Sublayers; beyond, to split a pipeline by work would take long."""
 
