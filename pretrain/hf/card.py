@@ -19,7 +19,7 @@ A {family} of {parameters:,} parameters, grown while it was pretrained with Camb
 ```python
 from transformers import {auto}, AutoTokenizer
 model = {auto}.from_pretrained("PATH"{trust})
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH"{trust})
 ```
 """
 

@@ -29,9 +29,18 @@ def writes(export: Path) -> bool:
     """
     if not (export / CONFIG).is_file():
         return False
-    kind = documents.read(export / CONFIG, documents.Object).get("model_type")
     forms = [family.hf for family in FAMILIES.values() if family.hf]
-    return all(form.generates for form in forms if form.model_type == kind)
+    kinds = {form.model_type: form for form in forms} | {f.code.model_type: f for f in forms if f.code}
+    form = kinds.get(documents.read(export / CONFIG, documents.Object).get("model_type"))
+    return form is None or form.generates
+
+
+def _trusted(export: Path) -> bool:
+    """Whether the code that a folder has, if any, is what an export writes: then it may be run."""
+    codes = [family.hf.code.file for family in FAMILIES.values() if family.hf and family.hf.code]
+    found = sorted(export.glob("*.py"))
+    ours = {code.name: code.read_bytes() for code in codes}
+    return bool(found) and all(ours.get(file.name) == file.read_bytes() for file in found)
 
 
 def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
@@ -43,8 +52,9 @@ def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> l
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(export)
-        model = AutoModelForCausalLM.from_pretrained(export).eval()
+        trust = {"trust_remote_code": _trusted(export)}  # given either way, or it would ask
+        tokenizer = AutoTokenizer.from_pretrained(export, **trust)
+        model = AutoModelForCausalLM.from_pretrained(export, **trust).eval()
     except Exception as error:  # transformers raises almost anything for a damaged folder
         reason = documents.one_line(str(error))
         raise UserError(f"{export}: transformers cannot load this export, so make it again: {reason}") from error

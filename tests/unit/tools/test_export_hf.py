@@ -20,6 +20,7 @@ from pretrain.errors import UserError
 from pretrain.families import reference
 from pretrain.families.llama2.hf import LLAMA
 from pretrain.hf import form_of
+from pretrain.report.continuation import Sampling, continuations
 from pretrain.runtime.files import Lock
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run, rewrite, save
@@ -63,11 +64,17 @@ def test_an_order_writes_text(
     folder = tmp_path / "out"
     assert main([str(tmp_path / "step-00000020"), str(folder)]) == 0
     assert 'AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)' in (folder / "README.md").read_text()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     encoded = tokenizer(TEXT, return_tensors="pt")
     written = model.generate(**encoded, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert tokenizer.decode(written[0]).startswith(TEXT)
+    (text,) = continuations(folder, [TEXT[:9]], Sampling(tokens=4))
+    assert text.startswith(TEXT[:9])
+    (code,) = folder.glob("*.py")
+    code.write_text(code.read_text() + "\n")
+    with pytest.raises(UserError, match="transformers cannot load this export"):
+        continuations(folder, [TEXT[:9]], Sampling(tokens=4))
     model.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert torch.equal(again(**encoded).logits, model(**encoded).logits)

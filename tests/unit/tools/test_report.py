@@ -34,6 +34,7 @@ def export(folder: Path) -> None:
 def test_stages_events_plot_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     export(run / "export")
+    capsys.readouterr()  # libraries that are imported by now
     assert report.main([str(run), "--prompt", "word7 word8", "--prompt", "word3"]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.md")
     text = (run / "report.md").read_text()
