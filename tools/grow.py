@@ -29,6 +29,7 @@ from pretrain.config import Curriculum, Stage, load
 from pretrain.errors import UserError
 from pretrain.event.offline import write, written
 from pretrain.event.plan import plan_of
+from pretrain.event.teacher import taught
 from pretrain.runtime.files import bits_per_byte, is_done
 from pretrain.verify import audit
 
@@ -54,7 +55,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     if options.processes < 1:
         raise UserError(f"--processes {options.processes}: it takes at least one")
     curriculum = load(options.config)
-    stage = curriculum.stage(options.stage)
+    stage = taught(curriculum, curriculum.stage(options.stage))
     if stage.grow.trial.candidates:
         raise UserError(f"stage {stage.name!r} chooses by grow.trial, which trains: start it, or empty its candidates")
     if stage.grow.clip == "scale":

@@ -130,3 +130,19 @@ def test_fewer(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not certificate["claims"]  # layers are gone
     assert certificate["operators"] == ["layers: drop", "vocab: drop"]
     assert verify([str(tmp_path / "out"), "--parent", str(run.parent)]) == 0
+
+
+def test_a_stage_that_is_taught_knows_its_teacher(run: Run) -> None:
+    """So that it may start from what was grown: another teacher would be refused."""
+    small, large, *_ = run.curriculum.stages
+    changes = {"vocab": small.model.vocab}, {"teacher": "small", "kind": "logits", "share": 0.5}
+    document = yaml.safe_load(Path(run.config).read_text())
+    stages = {stage["name"]: stage for stage in document["stages"]}
+    stages["large"] |= {"model": {**stages["large"].get("model", {}), **changes[0]}, "distill": changes[1]}
+    document["stages"] = [stages["small"], stages["large"]]
+    path = Path(run.config).with_name("taught.yaml")
+    path.write_text(yaml.safe_dump(document))
+    assert main([str(run.folder), "--config", str(path), "--stage", large.name]) == 0
+    grown = find(run.folder / "large" / "checkpoints").manifest
+    assert grown is not None
+    assert grown.config["distill"]["teacher_hash"] == Manifest.load(run.parent).hash
