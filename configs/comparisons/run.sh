@@ -112,7 +112,6 @@ distill() {
     compare distill $run/{teacher,assistant,logits,minilm,minilm2,by-assistant,alone}
     "$PYTHON" $here/probe.py $here/distill data/kjv.jsonl \
         $run/{teacher,assistant,logits,minilm,minilm2,by-assistant,alone,more-masked}
-    compare masking $run/{more-masked,alone}
 }
 
 (($#)) || set -- layers stack growth layer_drop search orders diverging distill
