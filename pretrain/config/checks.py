@@ -155,6 +155,9 @@ def _layout(stage: Stage) -> Iterator[str]:
                 f"parallel.tp: {parallel.tp} does not divide model.{key} {size}; tensor-parallel ranks hold equal "
                 f"shares of it, so lower tp or change {key}"
             )
+    if not model.depth and model.order is not None and parallel.pp > 1:
+        yield f"parallel.pp: {parallel.pp}, but a model without layers has nothing to split; set it to 1"
+        return
     if parallel.sequence_parallel and train.seq_len % parallel.tp:
         yield (
             f"parallel.sequence_parallel: parallel.tp {parallel.tp} does not divide train.seq_len {train.seq_len}; "
@@ -304,7 +307,7 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         )
     if shrunk or any(_shape(old)) or any(_shape(new)):
         return  # the errors of the shape are reported already
-    if (new.model.order is None) != (before.order is None):
+    if before.depth and (new.model.order is None) != (before.order is None):
         yield (
             f"model.order: {new.model.order} after {before.order} in stage {old.name!r}; a layer that is attention and "
             "MLP in one cannot become sublayers, nor these one: begin with an order, such as sfsf, or have none at all"

@@ -66,7 +66,8 @@ class Model(Section):
     order: Order = None
     """How attention and MLPs follow each other; absent: by turns, as usual. {sandwich: k} (Press et al. 2019) and
     {par: p} (Mandava et al. 2020) order the 2 x `layers` sublayers of as many layers; a word of s (attention) and f
-    (MLP), such as ssfsff, is the order itself, without `layers`. See pretrain/config/orders.py."""
+    (MLP), such as ssfsff, is the order itself, without `layers`; the empty word is an embedding and a head alone.
+    See pretrain/config/orders.py."""
     share: Layers = 1
     """How many layers in a row have the same weights: one layer that is called so often. A later stage with a smaller
     number unties them."""

@@ -30,7 +30,7 @@ def _known_family(name: str) -> str:
 
 
 def _order(order: str | dict[str, int] | None) -> str | dict[str, int] | None:
-    if isinstance(order, str) and set(order) == set(KINDS):
+    if isinstance(order, str) and (not order or set(order) == set(KINDS)):
         return order
     if order is None or (isinstance(order, dict) and len(order) == 1 and order.get("par", 2) >= 2):
         return order

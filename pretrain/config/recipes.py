@@ -109,6 +109,13 @@ def mslt(old: int, new: int) -> Keys:
 
 
 @_recipe
+def zero_layers(old: int, new: int) -> Keys:
+    """An embedding and a head (`model: {layers: 0, order: ""}`) become the whole model, late, as in one_layer; its
+    layers are fresh. Bu 2025, 2511.04981."""
+    return {"layers": {"operator": "insert", "init": "random", "at": list(range(new))}, "schedule": "continue"}
+
+
+@_recipe
 def one_layer(old: int, new: int) -> Keys:
     """One layer becomes all of them, late (at 0.8 of the tokens, with `schedule: wsd`), as copies; no new warm-up. Bu
     2025, "Deep progressive training: scaling up depth capacity of zero/one-layer models", 2511.04981."""

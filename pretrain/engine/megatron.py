@@ -127,6 +127,7 @@ def transformer_config(arch: Architecture, layout: Layout, numerics: Numerics) -
         # The values are drawn and grown by address, never by Megatron; see growth/random/philox.py.
         use_cpu_initialization=not torch.cuda.is_available(),
         perform_initialization=False,
+        output_layer_init_method=torch.nn.init.zeros_,  # never called; the default divides by the number of layers
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # of look-ups; see train.deterministic
         gradient_accumulation_fusion=False,  # its dummy gradient would be added by DeepSpeed
         persist_layer_norm=False,

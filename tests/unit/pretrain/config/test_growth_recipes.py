@@ -18,11 +18,12 @@ from tools.benchmarks import rules
 from tools.benchmarks.rules import Grown, Weights
 
 SMALL = {"vocab": 60, "hidden": 16, "heads": 2, "ffn": 24, "layers": 4, "head_dim": 8}
+NOTHING: dict[str, Any] = {**SMALL, "layers": 0, "order": ""}
 WIDE = {**SMALL, "hidden": 32, "heads": 4, "ffn": 48}
 IN_WIDTH = ("hypercloning", "hypercloning_noise", "bert2bert_fpi", "bert2bert_aki", "staged", "sparkling", "lemon")
 
 
-def loaded(folder: Path, grow: dict[str, Any], before: dict[str, int], after: dict[str, int]) -> config.Curriculum:
+def loaded(folder: Path, grow: dict[str, Any], before: dict[str, Any], after: dict[str, int]) -> config.Curriculum:
     document = {
         "name": "recipes",
         "data": {"corpus": "data/x"},
@@ -44,11 +45,12 @@ def planned(folder: Path, recipe: str, before: dict[str, int], after: dict[str, 
 def test_a_recipe_is_the_keys_that_it_stands_for(recipe: str, tmp_path: Path) -> None:
     """Loading it checks the growth with them; written out, they say the same without the name."""
     shape = WIDE if recipe in IN_WIDTH else {**SMALL, "layers": 6}
-    large = loaded(tmp_path, {"recipe": recipe}, SMALL, shape).stages[1]
-    keys = RECIPES[recipe](4, shape["layers"])
+    small = NOTHING if recipe == "zero_layers" else SMALL
+    large = loaded(tmp_path, {"recipe": recipe}, small, shape).stages[1]
+    keys = RECIPES[recipe](small["layers"], shape["layers"])
     assert "recipe" not in config.to_yaml(large)
     assert {key: large.to_dict()["grow"][key] for key in keys} == keys
-    assert loaded(tmp_path, keys, SMALL, shape).stages[1] == large
+    assert loaded(tmp_path, keys, small, shape).stages[1] == large
 
 
 def test_what_stands_beside_a_recipe_wins(tmp_path: Path) -> None:
