@@ -67,6 +67,10 @@ def misfits(teacher: Architecture, stage: Stage) -> Iterator[str]:
             )
     if distill.kind == "logits":
         return
+    for whose, arch in ((name, teacher), ("this stage", student)):
+        if not attending(arch):
+            yield f"distill.kind: {distill.kind} compares attention, and {whose} has none; use logits"
+            return
     layer = distill.teacher_layer
     if layer and layer not in attending(teacher):
         yield (

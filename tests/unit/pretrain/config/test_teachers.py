@@ -12,9 +12,10 @@ from pretrain import config
 from pretrain.config.teachers import held
 from tests.unit.pretrain.config.test_config import message, write
 
+NARROW = {"vocab": 300, "hidden": 32, "heads": 2, "head_dim": 16, "ffn": 64}
 TAUGHT: dict[str, Any] = {
     "stages.1.from_scratch": True,
-    "stages.1.model": {"vocab": 300, "hidden": 32, "layers": 2, "heads": 2, "head_dim": 16, "ffn": 64},
+    "stages.1.model": {**NARROW, "layers": 2},
     "stages.1.distill": {"teacher": "one", "relation_heads": 16},
     "stages.1.parallel.tp": 2,
 }
@@ -45,6 +46,10 @@ def test_a_smaller_stage_learns_from_an_earlier_one(tmp_path: Path) -> None:
         ({"distill.relation_heads": 24}, "distill.relation_heads: 24 must divide heads x head_dim, 64 in one"),
         ({"distill.relation_heads": 1}, "and be a multiple of parallel.tp 2"),
         ({"distill.teacher_layer": 5}, "distill.teacher_layer: 5, and one has attention in its layers 1, 2, 3, 4"),
+        (
+            {"model": {**NARROW, "order": ""}},
+            "distill.kind: minilm2 compares attention, and this stage has none; use logits",
+        ),
         ({"parallel.pp": 2}, "parallel.pp: 2, but a teacher is computed as a whole"),
         ({"train.recompute": "full"}, "train.recompute: full hides what distill.kind minilm2 compares"),
         ({"train.layer_drop": 0.2}, "train.layer_drop: 0.2 leaves the layer out at times"),
