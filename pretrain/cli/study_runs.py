@@ -76,8 +76,9 @@ class Runs:
                 write_file(self.study.folder / run.name / "DIVERGED", b"")
                 return True
             if code:
-                last = _since(log, begin).strip().rpartition("\n")[2]
-                raise UserError(f"{run.name}: stage {stage.name!r} ended with exit code {code} ({last}); see {log}")
+                said = _since(log, begin).strip().splitlines()
+                reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1] if said else "")
+                raise UserError(f"{run.name}: stage {stage.name!r} ended with exit code {code}, see {log}: {reason}")
             if not is_done(self.study.folder / run.name / stage.name):
                 return False
         return True

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.cli.study_runs import Runs
+from pretrain.cli.study_runs import DIVERGES, Runs
 from pretrain.grid import curricula, keys, search
 from pretrain.grid.curricula import Run
 from pretrain.report import comparison
@@ -168,6 +168,27 @@ def test_a_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "runs").exists()
     assert tool.main([str(path), "--plan", "--gpu", "a100-80gb"]) == 0
     assert "hours on 1 x a100-80gb" in capsys.readouterr().out
+
+
+def test_a_stage_that_fails_and_one_that_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user's error ends the study with the stage's own words; a rate that is too high does not."""
+    said = {"text": "error: no such corpus\nthe ranks end\n"}
+
+    def stage(runs: Runs, file: Path, stage: str, log: Path, deadline: float) -> tuple[int, int]:
+        log.write_text(said["text"])
+        return 2, 0
+
+    monkeypatch.setattr(Runs, "_stage", stage)
+    path = write(tmp_path, seeds=[1], variants={})
+    assert tool.main([str(path)]) == 2
+    assert "'whole' ended with exit code 2, see " in (error := capsys.readouterr().err)
+    assert "error: no such corpus" in error
+    said["text"] = f"error: 3 rollbacks (guard.rollbacks): {DIVERGES}\n"
+    assert tool.main([str(path)]) == 2  # all have diverged, and nothing is left to compare with
+    assert len(list((tmp_path / "runs" / "made-up").glob("*/DIVERGED"))) == 10
+    assert "the target from scratch has not ended yet" in capsys.readouterr().err
 
 
 def test_nothing_has_ended_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
