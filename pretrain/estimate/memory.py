@@ -307,7 +307,7 @@ def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, w
         return activations + int(element * logits), max(workspace, int((side + element) * logits))
     head = int(shapes.head() * tokens)
     kept = int(2 * taught.relations * element * shapes.queries * tokens)
-    compared = int(side * tokens * train.seq_len * taught.heads / shapes.layout.tp)
+    compared = int((side * taught.heads / shapes.layout.tp + 5) * tokens * train.seq_len)  # 5: what is hidden
     if taught.distill.share:
         return activations + kept, max(workspace, compared - head)
     last = shapes.norm() + element * (shapes.hidden + shapes.queries + 2 * shapes.keys)

@@ -64,7 +64,9 @@ def divergence(kind: str, student: Attended, teacher: Attended, samples: Samples
 def _relations(kind: str, attended: Attended, relation_heads: int) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yields the pairs of vectors [B, A, S, D] that are related, and the scale of their products."""
     queries, groups = attended.query.shape[2], attended.key.shape[2]
-    key, value = (x.repeat_interleave(queries // groups, 2) for x in (attended.key, attended.value))
+    key, value = attended.key, attended.value
+    if groups < queries:
+        key, value = (x.repeat_interleave(queries // groups, 2) for x in (key, value))
     if kind == "minilm":
         q, k, v = (x.permute(1, 2, 0, 3) for x in (attended.query, key, value))
         yield q, k, attended.scale
