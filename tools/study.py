@@ -13,7 +13,7 @@ examples:
   python tools/study.py configs/study/micro.yaml --plan
   python tools/study.py configs/study/micro.yaml --minutes 60
   python tools/study.py configs/study/124m.yaml --plan --gpu a100-80gb --nodes 8
-  python tools/study.py configs/study/10m.yaml --report --out configs/study/10m
+  python tools/study.py configs/study/10m.yaml --report --out runs/study-10m
 """
 
 import argparse

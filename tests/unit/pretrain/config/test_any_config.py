@@ -47,6 +47,11 @@ DOCUMENT: dict[str, Any] = {
         },
     ],
 }
+TAUGHT = {
+    "name": "three",
+    "model": {"vocab": 400, "hidden": 128, "layers": 6, "heads": 8, "kv_heads": 4, "ffn": 256},
+    "distill": {"teacher": "two", "kind": "logits", "share": 0.5},
+}
 SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard", "log")
 FAMILIES = ("llama2", "gpt2", "bert")
 LONG = settings(max_examples=5_000, suppress_health_check=list(HealthCheck))
@@ -76,6 +81,9 @@ def float_keys() -> Iterator[str]:
 
 def changed(path: tuple[str | int, ...], value: Any, document: dict[str, Any] = DOCUMENT) -> dict[str, Any]:
     document = copy.deepcopy(document)
+    if path[0] == "distill":  # of a stage alone, it has no default at the top
+        document["stages"].append(copy.deepcopy(TAUGHT))
+        path = ("stages", len(document["stages"]) - 1, *path)
     node: Any = document
     for key in path[:-1]:
         node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]

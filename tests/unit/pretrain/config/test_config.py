@@ -169,7 +169,7 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             {"model.order": "sffx"},
             ["model.order: should be one of sandwich: k, par: p from 2 on, or a word of s", "not 'sffx'"],
         ),
-        ({"model.order": ""}, ["model.order: should be one of sandwich: k, par: p from 2 on, or a word of s"]),
+        ({"model.order": ""}, ["stages[0].model.layers: 4, but model.order spells all 0 sublayers; remove it"]),
         ({"model.order": {}}, ["model.order: should be one of sandwich: k, par: p from 2 on, or a word of s"]),
         (
             {"model.order": {"sandwich": 2, "par": 5}},

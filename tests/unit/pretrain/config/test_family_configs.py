@@ -53,11 +53,13 @@ def test_megatrons_steps_and_warm_up(name: str, steps: int) -> None:
     assert stage.train.warmup * steps == {"megatron_gpt2": 3_000, "megatron_bert": 10_000}[name]
 
 
-def test_all_of_them_drop_a_tenth() -> None:
+def test_what_they_drop() -> None:
+    """BERT and GPT-2 a tenth; the published orders what their sources say; the others nothing."""
+    own = {"sandwich_16": (0.3, 0.1), "par_32": (0.1, 0.0)}
     for path in sorted(Path("configs").glob("*.yaml")):
         for train in (stage.train for stage in config.load(str(path)).stages):
             tenth = 0.1 if path.stem.startswith(("bert_", "gpt2_", "megatron_", "minilm_")) else 0.0
-            assert (train.dropout, train.attention_dropout) == (tenth, tenth)
+            assert (train.dropout, train.attention_dropout) == own.get(path.stem, (tenth, tenth))
 
 
 @pytest.mark.parametrize(
