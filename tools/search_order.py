@@ -1,7 +1,7 @@
 """Searches an order of sublayers for a stage: attention (s) and MLPs (f), with as many parameters as it has now.
 
 The supernet of PAR (Mandava et al., 2020) has a slot for each sublayer of the stage, which learns to be s, f or
-nothing; pretrain/study/supernet.py says what is as published and what is scaled to the steps here. What it chooses is
+nothing; pretrain/search/supernet.py says what is as published and what is scaled to the steps here. What it chooses is
 stretched to the parameters of the stage. --draws adds orders drawn at random at equal parameters (Press et al., 2019).
 
 They are then trained beside interleaved, sandwich and PAR(5), at equal parameters as near as sublayers allow: from one
@@ -41,10 +41,10 @@ from pretrain.report import markdown, probabilities_plot
 from pretrain.report.plot import short
 from pretrain.runtime.documents import one_line
 from pretrain.runtime.files import Lock, make_folder, write_file
-from pretrain.study import candidates
-from pretrain.study.random_search import draw
-from pretrain.study.supernet import NOTHING, RATE, Supernet
-from pretrain.study.training import Training, to_the_end
+from pretrain.search import candidates
+from pretrain.search.random_search import draw
+from pretrain.search.supernet import NOTHING, RATE, Supernet
+from pretrain.search.training import Training, to_the_end
 from pretrain.verify import audit
 
 HEADER = ("", "order", "s", "f", "parameters", "FLOPs a token", "held-out loss")

@@ -7,7 +7,7 @@ growth).
 
 What is done is not done twice, and what was stopped, or killed, goes on from its newest checkpoint. With --slurm the
 runs that are decided are submitted as jobs; call it again when they have ended. The keys of a study's file are in
-pretrain/grid/keys.py.
+pretrain/study/keys.py.
 
 examples:
   python tools/study.py configs/study/micro.yaml --plan
@@ -32,15 +32,15 @@ from pretrain.cli.study_runs import Runs
 from pretrain.errors import UserError
 from pretrain.estimate import cost
 from pretrain.estimate.speed import GPUS
-from pretrain.grid import curricula, keys, search
-from pretrain.grid.curricula import Entry, Run
-from pretrain.grid.search import Phase
 from pretrain.report import study as report
 from pretrain.report import study_plot
 from pretrain.report.files import writing
 from pretrain.report.plot import duration, short
 from pretrain.report.study_table import as_json, markdown
 from pretrain.runtime.files import Lock, make_folder
+from pretrain.study import curricula, keys, search
+from pretrain.study.curricula import Entry, Run
+from pretrain.study.search import Phase
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

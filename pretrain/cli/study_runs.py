@@ -11,12 +11,12 @@ import yaml
 
 from pretrain.config import Curriculum
 from pretrain.errors import UserError
-from pretrain.grid import curricula
-from pretrain.grid.curricula import Run
-from pretrain.grid.keys import Study
 from pretrain.report import comparison
 from pretrain.report.comparison import Line
 from pretrain.runtime.files import is_done, make_folder, write_file
+from pretrain.study import curricula
+from pretrain.study.curricula import Run
+from pretrain.study.keys import Study
 
 ROOT = Path(__file__).parents[2]
 DIVERGES = "the training diverges"

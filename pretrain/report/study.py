@@ -12,11 +12,11 @@ from math import isfinite, log, sqrt
 from statistics import mean, stdev
 
 from pretrain.errors import UserError
-from pretrain.grid.curricula import Entry, Run
-from pretrain.grid.keys import Study
-from pretrain.grid.search import best_rate
 from pretrain.report import comparison
 from pretrain.report.comparison import AXES, Line
+from pretrain.study.curricula import Entry, Run
+from pretrain.study.keys import Study
+from pretrain.study.search import best_rate
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t of a 95 % interval for 1, 2, ... degrees of freedom."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pretrain.grid.keys import Study
-from pretrain.grid.search import Phase
 from pretrain.report.markdown import table
 from pretrain.report.plot import ROWS, duration, short
 from pretrain.report.study import Mean, Result, Row
+from pretrain.study.keys import Study
+from pretrain.study.search import Phase
 
 HEADER = (
     *("curriculum", "rate", "seeds", "parameters", "tokens", "FLOPs", "time", "end", "gap at equal tokens"),

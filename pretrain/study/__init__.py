@@ -1,1 +1,1 @@
-"""Studies: models that are trained in one process, to learn something about models that will be."""
+"""Grids of curricula that are compared, out of one file; which runs they are, and which of them come next."""

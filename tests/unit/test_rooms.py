@@ -15,7 +15,7 @@ COLUMN = """
     pretrain.stage
     pretrain.event
     pretrain.engine
-    pretrain.generate pretrain.study pretrain.grid
+    pretrain.search pretrain.study
     pretrain.state
     pretrain.schedule
     pretrain.estimate pretrain.verify

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pretrain.data.corpus.corpus import Corpus
-from pretrain.study import training
-from pretrain.study.training import Training
+from pretrain.search import training
+from pretrain.search.training import Training
 from tests.faults import killing
 from tools.search_order import main
 

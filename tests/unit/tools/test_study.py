@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from pretrain.cli.study_runs import DIVERGES, Runs
-from pretrain.grid import curricula, keys, search
-from pretrain.grid.curricula import Run
 from pretrain.report import comparison
 from pretrain.report.study import Frontier, Mean, spikes
+from pretrain.study import curricula, keys, search
+from pretrain.study.curricula import Run
 from tests.unit.tools.test_compare import write as write_stage
 from tools import study as tool
 

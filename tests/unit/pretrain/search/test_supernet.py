@@ -14,9 +14,9 @@ from pretrain import families
 from pretrain.config import Stage
 from pretrain.config.curriculum import curriculum_of
 from pretrain.families.common.reference import Weights
-from pretrain.study.candidates import of_order
-from pretrain.study.supernet import CHOICES, COLD, EVERY, WARM, Supernet, gumbel_softmax, mixed
-from tests.unit.pretrain.study.test_candidates import of
+from pretrain.search.candidates import of_order
+from pretrain.search.supernet import CHOICES, COLD, EVERY, WARM, Supernet, gumbel_softmax, mixed
+from tests.unit.pretrain.search.test_candidates import of
 
 CPU = torch.device("cpu")
 SLOTS = 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pretrain.grid.curricula import Entry, Run, variants
-from pretrain.grid.keys import Study
+from pretrain.study.curricula import Entry, Run, variants
+from pretrain.study.keys import Study
 
 Losses = Mapping[str, float]
 """The final loss of each run that has ended, by name; infinite for one that diverged."""

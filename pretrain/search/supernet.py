@@ -32,7 +32,7 @@ from pretrain.data.samples import Samples
 from pretrain.families.common.reference import Weights
 from pretrain.families.common.text import Feed
 from pretrain.losses import Outputs
-from pretrain.study.training import Training, optimizer_state, restore_optimizer
+from pretrain.search.training import Training, optimizer_state, restore_optimizer
 
 NOTHING = "-"
 CHOICES = (*KINDS, NOTHING)

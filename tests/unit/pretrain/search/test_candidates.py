@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from growth import Architecture
 from pretrain import families
-from pretrain.study.candidates import nearest, of_order, stretched, sublayer_parameters, total
-from pretrain.study.random_search import draw
+from pretrain.search.candidates import nearest, of_order, stretched, sublayer_parameters, total
+from pretrain.search.random_search import draw
 
 SIZES = {"vocab": 20, "positions": 8, "hidden": 8, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn": 32}
 NUMBERS = st.integers(1, 1000)

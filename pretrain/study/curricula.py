@@ -14,7 +14,7 @@ from pretrain.errors import UserError
 from pretrain.estimate import cost
 from pretrain.estimate.flops import training_flops
 from pretrain.estimate.speed import GPUS
-from pretrain.grid.keys import Study
+from pretrain.study.keys import Study
 
 
 @dataclass(frozen=True)

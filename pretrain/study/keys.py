@@ -85,7 +85,7 @@ def load(path: Path) -> Study:
     """Reads a study.
 
     Raises UserError, a line for each key, for keys that are unknown, missing or of a wrong type, and for what does not
-    fit together. The curricula are checked where they are made, in pretrain.grid.curricula.
+    fit together. The curricula are checked where they are made, in pretrain.study.curricula.
     """
     raw = reading.read(path)
     try:
