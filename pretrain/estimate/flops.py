@@ -103,7 +103,8 @@ def hardware_flops(
 
     recompute is train.recompute: "selective" computes the attention again, "full" whole layers, before each is
     differentiated. Whatever it is, the backward pass of a fused attention (flash, memory-efficient) computes
-    q k^T again (Dao et al. 2022, algorithm 4).
+    q k^T again (Dao et al. 2022, algorithm 4). Of adapters on matrices that are one in memory (queries, keys and
+    values) the thin products of each are counted, where one with zeros between them is run.
     """
     forward_flops, resting = forward(arch, seq_len, tp, ran), _blocks(arch, seq_len, ran, frozen)
     backward, reached = _backward(arch, forward_flops, frozen, resting)
