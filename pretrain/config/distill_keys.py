@@ -15,11 +15,12 @@ class Distill(Section):
     on the same text, and does not change."""
 
     teacher: str = ""
-    """An earlier stage of this curriculum; or a folder, with a slash in its name: of a checkpoint, a stage or a run.
-    Empty: there is no teacher."""
+    """An earlier stage of this curriculum; or a folder, with a slash in its name: of a checkpoint, a stage or a run, or
+    of a model in Hugging Face's format that may teach the family as it is, which every rank computes as a whole (see
+    HfTeacher in pretrain/families/family.py). Empty: there is no teacher."""
     teacher_hash: str = ""
-    """Hash of the manifest that the teacher's checkpoint must have. Empty: any at first, and from then on the one that
-    the stage has begun with, which its configuration then holds."""
+    """Hash of the manifest that the teacher's checkpoint must have, or of the files of its folder. Empty: any at first,
+    and from then on the one that the stage has begun with, which its configuration then holds."""
     kind: Literal["minilm", "minilm2", "logits"] = "minilm2"
     """What is learned. minilm: the attention of the teacher's layer and the relations of its values, with as many heads
     (Wang et al. 2020). minilm2: the relations of its queries, keys and values among themselves (Wang et al. 2021).

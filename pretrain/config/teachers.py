@@ -39,8 +39,11 @@ def unfit(stage: Stage) -> Iterator[str]:
         )
 
 
-def misfits(teacher: Architecture, stage: Stage) -> Iterator[str]:
-    """Yields what is wrong with this teacher for a stage: key, values, what would fit."""
+def misfits(teacher: Architecture, stage: Stage, *, whole: bool = False) -> Iterator[str]:
+    """Yields what is wrong with this teacher for a stage: key, values, what would fit.
+
+    whole: whether every tensor-parallel rank has the whole of it, and not a part as of its student.
+    """
     distill, tp, name = stage.distill, stage.parallel.tp, stage.distill.teacher
     if teacher.family != stage.model.family:
         yield (
@@ -59,7 +62,12 @@ def misfits(teacher: Architecture, stage: Stage) -> Iterator[str]:
             f"distill.teacher: {name} has {sizes['positions']} positions, fewer than train.seq_len "
             f"{stage.train.seq_len}; shorten the samples or choose another teacher"
         )
-    for axis in ("heads", "kv_heads", "ffn"):
+    if sizes.get("types", 0) < student.sizes.get("types", 0):
+        yield (
+            f"distill.teacher: {name} knows {sizes['types']} kind(s) of segments, and samples have "
+            f"{student.sizes['types']}; choose another teacher"
+        )
+    for axis in () if whole else ("heads", "kv_heads", "ffn"):
         if sizes.get(axis, tp) % tp:
             yield (
                 f"distill.teacher: {name} has {sizes[axis]} {axis}, which parallel.tp {tp} does not divide; it is cut "

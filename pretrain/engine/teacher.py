@@ -41,15 +41,21 @@ class Teacher:
     layout: of the student, on one pipeline rank.
     """
 
+    whole = False
+    """Whether each tensor-parallel rank computes the whole of it; else they share its work."""
+
     def __init__(self, arch: Architecture, layout: Layout, numerics: Numerics, distill: Distill, seq_len: int) -> None:
         self.distill, self.family = distill, families.of(arch.family)
         self.arch, self.layout = held(arch, distill), layout.resized(held(arch, distill), seq_len)
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
-        how = Numerics(numerics.precision, compile=numerics.compile)
-        chunks = megatron.build(self.arch, self.layout, how, seq_len=seq_len, pp_rank=0, tp_rank=self.tp_rank)
-        (self._model,) = chunks.eval().requires_grad_(False)
+        self._model = self._built(numerics, seq_len).eval().requires_grad_(False)
         self._value: Tensor  # of the micro-batch whose loss is computed next
         self.term = Term(DISTILLED, lambda *_: self._value, self._tokens)
+
+    def _built(self, numerics: Numerics, seq_len: int) -> torch.nn.Module:
+        how = Numerics(numerics.precision, compile=numerics.compile)
+        (model,) = megatron.build(self.arch, self.layout, how, seq_len=seq_len, pp_rank=0, tp_rank=self.tp_rank)
+        return model
 
     def fill(self, reader: Reader) -> None:
         """Read this rank's part of the weights (not collective)."""
@@ -70,13 +76,18 @@ class Teacher:
         """As the family's forward of the student, compared with the teacher on the way; None, from the middle of it,
         where nothing else is wanted."""
         with torch.no_grad():
-            theirs: list[Any] = []
-            self._run(self._model, samples, theirs.append, leave=True)
+            theirs = self._said(samples)
 
         def compare(ours: Any) -> None:
-            self._value = self._divergence(ours, theirs[0], samples)
+            self._value = self._divergence(ours, theirs, samples)
 
         return self._run(student, samples, compare, leave=not self.distill.share)
+
+    def _said(self, samples: Samples) -> Any:
+        """What is compared of the teacher: of this rank's heads `Attended`, or of its pieces logits [S, B, V / TP]."""
+        seen: list[Any] = []
+        self._run(self._model, samples, seen.append, leave=True)
+        return seen[0]
 
     def _run(self, model: torch.nn.Module, samples: Samples, see: Callable[[Any], None], *, leave: bool) -> Any:
         """The forward pass of a model, which shows what is compared on its way and then is left, or goes on."""

@@ -107,7 +107,7 @@ def of_stage(
     node_count = -(-layout.world // gpus_per_node)
     ran = flops.expected(arch, train)
     flops_per_token = flops.training_flops(arch, train.seq_len, frozen=fixed, ran=ran)
-    extra = teaching.teaching_flops(arch, taught, train.seq_len) if taught else 0.0
+    extra = teaching.teaching_flops(arch, taught, train.seq_len, layout.tp) if taught else 0.0
     step_speed = replace(step_speed, seconds=step_speed.seconds * (1 + extra / flops_per_token))
     event = event_flops = 0.0
     if parent:

@@ -42,7 +42,7 @@ class Memory:
     micro-batches are in flight. Measuring the model before may need more, since it may be too small to be cut as the
     grown one is."""
     teacher: int = 0
-    """The weights of what is held of a teacher."""
+    """The weights of what is held of a teacher, at most."""
     allowance: int = 0
     """Allowance for the context and for fragmentation, on a GPU."""
 
@@ -89,8 +89,10 @@ def of_rank(
     activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
     buffers, teacher = _buffers(shapes, layout), 0
     if taught:
-        teacher = count(taught.arch, layout.resized(taught.arch, train.seq_len), 0) * (2 if bf16 else 4)
+        own = layout.resized(taught.arch, train.seq_len)
+        teacher = (taught.arch.parameters() if taught.whole else count(taught.arch, own, 0)) * (2 if bf16 else 4)
         activations, workspace = _compared(shapes, train, taught, activations, workspace)
+        workspace = max(workspace, _computed_whole(shapes, train, taught) - activations)
     allocated = weights + 4 * numel + optimizer + activations + workspace + buffers + teacher
     event = 0
     if before:  # the certificate's backward passes have pp micro-batches
@@ -314,6 +316,15 @@ def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, w
     unused = head + int((shapes.block(shapes.kinds[-1], train.recompute) - last) * tokens)
     inside = max(shapes.inside_block(kind) for kind in shapes.kinds)
     return activations - unused + kept, max(int(inside), compared)
+
+
+def _computed_whole(shapes: _Shapes, train: Train, taught: Taught) -> int:
+    """Bytes of the largest temporary of a teacher that transformers computes, before anything of the student is there:
+    scores of an attention, with their mask and as weights, or logits of the words and a rank's part of them."""
+    sizes = taught.arch.sizes
+    attention = 3 * sizes["heads"] * train.seq_len
+    logits = 2 * sizes["vocab"] if taught.distill.kind == "logits" else 0
+    return int(shapes.element * shapes.tokens * max(attention, logits)) if taught.whole else 0
 
 
 def _buffers(shapes: _Shapes, layout: Layout) -> int:

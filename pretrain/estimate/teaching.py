@@ -11,6 +11,7 @@ from pretrain.checkpoint.locate import locate
 from pretrain.config import Curriculum, Distill, Stage
 from pretrain.config.teachers import held
 from pretrain.estimate.flops import forward
+from pretrain.families.hf_teachers import hf_teacher
 from pretrain.layout.work import attending, entering
 
 
@@ -20,6 +21,8 @@ class Taught:
 
     arch: Architecture
     distill: Distill
+    whole: bool = False
+    """Whether each tensor-parallel rank has the whole of it, as transformers computes it; else it is cut."""
 
     @property
     def relations(self) -> int:
@@ -38,6 +41,8 @@ def taught(curriculum: Curriculum, stage: Stage) -> Taught | None:
     if not distill.teacher:
         return None
     if "/" in distill.teacher:
+        if folder := hf_teacher(Path(distill.teacher)):
+            return Taught(held(folder.arch, distill), distill, whole=True)
         path = locate(Path(distill.teacher), finished=True)
         arch = Architecture.from_json(Manifest.load(path).architecture)
     else:
@@ -45,17 +50,18 @@ def taught(curriculum: Curriculum, stage: Stage) -> Taught | None:
     return Taught(held(arch, distill), distill)
 
 
-def teaching_flops(student: Architecture, taught: Taught, seq_len: int) -> float:
-    """Model FLOPs that a teacher adds to a training step, per token: its forward pass, and the
-    products of the relations, which of the student are differentiated too; less what of the student is neither computed
-    nor differentiated where the labels have no share (as if it were trained)."""
-    teacher = taught.arch
+def teaching_flops(student: Architecture, taught: Taught, seq_len: int, tp: int) -> float:
+    """Model FLOPs that a teacher adds to a training step, per token: its forward pass, on each of `tp` ranks that have
+    the whole of it or on all together, and the products of the relations, which of the student are differentiated too;
+    less what of the student is neither computed nor differentiated where the labels have no share (as if it were
+    trained)."""
+    teacher, times = taught.arch, tp if taught.whole else 1
     if taught.distill.kind == "logits":
-        return forward(teacher, seq_len).total / seq_len
+        return times * forward(teacher, seq_len).total / seq_len
     widths = [arch.sizes["heads"] * arch.sizes["head_dim"] for arch in (teacher, student)]
     products = taught.relations * 2 * seq_len * seq_len * (widths[0] + 3 * widths[1])
     unused = 0 if taught.distill.share else 3 * (forward(student, seq_len).total - _seen(student, seq_len))
-    return (_seen(teacher, seq_len) + products - unused) / seq_len
+    return (times * _seen(teacher, seq_len) + products - unused) / seq_len
 
 
 def _seen(arch: Architecture, seq_len: int) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from growth import Architecture
 from pretrain.checkpoint import Manifest, find, is_done
@@ -14,31 +13,42 @@ from pretrain.config import Curriculum, Stage
 from pretrain.config.teachers import misfits
 from pretrain.errors import UserError
 from pretrain.families.common.tokenizers import Tokenizer
-from pretrain.runtime import documents
+from pretrain.families.hf_teachers import Folder, hf_teacher
 
 
-def teacher_of(curriculum: Curriculum, stage: Stage) -> tuple[Path, Manifest]:
-    """The checkpoint of a stage's teacher. Raises UserError for one that is not there, is not finished, or is not the
-    one that `distill.teacher_hash` names."""
+@dataclass(frozen=True)
+class Known:
+    """What is known of a teacher before its weights are read.
+
+    path: of its checkpoint, or its folder. hash: of the manifest, or of the folder's files. tokenizer: the hash of the
+    one whose pieces it knows, where there was one. whole: the folder of a model that transformers computes, as a whole
+    on every rank.
+    """
+
+    path: Path
+    arch: Architecture
+    hash: str
+    tokenizer: str | None
+    whole: Folder | None = None
+
+
+def teacher_of(curriculum: Curriculum, stage: Stage) -> Known:
+    """The teacher of a stage. Raises UserError for one that is not there, is not finished, or is not the one that
+    `distill.teacher_hash` names."""
     name, wanted = stage.distill.teacher, stage.distill.teacher_hash
-    if "/" in name:
-        path = _outside(Path(name))
+    if "/" not in name:
+        known = _of_checkpoint(_of_stage(curriculum, name))
+    elif folder := hf_teacher(Path(name)):
+        tokenizer = folder.tokenizer().hash
+        known = Known(folder.path, folder.arch, folder.hash, tokenizer, folder)
     else:
-        folder = curriculum.folder / name
-        found = find(folder / "checkpoints").path if is_done(folder) else None
-        if found is None:
-            raise UserError(
-                f"distill.teacher: stage {name!r} has not finished, or has no checkpoint that verifies, in {folder}: "
-                f"run it first, bash slurm/stage.sh {curriculum.path} {name}"
-            )
-        path = found
-    manifest = Manifest.load(path)
-    if wanted not in ("", manifest.hash):
+        known = _of_checkpoint(locate(Path(name), finished=True))
+    if wanted not in ("", known.hash):
         raise UserError(
-            f"distill.teacher_hash: {wanted}, and {path} has the hash {manifest.hash}: that is another teacher; name "
-            "the one that is meant"
+            f"distill.teacher_hash: {wanted}, and {known.path} has the hash {known.hash}: that is another teacher; "
+            "name the one that is meant"
         )
-    return path, manifest
+    return known
 
 
 def taught(
@@ -52,33 +62,32 @@ def taught(
     name = stage.distill.teacher
     if not name or (name in ahead and not is_done(curriculum.folder / name)):
         return stage
-    path, manifest = teacher_of(curriculum, stage)
-    for problem in misfits(Architecture.from_json(manifest.architecture), stage):
+    known = teacher_of(curriculum, stage)
+    for problem in misfits(known.arch, stage, whole=known.whole is not None):
         raise UserError(f"{curriculum.path}: stage {stage.name!r}: {problem}")
-    read = _tokenizer(manifest)
-    if tokenizer and read not in (None, tokenizer.hash):
+    if tokenizer and known.tokenizer not in (None, tokenizer.hash):
         raise UserError(
-            f"distill.teacher: {path} was trained with another tokenizer than {tokenizer.name} of data.corpus; teacher "
-            "and student read the same tokens"
+            f"distill.teacher: {known.path} was trained with another tokenizer than {tokenizer.name} of data.corpus; "
+            "teacher and student read the same tokens"
         )
-    return replace(stage, distill=replace(stage.distill, teacher_hash=manifest.hash))
+    return replace(stage, distill=replace(stage.distill, teacher_hash=known.hash))
 
 
-def _outside(folder: Path) -> Path:
-    config = folder / "config.json"
-    if config.is_file():
-        kind = documents.show(_json(config).get("model_type"))
+def _of_stage(curriculum: Curriculum, name: str) -> Path:
+    """The checkpoint of a finished stage of this curriculum."""
+    folder = curriculum.folder / name
+    found = find(folder / "checkpoints").path if is_done(folder) else None
+    if found is None:
         raise UserError(
-            f"distill.teacher: {folder} is a folder in Hugging Face's format, of a model of type {kind}; import it "
-            f"first, python tools/import_hf.py {folder} runs/teachers/{folder.name}, which says whether it is of a "
-            f"family that is known here, and name the result"
+            f"distill.teacher: stage {name!r} has not finished, or has no checkpoint that verifies, in {folder}: "
+            f"run it first, bash slurm/stage.sh {curriculum.path} {name}"
         )
-    return locate(folder, finished=True)
+    return found
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    found = documents.parse(path.read_bytes(), path)
-    return found if isinstance(found, dict) else {}
+def _of_checkpoint(path: Path) -> Known:
+    manifest = Manifest.load(path)
+    return Known(path, Architecture.from_json(manifest.architecture), manifest.hash, _tokenizer(manifest))
 
 
 def _tokenizer(manifest: Manifest) -> str | None:

@@ -59,6 +59,22 @@ class Head:
 
 
 @dataclass(frozen=True)
+class HfTeacher:
+    """A model of transformers that is no form of a family, and may teach its students as it is.
+
+    model_type: transformers' name of it. architecture: that of the family which has its sizes, and so as many
+    parameters and FLOPs, from a config.json and the place to name in errors; raises UserError for what the model cannot
+    have. module: with a function `load` from (folder, architecture, for each id of the student's that of the folder,
+    dtype, words=) to a torch module, which makes of samples the logits of the words [B, S, V] or, without `words`, the
+    queries, keys and values of the architecture's last layer, [B, S, hidden] each.
+    """
+
+    model_type: str
+    architecture: Callable[[Mapping[str, Any], str], Architecture]
+    module: str
+
+
+@dataclass(frozen=True)
 class Family:
     """table: its logical tensors, for growth. losses: the terms of its loss; the first is of the words.
 
@@ -66,7 +82,7 @@ class Family:
     sample's inputs its labels reach. reference: the model in plain torch, which of samples needs but the inputs.
     layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
     module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
-    it has none. head: see Head.
+    it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none.
     """
 
     table: Table
@@ -79,6 +95,7 @@ class Family:
     text_module: str
     hf: HfForm | None = None
     head: Head = Head()
+    hf_teacher: HfTeacher | None = None
 
     @property
     def name(self) -> str:

@@ -43,7 +43,7 @@ def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> 
         "corpus": config.get("data", {}).get("corpus", "unknown"),
         "checkpoint (manifest hash)": f"`{manifest.hash}`",
         "parent (manifest hash)": f"`{manifest.parent['hash']}`" if manifest.parent else "none",
-        **({"teacher (manifest hash)": f"`{taught['hash']}`"} if (taught := summary.teacher(manifest)) else {}),
+        **({"teacher (hash)": f"`{taught['hash']}`"} if (taught := summary.teacher(manifest)) else {}),
         "weights": f"{dtype}, {family.model_class}",
     }
     births = manifest.generations.get("each", [])

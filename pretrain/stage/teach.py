@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from growth import Architecture
 from pretrain.engine.engine import Engine
 from pretrain.engine.teacher import Teacher
+from pretrain.engine.whole_teacher import WholeTeacher
 from pretrain.estimate.flops import training_flops
 from pretrain.estimate.teaching import Taught, teaching_flops
 from pretrain.event.source import Source
@@ -15,14 +15,17 @@ from pretrain.stage.resolved import Resolved
 
 def teach(resolved: Resolved, engine: Engine) -> None:
     """Give an engine the teacher of its stage, if there is one (collective). Raises as `teacher_of`, and UserError for
-    a checkpoint that cannot be read."""
+    weights that cannot be read."""
     stage = resolved.given
     if not stage.distill.teacher:
         return
-    path, manifest = agreed(lambda: teacher_of(resolved.curriculum, stage))
-    arch = Architecture.from_json(manifest.architecture)
-    teacher = Teacher(arch, engine.layout, engine.numerics, stage.distill, stage.train.seq_len)
-    Source(path.parent, arch, path=path).restored(teacher.fill)
+    known = agreed(lambda: teacher_of(resolved.curriculum, stage))
+    how = (engine.layout, engine.numerics, stage.distill, stage.train.seq_len)
+    if known.whole:
+        engine.learn_from(WholeTeacher(known.whole, *how))
+        return
+    teacher = Teacher(known.arch, *how)
+    Source(known.path.parent, known.arch, path=known.path).restored(teacher.fill)
     engine.learn_from(teacher)
 
 
@@ -32,4 +35,5 @@ def flops_per_token(engine: Engine, samples: int, key: int) -> float:
     flops = training_flops(engine.arch, engine.seq_len, frozen=engine.frozen.parts, ran=ran)
     if teacher is None:
         return flops
-    return flops + teaching_flops(engine.arch, Taught(teacher.arch, teacher.distill), engine.seq_len)
+    taught = Taught(teacher.arch, teacher.distill, teacher.whole)
+    return flops + teaching_flops(engine.arch, taught, engine.seq_len, engine.layout.tp)

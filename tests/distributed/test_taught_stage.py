@@ -123,10 +123,10 @@ def test_a_student_is_exported_and_loads(runs: tuple[Path, list[str]], tmp_path:
 
 def test_a_folder_of_hugging_face_is_to_be_imported(runs: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, _ = runs
-    foreign = tmp_path / "bert-base"
+    foreign = tmp_path / "roberta-base"
     foreign.mkdir()
-    (foreign / "config.json").write_text('{"model_type": "bert"}')
+    (foreign / "config.json").write_text('{"model_type": "roberta"}')
     path = folder / "alone/curriculum.yaml"
     (folder / "alone/run/student/DONE").unlink()
     (said,) = run(1, stage, str(path), "student", ["--distill.teacher", str(foreign)])
-    assert "of a model of type 'bert'; import it first, python tools/import_hf.py" in said
+    assert "of a model of type 'roberta'; import it first, python tools/import_hf.py" in said

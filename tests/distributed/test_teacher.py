@@ -118,7 +118,7 @@ def test_flops_of_a_step(teachers: str) -> None:
     for (family, distill), found in zip(CASES, run(1, counted, teachers)[0], strict=True):
         student = student_of(family, distill)
         what = Taught(held(TEACHERS[family], distill), distill)
-        expected = hardware_flops(student, ranks.SEQ_LEN) + teaching_flops(student, what, ranks.SEQ_LEN)
+        expected = hardware_flops(student, ranks.SEQ_LEN) + teaching_flops(student, what, ranks.SEQ_LEN, 1)
         if not distill.share:  # the last attention does not run, so that nothing of it is computed again
             expected -= work_of(student, ranks.SEQ_LEN)[-1].scores // 2 / ranks.SEQ_LEN
         assert found == pytest.approx(expected, rel=1e-2), (family, distill)

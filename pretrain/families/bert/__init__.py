@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from pretrain.data.samples import Samples
-from pretrain.families.bert.hf import FORM
+from pretrain.families.bert.hf import FORM, architecture
 from pretrain.families.bert.layout import parameters
 from pretrain.families.bert.reference import REFERENCE
 from pretrain.families.bert.table import TABLE
-from pretrain.families.family import Family, Head
+from pretrain.families.family import Family, Head, HfTeacher
 from pretrain.losses import MASKED_TOKEN, NEXT_SENTENCE
 
 
@@ -43,4 +43,5 @@ BERT = Family(
     model_module="pretrain.families.bert.model",
     text_module="pretrain.families.bert.text",
     hf=FORM,
+    hf_teacher=HfTeacher("bert", architecture, "pretrain.families.bert.devlin"),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretrain import config
-from pretrain.config.teachers import held
+from pretrain.config.teachers import held, misfits
 from tests.unit.pretrain.config.test_config import message, write
 
 NARROW = {"vocab": 300, "hidden": 32, "heads": 2, "head_dim": 16, "ffn": 64}
@@ -63,6 +63,21 @@ def test_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], expected: st
 def test_a_teacher_that_cannot_be_cut_like_its_student(tmp_path: Path) -> None:
     changes = {"stages.0.model.heads": 3, "stages.0.model.hidden": 48}
     assert "one has 3 heads, which parallel.tp 2 does not divide" in message(tmp_path, changed(changes))
+
+
+def test_a_teacher_that_every_rank_has_as_a_whole_is_not_cut(tmp_path: Path) -> None:
+    teacher, student = config.load(write(tmp_path, changed({}))).stages
+    odd = teacher.model.architecture().replace({"heads": 3, "kv_heads": 3})
+    cut, whole = ("".join(misfits(odd, student, whole=whole)) for whole in (False, True))
+    assert "has 3 heads, which parallel.tp 2 does not divide" in cut
+    assert "does not divide" not in whole
+
+
+def test_a_teacher_knows_the_segments_of_samples(tmp_path: Path) -> None:
+    bert = {f"stages.{number}.model.family": "bert" for number in range(2)}
+    teacher, student = config.load(write(tmp_path, changed(bert))).stages
+    (problem,) = misfits(teacher.model.architecture().replace({"types": 1}), student)
+    assert "one knows 1 kind(s) of segments, and samples have 2" in problem
 
 
 def test_a_teacher_reads_samples_as_long_as_the_students(tmp_path: Path) -> None:
