@@ -61,7 +61,7 @@ def load(folder: Path, arch: Architecture, rows: Tensor, dtype: torch.dtype, *, 
         **{key: arch.sizes[axis] for axis, key in SIZES.items()}, layer_norm_eps=arch.scalars["norm_eps"]
     )
     kind, how = (transformers.BertForMaskedLM, {}) if words else (transformers.BertModel, {"add_pooling_layer": False})
-    level = transformers.logging.get_verbosity()
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # it would name all that is not read
     transformers.logging.disable_progress_bar()
     try:
@@ -80,7 +80,8 @@ def load(folder: Path, arch: Architecture, rows: Tensor, dtype: torch.dtype, *, 
         raise UserError(f"distill.teacher: {folder}: transformers cannot load this model: {reason}") from error
     finally:
         transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
+        if bars:
+            transformers.logging.enable_progress_bar()
     if missing := sorted(told["missing_keys"]):
         raise UserError(
             f"distill.teacher: {folder}: {len(missing)} tensor(s) of the config are not there, such as {missing[0]}"
