@@ -1,5 +1,7 @@
 from hypothesis import Phase, settings
 
+import pretrain.families  # noqa: F401, it registers the families
+
 settings.register_profile(
     "growth",
     deadline=None,
