@@ -52,6 +52,9 @@ class Tokenizer(GrowingVocabulary):
             self.stock.ParseFromString(model)
         except Exception as error:  # protobuf's DecodeError has no stable home
             raise UserError(f"{name} is not a SentencePiece model: {error}") from error
+        texts = (piece.piece for piece in self.stock.pieces)
+        if damaged := [text for text in texts if not isinstance(text, str)]:  # protobuf gives it as bytes
+            raise UserError(f"{name} is damaged: the piece {documents.show(damaged[0])} is no UTF-8 text")
         _check_supported(self.stock, name)
         self.name = name
         self.size = len(self.stock.pieces)
@@ -92,7 +95,7 @@ class Tokenizer(GrowingVocabulary):
             saved = documents.read(order, Order)["hash"]
             if saved != tokenizer.hash:
                 raise UserError(
-                    f"{order}: ids were given by order {saved}, but {file} gives {tokenizer.hash}:"
+                    f"{order}: ids were given by order {documents.show(saved)}, but {file} gives {tokenizer.hash}:"
                     " the files do not belong together"
                 )
         return tokenizer
