@@ -28,7 +28,8 @@ STD, LR, STEPS, BATCH, LENGTH = 0.08, 3e-3, 100, 4, 64
 AFTER = (0, 1, 10)  # steps of Adam after which dead and locked are counted
 SAME = 1e-4  # relative difference below which a channel still is a copy
 LLAMA = {"vocab": 256, "hidden": 32, "layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn": 64}
-BERT = {"vocab": 256, "hidden": 32, "layers": 4, "heads": 4, "head_dim": 8, "ffn": 64, "positions": 64, "types": 2}
+BERT = {k: size for k, size in LLAMA.items() if k != "kv_heads"} | {"positions": 64, "types": 2, "labels": 2}
+SIZES = {"llama2": LLAMA, "bert": BERT}  # of the families that the papers grow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +150,7 @@ def _reader(weights: Mapping[str, Tensor]) -> Callable[[str, str, Box], Tensor]:
 @cache
 def trained(family: str) -> tuple[Architecture, Weights]:
     """A small model of a family after `STEPS` steps."""
-    arch = Architecture(family, {**BERT, "labels": 2} if family == "bert" else LLAMA)
+    arch = Architecture(family, SIZES[family])
     plan = growth.initial(arch, 0, STD)
     weights = {
         name: plan.evaluate(name, Box.whole(t.shape), _reader({})).requires_grad_()
