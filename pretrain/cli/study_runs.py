@@ -84,12 +84,10 @@ class Runs:
         return True
 
     def _stage(self, file: Path, stage: str, log: Path, deadline: float) -> tuple[int, int]:
-        """The exit code of a stage, and where in `log` it begins to speak; asked to save and leave at the deadline."""
-        environment = {
-            "PYTHON": sys.executable,
-            "OMP_NUM_THREADS": "1",
-            **os.environ,
-        }  # two threads add in another order
+        """The exit code of a stage, and where in `log` it begins to speak; asked to save and leave at the deadline, or
+        when this process is interrupted, which ends the study as a deadline does."""
+        # One thread: two add in another order.
+        environment = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **os.environ}
         with open(log, "ab") as out:
             begin = out.tell()
             command = ["bash", str(ROOT / "slurm/stage.sh"), str(file), stage]

@@ -130,7 +130,7 @@ def imported_files(checkpoint: Path, manifest: Manifest) -> Path | None:
         for path in (place.absolute(), checkpoint.parents[2].joinpath(*place.parts[-3:])):
             try:
                 parent = Manifest.load(path)
-            except UserError:
+            except UserError:  # not there, or damaged: the other place may have it
                 continue
             if parent.hash == manifest.parent["hash"]:
                 checkpoint, manifest = path, parent
