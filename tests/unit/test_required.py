@@ -1,5 +1,7 @@
 """CI fails when a suite that must run has not: whatever the reason, and however green pytest was."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +70,23 @@ def test_every_program_of_a_cluster_is_looked_for_by_itself(tmp_path: Path, ther
     absent = said.stdout.split()
     assert not set(absent) & set(there)
     assert len(absent) == 11 - len(there)
+
+
+@pytest.mark.skipif(bool(os.geteuid()), reason="NOT TESTED: what CI installs, which it does as root alone")
+def test_ci_ends_where_it_cannot_install(tmp_path: Path) -> None:
+    """Before anything is tested: neither .ci/run nor the cluster's installation goes on without what it wanted."""
+    for name in ("bash", "dirname", "paste", "tail"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    shutil.copytree(ROOT / "tests/slurm", tmp_path / "slurm")
+    absent = tmp_path / "slurm/absent.sh"
+    absent.write_text(absent.read_text().replace("$PATH:/usr/sbin:/sbin", str(tmp_path)))
+    for script, reason in (
+        (ROOT / ".ci/run", "g++ could not be installed"),
+        (tmp_path / "slurm/install.sh", "apt-get could not install SLURM"),
+    ):
+        ended = subprocess.run(
+            ["/bin/bash", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, reason in ended.stderr) == (1, True), ended.stderr
