@@ -15,6 +15,7 @@ from pretrain.data.tokenizers.sentencepiece import Tokenizer as SentencePiece
 from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.errors import UserError
 from pretrain.families import FAMILIES, of
+from pretrain.families.common.hf.pickles import refuse_pickles
 from pretrain.families.family import HfTeacher
 from pretrain.runtime import documents
 
@@ -51,14 +52,8 @@ class Folder:
         """xxh3_128 of its configuration, vocabulary and weights. Raises UserError for weights that are pickles."""
         weights = sorted(self.path.glob("*.safetensors"))
         if not weights:
-            pickles = sorted([*self.path.glob("*.bin"), *self.path.glob("*.pt"), *self.path.glob("*.pth")])
-            what = (
-                f"{pickles[0].name} is a pickle, which can run any program when it is loaded, so it is not; write "
-                "safetensors where you trust it, with save_pretrained"
-                if pickles
-                else "there is no *.safetensors in it"
-            )
-            raise UserError(f"distill.teacher: {self.path}: {what}")
+            refuse_pickles(self.path, "distill.teacher: ")
+            raise UserError(f"distill.teacher: {self.path}: there is no *.safetensors in it")
         total = xxhash.xxh3_128()
         for file in (self.path / CONFIG, self.path / of(self.arch.family).text.tokenizers.file, *weights):
             total.update(f"{file.name} {file.stat().st_size}\n".encode())

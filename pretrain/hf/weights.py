@@ -14,6 +14,7 @@ from growth import Architecture, Box
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import MODULES, SORTED, HfForm
+from pretrain.families.common.hf.pickles import refuse_pickles
 from pretrain.families.common.hf.values import Index
 from pretrain.hf.files import CODES, INDEX
 from pretrain.runtime import documents
@@ -124,11 +125,7 @@ def _files(folder: Path) -> dict[str, str]:
     if single.is_file():
         with _opened(single) as file:
             return dict.fromkeys(file.keys(), single.name)
-    if pickles := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
-        raise UserError(
-            f"{pickles[0]}: a pickle can run any program when it is loaded, so it is not. Convert the folder where you "
-            "trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
-        )
+    refuse_pickles(folder)
     raise UserError(f"{folder}: no model.safetensors and no {INDEX} in it, so there are no weights to import")
 
 

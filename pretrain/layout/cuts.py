@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from growth.architecture import Block
@@ -33,9 +33,6 @@ class Parameter:
     pieces: tuple[Piece, ...]
     dim: int | None
     owner: bool
-
-    def prefixed(self, prefix: str) -> Parameter:
-        return replace(self, name=prefix + self.name)
 
 
 @dataclass(frozen=True)

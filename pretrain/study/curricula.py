@@ -11,9 +11,7 @@ from typing import Any
 from pretrain.config import Curriculum
 from pretrain.config.curriculum import curriculum_of
 from pretrain.errors import UserError
-from pretrain.estimate import cost
 from pretrain.estimate.flops import training_flops
-from pretrain.estimate.speed import GPUS
 from pretrain.study.keys import Study
 
 
@@ -139,9 +137,3 @@ def document(study: Study, run: Run) -> dict[str, Any]:
 def curriculum(study: Study, run: Run, path: Path) -> Curriculum:
     """The curriculum of a run. Raises UserError, naming the study's file and the run, when it cannot be one."""
     return curriculum_of(document(study, run), Path(f"{path} ({run.entry.name})"))
-
-
-def flops(study: Study, run: Run, path: Path) -> float:
-    """Model FLOPs of a run, growth events included; what has a rate of 0 counts as trained."""
-    costs = cost.of_curriculum(curriculum(study, run, path), gpu=GPUS["a100-80gb"])
-    return sum(c.flops for c in costs)

@@ -226,7 +226,7 @@ def all_of(alone: str, cut: str, teachers: Sequence[str]) -> list[str]:
 def unlike(teacher: Path, folder: Path) -> dict[Path, str]:
     """Folders with one thing that is not as it should be, and what is said of them."""
     said = {
-        "pickled": "pytorch_model.bin is a pickle",
+        "pickled": "pytorch_model.bin: a pickle can run any program",
         "wordless": "has no vocab.txt",
         "cased": "was trained with another tokenizer",
         "smaller": "has 90 pieces and this stage model.vocab",

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from pretrain.cli.study_runs import DIVERGES, Runs
+from pretrain.estimate import cost
+from pretrain.estimate.speed import GPUS
 from pretrain.report import comparison
 from pretrain.report.study import Frontier, Mean, spikes
 from pretrain.study import curricula, keys, search
@@ -62,9 +64,11 @@ def test_the_grid(runs: Runs) -> None:
     entries = {entry.name: entry for entry in curricula.entries(runs.study, runs.path)}
     assert list(entries) == ["shallow-0.5", "scratch", "stack-0.25", "stack-0.5", "identity"]
     assert [stage["train"]["tokens"] for stage in entries["stack-0.25"].stages] == [3200, 9600]
-    half = curricula.flops(runs.study, Run(entries["scratch"], 1e-3, 1), runs.path) / 2
-    shallow = curricula.flops(runs.study, Run(entries["shallow-0.5"], 1e-3, 1), runs.path)
-    assert shallow == pytest.approx(half, rel=0.02)  # to a whole step of 128 tokens
+    planned = {
+        name: cost.of_curriculum(runs.curriculum(Run(entries[name], 1e-3, 1)), gpu=GPUS["a100-80gb"])[0].flops
+        for name in ("scratch", "shallow-0.5")
+    }
+    assert planned["shallow-0.5"] == pytest.approx(planned["scratch"] / 2, rel=0.02)  # to a whole step of 128 tokens
     curriculum = runs.curriculum(Run(entries["stack-0.5"], 2e-3, 7))
     assert [(s.model.layers, s.train.lr, s.seed) for s in curriculum.stages] == [(2, 2e-3, 7), (4, 2e-3, 7)]
     assert (curriculum.stages[1].grow.layers, curriculum.stages[1].grow.moments) == ("stack", "reset")
