@@ -18,9 +18,9 @@ from pretrain.families import FAMILIES, of
 from pretrain.families.common.hf.pickles import refuse_pickles
 from pretrain.families.family import HfTeacher
 from pretrain.runtime import documents
+from pretrain.runtime.files import hash_of
 
 CONFIG = "config.json"
-PIECE = 1 << 24  # bytes that are hashed at once
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ class Folder:
             raise UserError(f"distill.teacher: {self.path}: there is no *.safetensors in it")
         total = xxhash.xxh3_128()
         for file in (self.path / CONFIG, self.path / of(self.arch.family).text.tokenizers.file, *weights):
-            total.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as content:
-                while piece := content.read(PIECE):
-                    total.update(piece)
+            total.update(f"{file.name} {hash_of(file)}\n".encode())
         return total.hexdigest()
 
     def load(self, arch: Architecture, dtype: torch.dtype, *, words: bool) -> torch.nn.Module:
