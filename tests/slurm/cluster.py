@@ -1,5 +1,6 @@
 """A handle on the cluster of cluster.sh: its jobs, its ranks, its power."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -52,11 +53,14 @@ class Cluster:
         }
 
     def __enter__(self) -> Self:
+        self._lock = (self.folder / "tests").open("w")  # see install.sh: tells that these tests live
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._script("start", self.folder, len(self.nodes))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._script("stop", self.folder)
+        self._lock.close()
 
     def _script(self, *words: object) -> None:
         self.run("bash", SCRIPT, *words)

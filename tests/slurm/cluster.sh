@@ -27,20 +27,26 @@ boot() { # the host's own network, process table, name and /dev/shm; killing its
     echo $! >"$dir/$node.host"
 }
 
-cut() { # --kill-child passes the death of unshare on to the init, whose end is that of every process of the host
-    kill -9 "$(<"$dir/$1.host")" 2>/dev/null || true
-    while [[ -n $(ip netns pids "$1") ]]; do sleep 0.05; done
+cut() { # the first is unshare's: --kill-child passes its death on to the init, whose end is that of every process
+    local pids
+    while pids=$(ip netns pids "$1") && [[ -n $pids ]]; do
+        xargs kill -9 <<<"$pids" 2>/dev/null || true
+        sleep 0.05
+    done
 }
 
-stop() {
+stop() { # also what a machine that went down has left: then the numbers in files are of no process, or of another one
     local file node
-    for file in "$dir"/*.host; do [[ ! -e $file ]] || cut "$(basename "$file" .host)"; done
-    for file in "$dir"/{slurmctld,munged}.pid; do [[ ! -s $file ]] || kill -9 "$(<"$file")" 2>/dev/null || true; done
-    rm -f "$dir"/*.host "$dir"/*.pid
+    for file in "$dir"/{slurmctld,munged}.pid; do
+        [[ ! -s $file || $(cat "/proc/$(<"$file")/comm" 2>/dev/null) != "$(basename "$file" .pid)" ]] ||
+            kill -9 "$(<"$file")" 2>/dev/null || true
+    done
     for node in $(ip netns list | sed -n 's/^\(node[0-9]*\).*/\1/p'); do
+        cut "$node"
         ip netns del "$node"
         rm -rf "/etc/netns/$node"
     done
+    rm -f "$dir"/*.host "$dir"/*.pid
     ip link del cambium0 2>/dev/null || true
 }
 

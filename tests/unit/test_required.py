@@ -1,5 +1,6 @@
 """CI fails when a suite that must run has not: whatever the reason, and however green pytest was."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -90,3 +91,25 @@ def test_ci_ends_where_it_cannot_install(tmp_path: Path) -> None:
             ["/bin/bash", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
         )
         assert (ended.returncode, reason in ended.stderr) == (1, True), ended.stderr
+
+
+@pytest.mark.skipif(bool(os.geteuid()), reason="NOT TESTED: a leftover cluster, which root alone can have")
+@pytest.mark.parametrize("owner", ["tests that live", "tests that were killed", "a person"])
+def test_a_cluster_that_killed_tests_have_left_does_not_stop_ci(tmp_path: Path, owner: str) -> None:
+    """It is stopped; one that somebody uses is not touched, and named."""
+    (tmp_path / "cambium0").mkdir()
+    (tmp_path / "cambium0/ifalias").write_text(f"{tmp_path}\n")
+    shutil.copytree(ROOT / "tests/slurm", tmp_path / "slurm")
+    (tmp_path / "slurm/absent.sh").write_text("")
+    (tmp_path / "slurm/cluster.sh").write_text('echo "$@" >"$2/stopped"')
+    install = tmp_path / "slurm/install.sh"
+    install.write_text(install.read_text().replace("/sys/class/net", str(tmp_path)))
+    lock = (tmp_path / "tests").open("w") if owner != "a person" else None
+    if lock and owner == "tests that live":
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    ended = subprocess.run(["bash", install], capture_output=True, text=True, check=False)
+    if owner == "tests that were killed":
+        assert (ended.returncode, (tmp_path / "stopped").read_text()) == (0, f"stop {tmp_path}\n"), ended.stderr
+    else:
+        assert (ended.returncode, (tmp_path / "stopped").exists()) == (1, False)
+        assert f"cluster.sh stop {tmp_path}" in ended.stderr
