@@ -1,11 +1,14 @@
-"""A prepared corpus: a folder of tokens, a tokenizer and a description, as ``tools/prepare_data.py`` writes it."""
+"""A prepared corpus: a folder of tokens, a tokenizer and a description, as ``tools/prepare_data.py`` writes it.
+
+The tokens are one file (``tokens.bin``) or several, which the description lists (see ``shards``).
+"""
 
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NotRequired, Protocol, Self, TypeVar
 
 import numpy as np
 import xxhash
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from pretrain.data.corpus.indexed import AGAIN, IndexedTokens
+from pretrain.data.corpus.shards import Shard, ShardedTokens
 from pretrain.data.permute import permuted
 from pretrain.data.tokenizers.byte_level import ByteLevel, is_byte_level
 from pretrain.data.tokenizers.sentencepiece import Tokenizer
@@ -50,7 +54,7 @@ class AnyCorpus(ABC, Generic[T]):
 
     path: Path
     tokenizer: T
-    tokens: IndexedTokens
+    tokens: IndexedTokens | ShardedTokens
     description: dict[str, Any]
 
     @classmethod
@@ -73,11 +77,12 @@ class AnyCorpus(ABC, Generic[T]):
         description = _description(path / DESCRIPTION)
         tokenizer = cls.load_tokenizer(path / TOKENIZER)
         if description["tokenizer"] != tokenizer.hash:
-            raise UserError(f"{path / TOKENIZER} is not the tokenizer of {path / TOKENS}.bin: {AGAIN}")
-        tokens = IndexedTokens(path / TOKENS)
+            raise UserError(f"{path / TOKENIZER} is not the tokenizer of the tokens of {path}: {AGAIN}")
+        shards = description.get("shards")
+        tokens = ShardedTokens(path, shards) if shards else IndexedTokens(path / TOKENS)
         if (tokens.documents, tokens.tokens) != (description["documents"], description["tokens"]):
             raise UserError(
-                f"{path / TOKENS}.idx has {tokens.documents} documents of {tokens.tokens} tokens,"
+                f"{tokens.bin_path.with_suffix('.idx')} has {tokens.documents} documents of {tokens.tokens} tokens,"
                 f" but {DESCRIPTION} says {description['documents']} of {description['tokens']}: {AGAIN}"
             )
         return cls(path, tokenizer, tokens, description)
@@ -105,7 +110,8 @@ class _Description(TypedDict):
     tokens: Count
     bytes: Count
     tokenizer: str
-    xxh3_128: str
+    xxh3_128: str  # of the tokens; of the list of shards where there are several files
+    shards: NotRequired[list[Shard]]
 
 
 def _description(path: Path) -> dict[str, Any]:

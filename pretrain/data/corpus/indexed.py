@@ -84,6 +84,18 @@ class IndexedTokens:
         """How many documents there are."""
         return len(self.bounds) - 1
 
+    def documents_of(self, sequences: int) -> int:
+        """How many documents have at least so many sequences."""
+        return int((np.diff(self.bounds) >= sequences).sum())
+
+    def first_sequences(self, documents: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The first sequence of each document; that after the last document is the end."""
+        return self.bounds[documents].astype(np.int64)
+
+    def sequence_lengths(self, sequences: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The lengths of sequences in tokens."""
+        return self.lengths[sequences].astype(np.int64)
+
     def starts(self, sequences: NDArray[np.integer]) -> NDArray[np.int64]:
         """Where sequences start in the file, in tokens; the sequence after the last starts at its end."""
         if not len(self._offsets):

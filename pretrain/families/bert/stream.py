@@ -126,7 +126,7 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
             raise UserError(
                 f"{corpus.path} has {self._count} document to read here, but a sample needs B of another one"
             )
-        two = int((np.diff(corpus.tokens.bounds) >= 2).sum())
+        two = corpus.tokens.documents_of(2)
         if two <= corpus.tokens.documents - self._count:
             raise UserError(
                 f"{corpus.path} has too few documents of two or more sentences ({two}):"
@@ -148,7 +148,7 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
         mean = max(1, tokens.tokens // tokens.documents)
         positions = np.arange(start.document, min(self._count, start.document + budget // mean + 2))
         documents = self._documents(start.epoch, positions)
-        first, stop = tokens.bounds[documents].astype(np.int64), tokens.bounds[documents + 1].astype(np.int64)
+        first, stop = tokens.first_sequences(documents), tokens.first_sequences(documents + 1)
         first[0] += start.sentence
         sizes = tokens.starts(stop) - tokens.starts(first)
         enough = int(np.searchsorted(np.cumsum(sizes), budget)) + 1
@@ -164,7 +164,7 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
         counts = stop - first
         sentence = ragged(first, counts)
         ids = self.corpus.read(tokens.starts(first), sizes)
-        lengths = tokens.lengths[sentence].astype(np.int64)
+        lengths = tokens.sequence_lengths(sentence)
         lengths = np.add.reduceat(self._segmentation.lengths[ids].astype(np.int64), np.cumsum(lengths) - lengths)
         at = np.concatenate([[0], np.cumsum(lengths)])  # of each sentence in the stage's tokens
         ends = np.cumsum(counts)
@@ -288,7 +288,7 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
         position = below(self._count - 1, uniform(key, "document"))
         position += position >= window.document[which]
         documents = self._documents(window.epoch, position)
-        first, stop = tokens.bounds[documents], tokens.bounds[documents + 1]
+        first, stop = tokens.first_sequences(documents), tokens.first_sequences(documents + 1)
         start = tokens.starts(first + below(stop - first, uniform(key, "sentence")))
         counts = np.minimum(tokens.starts(stop) - start, self._text)
         ids = self.corpus.read(start, counts)
