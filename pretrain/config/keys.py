@@ -25,6 +25,9 @@ class Data(Section):
     """Share of the documents that are never trained on."""
     window: Size = 1024
     """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
+    reset_attention: bool = False
+    """Of causal language models: a document's tokens see, and count their positions from, that document alone, in
+    training, validation and growth certificates. The token that ends a document opens the next one."""
     mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Of masked language models: share of the tokens that are predicted."""
     mask_rate_end: Annotated[float, Field(ge=0, le=1)] = 0.0

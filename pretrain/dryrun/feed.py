@@ -10,9 +10,12 @@ import torch
 
 from pretrain import families
 from pretrain.config import Stage
+from pretrain.data.documents import STARTS
 from pretrain.data.samples import Samples
 from pretrain.families.common.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
 
+DOCUMENTS = 8
+"""In a sample, where documents are kept apart."""
 HELD_OUT = 2
 """Micro-batches of held-out text (of a pipeline that is interleaved: times its ranks)."""
 
@@ -22,6 +25,7 @@ class Nothing(Feed):
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self._family = stage, families.of(stage.model.family)
+        self._family.text.check(stage)
         self.tokenizer: Any = SimpleNamespace(new_pieces=lambda old, new: [(0, 1)] * (new - old), hash="")
 
     def _opened(self, cursor: Mapping[str, Any] | None) -> Any:
@@ -43,4 +47,7 @@ class Nothing(Feed):
         return self._samples(n, self.stage.train.seq_len)
 
     def _samples(self, n: int, seq_len: int) -> Samples:
-        return self._family.samples(torch.zeros(n, seq_len + self._family.ahead, dtype=torch.int64))
+        samples = self._family.samples(torch.zeros(n, seq_len + self._family.ahead, dtype=torch.int64))
+        if not self.stage.data.reset_attention:
+            return samples
+        return {**samples, STARTS: torch.arange(0, seq_len, -(-seq_len // DOCUMENTS), dtype=torch.int32).repeat(n, 1)}

@@ -3,7 +3,8 @@
 A multiplication and an addition are two FLOPs: a product of [m, k] and [k, n] is 2 m k n. Every matrix product is
 counted and nothing else; norms, activations, RoPE and softmax are below 1 %. The embedding is a look-up, and has none.
 Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and
-torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers.
+torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers. Where
+data.reset_attention keeps documents apart, a query has the keys of its document: `seen`, the mean over tokens.
 
 *Model* FLOPs are what the mathematics needs: forward, and twice that backward. *Hardware* FLOPs are what is run: what
 is computed again and the padding of the vocabulary included. MFU is of the first, HFU of the second (Korthikanti et
@@ -62,31 +63,38 @@ class Forward:
         return sum(block.total for block in self.blocks) + self.vocabulary + self.head
 
 
-def forward(arch: Architecture, seq_len: int, tp: int = 1, ran: Ran | None = None) -> Forward:
+def forward(
+    arch: Architecture, seq_len: int, tp: int = 1, ran: Ran | None = None, seen: float | None = None
+) -> Forward:
     """FLOPs of a forward pass over one sample of seq_len tokens, over all ranks.
 
-    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. ran: see Ran.
+    tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. ran: see Ran. seen: how many tokens
+    attention relates a token with, in the mean; None: all of the sample.
     """
     vocabulary = 2 * arch.sizes["hidden"] * -(-arch.sizes["vocab"] // tp) * tp * seq_len
     head = families.of(arch.family).head.flops(arch.sizes, seq_len)
-    return Forward(_blocks(arch, seq_len, ran), vocabulary, head)
+    return Forward(_blocks(arch, seq_len, ran, seen), vocabulary, head)
 
 
-def _blocks(arch: Architecture, seq_len: int, ran: Ran | None, only: Frozen | None = None) -> tuple[Work, ...]:
+def _blocks(
+    arch: Architecture, seq_len: int, ran: Ran | None, seen: float | None, only: Frozen | None = None
+) -> tuple[Work, ...]:
     """The work of each block, or what is of the rows of the table `only`."""
-    blocks = work_of(arch, seq_len, only)
+    blocks = work_of(arch, seq_len, only, seen)
     if ran is None:
         return blocks
     return tuple(block.ran(shares[0], shares[-1]) for block, shares in zip(blocks, ran, strict=True))
 
 
-def training_flops(arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran: Ran | None = None) -> float:
+def training_flops(
+    arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran: Ran | None = None, seen: float | None = None
+) -> float:
     """Model FLOPs of a training step, per token: nothing that is computed again is counted.
 
     frozen: parts that need no gradients of their weights, nor of their input if no part before them trains. ran: in
-    which share of the passes each block ran.
+    which share of the passes each block ran. seen: see `forward`.
     """
-    forward_flops, resting = forward(arch, seq_len, ran=ran), _blocks(arch, seq_len, ran, frozen)
+    forward_flops, resting = forward(arch, seq_len, ran=ran, seen=seen), _blocks(arch, seq_len, ran, seen, frozen)
     return (forward_flops.total + _backward(arch, forward_flops, frozen, resting)[0]) / seq_len
 
 
@@ -98,6 +106,7 @@ def hardware_flops(
     tp: int = 1,
     frozen: Frozen = (),
     ran: Ran | None = None,
+    seen: float | None = None,
 ) -> float:
     """Hardware FLOPs of a training step, per token, over all ranks: all matrix products that are run.
 
@@ -106,7 +115,7 @@ def hardware_flops(
     q k^T again (Dao et al. 2022, algorithm 4). Of adapters on matrices that are one in memory (queries, keys and
     values) the thin products of each are counted, where one with zeros between them is run.
     """
-    forward_flops, resting = forward(arch, seq_len, tp, ran), _blocks(arch, seq_len, ran, frozen)
+    forward_flops, resting = forward(arch, seq_len, tp, ran, seen), _blocks(arch, seq_len, ran, seen, frozen)
     backward, reached = _backward(arch, forward_flops, frozen, resting)
     again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] + b.scores // 2 for b in reached)
     return (forward_flops.total + backward + again) / seq_len

@@ -50,22 +50,23 @@ def taught(curriculum: Curriculum, stage: Stage) -> Taught | None:
     return Taught(held(arch, distill), distill)
 
 
-def teaching_flops(student: Architecture, taught: Taught, seq_len: int, tp: int) -> float:
+def teaching_flops(student: Architecture, taught: Taught, seq_len: int, tp: int, seen: float | None = None) -> float:
     """Model FLOPs that a teacher adds to a training step, per token: its forward pass, on each of `tp` ranks that have
     the whole of it or on all together, and the products of the relations, which of the student are differentiated too;
     less what of the student is neither computed nor differentiated where the labels have no share (as if it were
-    trained)."""
+    trained). seen: see pretrain.estimate.flops.forward."""
     teacher, times = taught.arch, tp if taught.whole else 1
     if taught.distill.kind == "logits":
-        return times * forward(teacher, seq_len).total / seq_len
+        return times * forward(teacher, seq_len, seen=seen).total / seq_len
     widths = [arch.sizes["heads"] * arch.sizes["head_dim"] for arch in (teacher, student)]
     products = taught.relations * 2 * seq_len * seq_len * (widths[0] + 3 * widths[1])
-    unused = 0 if taught.distill.share else 3 * (forward(student, seq_len).total - _seen(student, seq_len))
-    return (times * _seen(teacher, seq_len) + products - unused) / seq_len
+    wanted = _up_to_attention(student, seq_len, seen)
+    unused = 0 if taught.distill.share else 3 * (forward(student, seq_len, seen=seen).total - wanted)
+    return (times * _up_to_attention(teacher, seq_len, seen) + products - unused) / seq_len
 
 
-def _seen(arch: Architecture, seq_len: int) -> int:
+def _up_to_attention(arch: Architecture, seq_len: int, seen: float | None) -> int:
     """FLOPs of a sample's forward pass up to the queries, keys and values of the last attention."""
     last = attending(arch)[-1]
-    before = sum(block.total for block in forward(arch, seq_len).blocks[: last - 1])
+    before = sum(block.total for block in forward(arch, seq_len, seen=seen).blocks[: last - 1])
     return before + entering(arch, arch.blocks[last - 1].kind, seq_len)

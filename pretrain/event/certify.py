@@ -12,6 +12,7 @@ from torch import Tensor
 
 from growth import Architecture, Plan
 from growth.certificate import TOLERANCE, Certificate, count_dead, relative_error
+from pretrain.data.documents import positions
 from pretrain.data.samples import Samples, part
 from pretrain.engine.engine import Engine
 
@@ -113,7 +114,7 @@ def _dead(engine: Engine, plan: Plan, batch: Samples, lr: float) -> dict[str, tu
 
 def _occurs(arch: Architecture, batch: Samples) -> dict[tuple[str, ...], Tensor]:
     """Which rows of the tables that inputs look up occur in a batch, by the axes of the rows."""
-    used = {"vocab": batch["inputs"], "positions": torch.arange(batch["inputs"].shape[1])}
+    used = {"vocab": batch["inputs"], "positions": positions(batch)}
     if "types" in batch:
         used["types"] = batch["types"]
     occurs: dict[tuple[str, ...], Tensor] = {}

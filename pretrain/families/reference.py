@@ -16,9 +16,10 @@ from pretrain.data.samples import Samples
 from pretrain.losses import mean, of_logits
 
 
-def logits(read: Read, arch: Architecture, ids_BS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The logits [B, S, V] of the words of token ids [B, S] under a model of any family."""
-    return families.of(arch.family).reference(read, arch, {"inputs": ids_BS}, dtype)["words"]
+def logits(read: Read, arch: Architecture, text: Tensor | Samples, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The logits [B, S, V] of the words of token ids [B, S], or of samples, under a model of any family."""
+    samples = {"inputs": text} if isinstance(text, Tensor) else text
+    return families.of(arch.family).reference(read, arch, samples, dtype)["words"]
 
 
 def objective(

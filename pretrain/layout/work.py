@@ -18,7 +18,7 @@ class Work:
     matrices: int
     """All that multiplies a weight."""
     scores: int
-    """q k^T, and its product with v: of every token with every other one."""
+    """q k^T, and its product with v: of every token with every other one that it may be related with."""
     attention: int
     """That part of `matrices` which is the attention's; the rest is of the MLP."""
 
@@ -32,10 +32,12 @@ class Work:
         return Work(of_attention + round(mlp * (self.matrices - self.attention)), scores, of_attention)
 
 
-def work_of(arch: Architecture, seq_len: int, only: Collection[int | str] | None = None) -> tuple[Work, ...]:
+def work_of(
+    arch: Architecture, seq_len: int, only: Collection[int | str] | None = None, seen: float | None = None
+) -> tuple[Work, ...]:
     """Of each block, for a sample of seq_len tokens, over all tensor-parallel ranks. only: with the matrices of rows of
-    these names alone."""
-    kinds = {kind: _of_kind(arch, kind, seq_len, only) for kind in set(arch.kinds)}
+    these names alone. seen: how many tokens attention relates a token with, in the mean; None: all of the sample."""
+    kinds = {kind: _of_kind(arch, kind, seq_len, only, seen) for kind in set(arch.kinds)}
     return tuple(kinds[block.kind] for block in arch.blocks)
 
 
@@ -71,10 +73,13 @@ def _queries(arch: Architecture, kind: str) -> int:
     return sum(dim.size(arch.sizes) for dim in first if dim.role == "query")
 
 
-def _of_kind(arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None) -> Work:
+def _of_kind(
+    arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float | None
+) -> Work:
     matrices = attention = 0
     for row in arch.table.rows(kind):
         flops = _flops(arch, row, seq_len, only)
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0
-    return Work(matrices, 2 * 2 * _queries(arch, kind) * seq_len * seq_len, attention)
+    related = seq_len * seq_len if seen is None else round(seq_len * seen)
+    return Work(matrices, 2 * 2 * _queries(arch, kind) * related, attention)

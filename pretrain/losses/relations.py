@@ -3,7 +3,7 @@ al. 2021, section 3.1).
 
 A *relation* of two vectors at every position is softmax(a b^T / sqrt(width)), of each token to all that it may look at.
 The loss is the divergence KL(teacher || student) of relations of one layer of either, a mean over heads and tokens:
-padding takes no part, and in a causal model what lies ahead does not.
+padding takes no part, and in a causal model what lies ahead and in other documents does not.
 
 minilm: the attention itself, queries to keys, and values to values, of each head; both have as many heads. minilm2:
 queries to queries, keys to keys and values to values, after the heads of each were put side by side and cut anew into
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pretrain.data.documents import parted
 from pretrain.data.samples import Samples
 
 
@@ -53,6 +54,8 @@ def divergence(kind: str, student: Attended, teacher: Attended, samples: Samples
     if student.causal:
         length = valid_BS.shape[1]
         hidden = hidden | torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+    if (apart := parted(samples)) is not None:
+        hidden = hidden | apart[:, None]
     # Added, and not filled in: a CPU takes an eighth of the time.
     hidden = torch.zeros(hidden.shape, dtype=wide, device=hidden.device).masked_fill_(hidden, torch.finfo(wide).min)
     rows = valid_BS[:, None, :, None]

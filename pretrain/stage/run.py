@@ -127,7 +127,7 @@ class Run:
         key = step_key(self.stage.seed, self.stage.name, state.progress.step)
         result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
         self._written = not result.writing
-        flops = flops_per_token(self.engine, tokens // t.seq_len, key) * tokens
+        flops = flops_per_token(self.engine, tokens // t.seq_len, key, batch.seen) * tokens
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(
             state,

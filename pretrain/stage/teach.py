@@ -29,11 +29,12 @@ def teach(resolved: Resolved, engine: Engine) -> None:
     engine.learn_from(teacher)
 
 
-def flops_per_token(engine: Engine, samples: int, key: int) -> float:
-    """Model FLOPs per token of the step with this key, of so many samples."""
+def flops_per_token(engine: Engine, samples: int, key: int, seen: float | None) -> float:
+    """Model FLOPs per token of the step with this key, of so many samples. seen: in their
+    attention, see pretrain.families.common.text.Taken."""
     ran, teacher = engine.ran(samples, key), engine.teacher
-    flops = training_flops(engine.arch, engine.seq_len, frozen=engine.frozen.parts, ran=ran)
+    flops = training_flops(engine.arch, engine.seq_len, frozen=engine.frozen.parts, ran=ran, seen=seen)
     if teacher is None:
         return flops
     taught = Taught(teacher.arch, teacher.distill, teacher.whole)
-    return flops + teaching_flops(engine.arch, taught, engine.seq_len, engine.layout.tp)
+    return flops + teaching_flops(engine.arch, taught, engine.seq_len, engine.layout.tp, seen)

@@ -104,7 +104,7 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
         result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish, key=key)
         if result.wish == Asked.STOP:
             return None
-        flops += flops_per_token(engine, samples, key) * samples * t.seq_len
+        flops += flops_per_token(engine, samples, key, batch.seen) * samples * t.seq_len
     loss = validation()["validation_loss"]
     engine.free()
     losses = {"loss_at_once": at_once, "loss": loss}

@@ -75,8 +75,8 @@ def function(
     reference model, a layer at a time."""
     vocab = min(old.sizes["vocab"], new.sizes["vocab"])
     with torch.no_grad():
-        before = logits(read_old, old, probe["inputs"], torch.float64)[..., :vocab]
-        after = logits(read_new, new, probe["inputs"], torch.float64)[..., :vocab]
+        before = logits(read_old, old, probe, torch.float64)[..., :vocab]
+        after = logits(read_new, new, probe, torch.float64)[..., :vocab]
         return relative_error(after, before), float(words(before, probe, old)), float(words(after, probe, new))
 
 
@@ -87,9 +87,9 @@ def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
         return certify(
             plan,
             old,
-            found.probe["inputs"],
+            found.probe,
             lr=lr,
-            train_ids_BS=found.batch["inputs"],
+            train_ids_BS=found.batch,
             losses=(
                 lambda model, arch, vocab: _of_words(model, arch, found.probe, vocab),
                 lambda model, arch, vocab: objective(model, arch, found.batch, torch.float64, vocab),
@@ -106,7 +106,7 @@ def certificate(plan: Plan, old: Read, found: Text, lr: float) -> Certificate:
 
 
 def _of_words(model: Read, arch: Architecture, probe: Samples, vocab: int | None) -> torch.Tensor:
-    return words(logits(model, arch, probe["inputs"], torch.float64)[..., :vocab], probe, arch)
+    return words(logits(model, arch, probe, torch.float64)[..., :vocab], probe, arch)
 
 
 def fits(plan: Plan) -> bool:

@@ -16,6 +16,8 @@ from growth.generations import Generations
 from growth.maps import AxisMap, LayerMap
 from growth.plan import Plan
 from pretrain import families
+from pretrain.data.documents import positions
+from pretrain.data.samples import Samples
 from pretrain.families.reference import logits, loss
 
 _STEPS = 10  # after which copies that still are copies count as locked
@@ -29,15 +31,16 @@ Loss = Callable[[Read, Architecture, int | None], torch.Tensor]
 def certify(
     plan: Plan,
     read: Read,
-    ids_BS: torch.Tensor,
+    ids_BS: torch.Tensor | Samples,
     *,
     lr: float,
-    train_ids_BS: torch.Tensor | None = None,
+    train_ids_BS: torch.Tensor | Samples | None = None,
     losses: tuple[Loss, Loss] | None = None,
     dtype: torch.dtype = torch.float32,
     tolerance: float = TOLERANCE,
 ) -> Certificate:
-    """Grow the model that `read` gives and measure it on token ids [B, S] of the old vocabulary.
+    """Grow the model that `read` gives and measure it on token ids [B, S] of the old vocabulary; with `losses`, on
+    samples.
 
     Dead parameters and locked channels are found on `train_ids_BS` (in the new vocabulary; `ids_BS` if not given) by
     backward passes before and after Adam steps of `lr` on a copy: one for the dead, ten for the locked. `losses` are
@@ -45,9 +48,13 @@ def certify(
     """
     assert plan.old is not None
     train = ids_BS if train_ids_BS is None else train_ids_BS
-    # Of a causal model the last token has no target by itself.
-    inputs = families.of(plan.new.family).samples(train)["inputs"] if losses is None else train
-    of_probe, of_train = losses or (_reference_loss(ids_BS, dtype), _reference_loss(train, dtype))
+    if losses is None:
+        assert isinstance(ids_BS, torch.Tensor)
+        assert isinstance(train, torch.Tensor)
+        losses = _reference_loss(ids_BS, dtype), _reference_loss(train, dtype)
+        train = families.of(plan.new.family).samples(train)  # of a causal model the last token has no target by itself
+    of_probe, of_train = losses
+    seen = {"inputs": train} if isinstance(train, torch.Tensor) else train
     tensors = plan.new.tensors()
     weights = {
         name: plan.evaluate(name, Box.whole(t.shape), read, dtype=dtype).clone().requires_grad_()
@@ -69,7 +76,7 @@ def certify(
     for name, t in tensors.items():
         if len(t.spec.dims) == 1 and t.spec.dims[0].role == "key":
             continue  # a bias of keys moves every score of a query alike: softmax does not see it, old or new
-        found, counted = count_dead(added(plan, t), first[name], second[name], _seen(t, inputs))
+        found, counted = count_dead(added(plan, t), first[name], second[name], _seen(t, seen))
         before = dead.get(t.spec.name, (0, 0))
         dead[t.spec.name] = (before[0] + found, before[1] + counted)
     locked: dict[str, tuple[float, float]] = {}
@@ -159,11 +166,11 @@ def _step(optimizer: torch.optim.Optimizer, weights: Tensors, gradients: Tensors
     optimizer.step()
 
 
-def _seen(tensor: LogicalTensor, ids_BS: torch.Tensor) -> torch.Tensor | None:
+def _seen(tensor: LogicalTensor, batch: Samples) -> torch.Tensor | None:
     """The rows of a lookup table that a batch reaches; None for any other tensor."""
     first = tensor.spec.dims[0]
-    lookups = {"vocab": ids_BS.unique(), "positions": torch.arange(ids_BS.shape[1]), "types": torch.zeros(1).long()}
+    lookups = {"vocab": batch["inputs"], "positions": positions(batch), "types": torch.zeros(1).long()}
     if first.role != "read" or first.axes[0] not in lookups:
         return None
-    reached = lookups[first.axes[0]]
+    reached = lookups[first.axes[0]].unique()
     return torch.zeros(tensor.shape[0], dtype=torch.bool).index_fill(0, reached, True)[:, None]

@@ -117,6 +117,16 @@ def test_flash_attention_is_taken(where: str, kinds: set[str], family: str) -> N
     assert not any(kind in names for kind in {"efficient", "math", "cudnn"} - kinds), taken
 
 
+@pytest.mark.parametrize("family", ["llama2", "gpt2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_documents_apart(family: str, precision: str) -> None:
+    """Losses and gradient norms as the CPU's, which runs them one by one; in bf16 by the kernel for lengths that vary."""
+    (losses, taken), (its, _) = both("documents_apart", family, precision)
+    agree(losses, its, precision)
+    if precision == "bf16":
+        assert any("_flash_attention_backward" in name for name in taken), taken
+
+
 def test_attention_with_a_mask_is_one_kernel() -> None:
     """BERT's padding has a mask, which flash attention does not take."""
     taken = on("cuda", "attention", "bert")

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import growth
 from growth import Architecture
 from pretrain.checkpoint import Reader
+from pretrain.data.documents import apart
 from pretrain.engine import megatron
 from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
@@ -45,6 +46,16 @@ def steps(family: str, precision: str, recompute: str = "none", compiled: bool |
     after = ranks.collected(engine)
     engine.free()
     return before, losses, after
+
+
+def documents_apart(family: str, precision: str) -> Any:
+    """([(loss, gradient norm)] of three steps on documents that do not see each other, operations of attention)."""
+    engine = _ready(family, precision)
+    data = [apart(samples, int(samples["inputs"][0, 5])) for samples in ranks.batches(OLD[family], 3)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        losses = ranks.train(engine, data)
+    engine.free()
+    return losses, {event.key for event in seen.key_averages() if "attention" in event.key.lower()}
 
 
 def saved(family: str, root: str) -> Any:

@@ -50,8 +50,9 @@ def _norm(weight: Weights, x_BSD: torch.Tensor, name: str) -> torch.Tensor:
 def _attention(weight: Weights, i: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
     h_BSD = _norm(weight, x_BSD, f"layers.{i}.attention_norm")
     q, k, v = (h_BSD @ weight(f"layers.{i}.{p}").T for p in "qkv")
-    turn = rotary(weight.arch, x_BSD)
-    return attention(weight.arch, q, k, v, causal=True, turn=turn) @ weight(f"layers.{i}.o").T
+    turn = rotary(weight.arch, x_BSD, samples)
+    mixed = attention(weight.arch, q, k, v, causal=True, turn=turn, samples=samples)
+    return mixed @ weight(f"layers.{i}.o").T
 
 
 def _mlp(weight: Weights, i: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:

@@ -24,6 +24,7 @@ class BertFeed(Feed):
     tokenizers = WORD_PIECE
     corpus_type = BertCorpus
     counts_bytes = False
+    causal = False
     corpus: BertCorpus
 
     @staticmethod

@@ -16,7 +16,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from pretrain.families.common import dropout
+from pretrain.families.common.documents import Documents
 from pretrain.kernels.dropout import Drop, Dropout, drop_weights
+from pretrain.kernels.varlen import attend_inside
 
 
 class CoreAttention(torch.nn.Module):
@@ -51,14 +53,27 @@ class CoreAttention(torch.nn.Module):
         key_SBGH: Tensor,
         value_SBGH: Tensor,
         attention_mask: Tensor | None = None,
+        packed_seq_params: Documents | None = None,
         **_: Any,
     ) -> Tensor:
-        """Attend; returns [S, B, N*H]. attention_mask (True = hidden) is used only where the mask is not causal."""
+        """Attend; returns [S, B, N*H]. attention_mask (True = hidden) is used only where the mask is not causal.
+        packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
         mask = None if self.causal else attention_mask
         p = self.dropout if self.training else 0.0
+        apart = packed_seq_params
         if p and not q.is_cuda and (drop := dropout.of_weights(p, self.layer, q.shape[1])):
-            out_BNSH = self._by_address(q, k, v, mask, drop)
+            out_BNSH = self._by_address(q, k, v, mask if apart is None else apart.parted[:, None], drop)
+        elif apart is not None:
+            out_BNSH = attend_inside(
+                q,
+                k,
+                v,
+                apart.starts,
+                lambda: apart.parted,
+                scale=self.scale,
+                dropout_p=p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0,
+            )
         else:
             out_BNSH = F.scaled_dot_product_attention(
                 q,
@@ -80,7 +95,7 @@ class CoreAttention(torch.nn.Module):
         score = (q @ k.unsqueeze(2).transpose(-1, -2)) * (self.scale or q.shape[-1] ** -0.5)  # [B, G, N / G, S, S]
         if self.causal:
             score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
-        elif mask is not None:
+        if mask is not None:
             score = score.masked_fill(mask.unsqueeze(1), -torch.inf)
         weights = score.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
         weights = Dropout.apply(weights, drop, drop_weights if self.fused else drop_weights.eager)

@@ -1,7 +1,7 @@
 """What families of causal language models share: Megatron-core's GPTModel, and how it is called.
 
 Samples are tensors with one row a sample: inputs and labels, int64 [n, S], and optionally mask, float [n, S], 1 where a
-label counts.
+label counts; and document_starts, int32 [n, K], where documents do not see each other.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from growth.architecture import Architecture
+from pretrain.data.documents import positions
 from pretrain.families.common.attention import CoreAttention
+from pretrain.families.common.documents import Documents
 from pretrain.families.common.layer import Activation, layer_specs
 from pretrain.families.common.vocabulary import Vocabulary, padded
 from pretrain.losses import Outputs
 
 
 class CausalLM(Vocabulary, GPTModel):
-    """GPTModel with a padded vocabulary."""
+    """GPTModel with a padded vocabulary, whose rotary embeddings begin anew at every document."""
+
+    def _preprocess(self, *, position_ids: Tensor, packed_seq_params: Documents | None = None, **given: Any) -> Any:
+        how = {"position_ids": position_ids, "packed_seq_params": packed_seq_params}
+        embedded, angles, *rest = super()._preprocess(**how, **given)
+        if packed_seq_params is not None and angles is not None:
+            angles = angles[position_ids.t()].flatten(2, 3)  # [S, B, 1, H], of [S, 1, 1, H]
+        return embedded, angles, *rest
 
 
 def build_gpt(
@@ -74,8 +83,8 @@ def logits(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Tensor:
 
 def _call(model: torch.nn.Module, samples: Mapping[str, Tensor], **how: Any) -> Tensor:
     inputs_BS = samples["inputs"]
-    position_S = torch.arange(inputs_BS.shape[1], device=inputs_BS.device)
-    return model(inputs_BS, position_S.expand_as(inputs_BS), None, **how)
+    position_BS = positions(samples).expand_as(inputs_BS)
+    return model(inputs_BS, position_BS, None, packed_seq_params=Documents.of(samples), **how)
 
 
 def outputs(output: Tensor) -> Outputs:

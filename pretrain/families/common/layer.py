@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from pretrain.families.common import dropout, layer_drop, linear
+from pretrain.families.common.documents import Documents
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.kernels.dropout import BiasDropout, Drop, Dropout, drop_channels
 from pretrain.kernels.norm import AddBias
@@ -111,13 +112,15 @@ class FusedLayer(Layer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: Documents | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
         hidden, branch, bias = hidden_states, None, None
         if self.runs(layer_drop.ATTENTION):
             hidden, normed = self.input_layernorm.add(hidden)
-            branch, bias = self._dropped(dropout.ATTENTION, *self._attention(normed, attention_mask, rotary_pos_emb))
+            attended = self._attention(normed, attention_mask, rotary_pos_emb, packed_seq_params)
+            branch, bias = self._dropped(dropout.ATTENTION, *attended)
         if self.runs(layer_drop.MLP):
             hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
             inner, bias = self.mlp.linear_fc1(normed)
@@ -134,7 +137,9 @@ class FusedLayer(Layer):
             return Dropout.apply(branch, drop, drop_channels), None
         return BiasDropout.apply(branch, bias, drop), None
 
-    def _attention(self, normed: Tensor, mask: Tensor | None, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _attention(
+        self, normed: Tensor, mask: Tensor | None, angles: Tensor | None, documents: Documents | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The attention's output and the bias that is still to be added to it."""
         attention = self.self_attention
         mixed, _ = attention.linear_qkv(normed)
@@ -146,8 +151,8 @@ class FusedLayer(Layer):
         else:
             query, key, value = rotated_parts(mixed, *table(angles, mixed.dtype))
         if attention.checkpoint_core_attention and self.training:
-            kind = attention.attn_mask_type
-            output = attention._checkpointed_attention_forward(query, key, value, mask, attn_mask_type=kind)
+            how = {"attn_mask_type": attention.attn_mask_type, "packed_seq_params": documents}
+            output = attention._checkpointed_attention_forward(query, key, value, mask, **how)
         else:
-            output = attention.core_attention(query, key, value, mask)
+            output = attention.core_attention(query, key, value, mask, packed_seq_params=documents)
         return attention.linear_proj(output)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.evaluate.box_values import Read
+from pretrain.data.documents import parted, positions
 from pretrain.data.samples import Samples
 from pretrain.families.common.kinds import ATTENTION, KINDS, MLP
 from pretrain.losses import Outputs
@@ -82,10 +83,12 @@ def by_kind(attention: Sublayer, mlp: Sublayer) -> dict[str, tuple[Sublayer, ...
     return {kind: (attention,) * (kind in ATTENTION) + (mlp,) * (kind in MLP) for kind in KINDS}
 
 
-def rotary(arch: Architecture, like_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [S, H] of the rotate-half rotary embedding; the angles are float64 whatever the precision."""
+def rotary(arch: Architecture, like_BSD: torch.Tensor, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the rotate-half rotary embedding, [S, H], or [B, 1, S, H] where each document has positions of
+    its own; the angles are float64 whatever the precision."""
     frequency = torch.from_numpy(arch.frequencies())
-    angle = torch.arange(like_BSD.shape[1], dtype=torch.float64)[:, None] * torch.cat((frequency, frequency))
+    place = positions(samples).double()
+    angle = (place if place.dim() == 1 else place[:, None])[..., None] * torch.cat((frequency, frequency))
     return angle.cos().to(like_BSD), angle.sin().to(like_BSD)
 
 
@@ -103,9 +106,10 @@ def attention(
     causal: bool,
     turn: tuple[torch.Tensor, torch.Tensor] | None = None,
     valid_BS: torch.Tensor | None = None,
+    samples: Samples | None = None,
 ) -> torch.Tensor:
     """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] -> [B, S, N*H]; `turn` are rotary cosine and sine,
-    `valid_BS` (bool) the positions that may be looked at."""
+    `valid_BS` (bool) the positions that may be looked at, `samples` those whose documents may not see each other."""
     batch, length = q.shape[:2]
     heads, dim = arch.sizes["heads"], arch.sizes["head_dim"]
     groups = arch.sizes.get("kv_heads", heads)
@@ -119,5 +123,7 @@ def attention(
         score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
     if valid_BS is not None:
         score = score.masked_fill(~valid_BS[:, None, None, None, :], float("-inf"))
+    if samples is not None and (apart := parted(samples)) is not None:
+        score = score.masked_fill(apart[:, None, None], float("-inf"))
     out = score.softmax(-1) @ v.unsqueeze(2)
     return out.reshape(batch, heads, length, dim).transpose(1, 2).reshape(batch, length, heads * dim)

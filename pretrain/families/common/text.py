@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.config import Stage, Train
+from pretrain.data import documents
 from pretrain.data.corpus.corpus import AnyCorpus, Corpus
 from pretrain.data.corpus.counts import training_tokens
 from pretrain.data.samples import Samples, causal
 from pretrain.data.stream.stream import Stream
 from pretrain.data.stream.validation import probe, validation_set
 from pretrain.data.stream.windows import WindowedStream
+from pretrain.errors import UserError
 from pretrain.families.common.tokenizers import SENTENCE_PIECE, Kind, Tokenizer
 
 BYTES_PER_TOKEN = 4  # of text in English, about
@@ -48,10 +50,13 @@ class Taken:
     """One data-parallel rank's samples of a global batch, and the bytes of text that all of its labels stand for.
 
     bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
+    seen: how many tokens the document of a token has in its sample, in the mean over the tokens of the global batch,
+    where documents are kept apart; else None.
     """
 
     samples: Samples
     bytes: int | None
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Feed(ABC):
     corpus_type: ClassVar[type[AnyCorpus[Any]]]
     counts_bytes: ClassVar[bool]
     """Whether its losses say something about bits per byte of the text: see Taken."""
+    causal: ClassVar[bool]
+    """Whether its samples are running text, whose documents may be kept apart."""
     _text: WindowedStream[Any, Any, Any]
     _cursor: dict[str, Any]
     _thread: ThreadPoolExecutor | None = None
@@ -80,8 +87,18 @@ class Feed(ABC):
 
     def __init__(self, stage: Stage, corpus: AnyCorpus[Any]) -> None:
         corpus.tokenizer.legal(stage.model.vocab)
+        self.check(stage)
         self.stage, self.corpus = stage, corpus
         self.tokenizer: Tokenizer = corpus.tokenizer
+
+    @classmethod
+    def check(cls, stage: Stage) -> None:
+        """Raises UserError for keys of `data` that its samples cannot follow."""
+        if stage.data.reset_attention and not cls.causal:
+            raise UserError(
+                f"data.reset_attention: true, but samples of {stage.model.family} are pairs of segments, and no "
+                "running text; leave it out"
+            )
 
     @classmethod
     def open(cls, stage: Stage) -> Self:
@@ -167,6 +184,7 @@ class CausalFeed(Feed):
     tokenizers = SENTENCE_PIECE
     corpus_type = Corpus
     counts_bytes = True
+    causal = True
     corpus: Corpus
 
     _text: Stream
@@ -185,8 +203,9 @@ class CausalFeed(Feed):
 
     def _take(self, wanted: Wanted) -> Taken:
         batch = self._text.take(wanted.n)
-        tokens = batch.tokens[wanted.rows]
-        return Taken(causal(torch.from_numpy(tokens)), int(batch.bytes.sum()))
+        samples = self._apart(causal(torch.from_numpy(batch.tokens)))
+        own = {name: rows[wanted.rows] for name, rows in samples.items()}
+        return Taken(own, int(batch.bytes.sum()), documents.seen(samples))
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train
@@ -199,16 +218,19 @@ class CausalFeed(Feed):
             limit_bytes=t.eval_bytes,
         )
         samples = causal(torch.from_numpy(text.tokens), torch.from_numpy(text.mask).float())
-        return HeldOut(padded(samples, unit), text.bytes)
+        return HeldOut(padded(self._apart(samples), unit), text.bytes)
 
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
         seed, validation = self.stage.seed, self.stage.data.validation_fraction
-        return causal(
-            torch.from_numpy(probe(self.corpus, n, vocab=vocab, seq_len=seq_len, seed=seed, validation=validation))
-        )
+        tokens = probe(self.corpus, n, vocab=vocab, seq_len=seq_len, seed=seed, validation=validation)
+        return self._apart(causal(torch.from_numpy(tokens)))
 
     def batch(self, n: int) -> Samples:
         return self.probe(n, self.stage.model.vocab, self.stage.train.seq_len)
+
+    def _apart(self, samples: Samples) -> Samples:
+        """The samples as the stage's model reads them: documents in each other's sight, or apart."""
+        return documents.apart(samples, self.corpus.tokenizer.eos) if self.stage.data.reset_attention else samples
 
 
 def padded(samples: Samples, unit: int) -> Samples:

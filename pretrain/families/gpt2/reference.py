@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from pretrain.data.documents import positions
 from pretrain.data.samples import Samples
 from pretrain.families.common.reference import Reference, Weights, attention, by_kind
 from pretrain.losses import Outputs
@@ -12,14 +13,14 @@ from pretrain.losses import Outputs
 
 def _embed(weight: Weights, samples: Samples) -> torch.Tensor:
     ids_BS = samples["inputs"]
-    return weight.kept("transformer.wte.weight")[ids_BS] + weight("transformer.wpe.weight")[: ids_BS.shape[1]]
+    return weight.kept("transformer.wte.weight")[ids_BS] + weight("transformer.wpe.weight")[positions(samples)]
 
 
 def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
     layer = f"transformer.h.{number}."
     h_BSD = weight.layer_norm(x_BSD, layer + "ln_1")
     q, k, v = (weight.linear(h_BSD, f"{layer}attn.{p}_proj") for p in "qkv")
-    return weight.linear(attention(weight.arch, q, k, v, causal=True), layer + "attn.c_proj")
+    return weight.linear(attention(weight.arch, q, k, v, causal=True, samples=samples), layer + "attn.c_proj")
 
 
 def _mlp(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:

@@ -23,7 +23,8 @@ def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Sampl
     layer = f"model.layers.{number}."
     h_BSD = _norm(weight, x_BSD, layer + "input_layernorm.weight")
     q, k, v = (h_BSD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")
-    mixed = attention(weight.arch, q, k, v, causal=True, turn=rotary(weight.arch, x_BSD))
+    turn = rotary(weight.arch, x_BSD, samples)
+    mixed = attention(weight.arch, q, k, v, causal=True, turn=turn, samples=samples)
     return mixed @ weight(layer + "self_attn.o_proj.weight").T
 
 

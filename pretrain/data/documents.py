@@ -1,0 +1,77 @@
+"""Documents that do not see each other: where each begins in a sample, and what follows from it.
+
+A document's *end token* opens the next one: it is the last label of its own document and the first input of the one
+behind it, whose first token is predicted from it alone. So every token is a label once, as without this; no label is of
+another document than its inputs; and text begins in training as it does in validation and for a prompt. What a sample
+has of a document counts as one: a document that a sample begins in the middle of begins there.
+
+Samples say it in `document_starts`, int32 [n, K]: the places of the first inputs of a sample's documents, in order, the
+first of them 0; a sample that has fewer documents than another has its length S in what is left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.data.samples import Samples
+
+STARTS = "document_starts"
+
+
+def apart(samples: Samples, end: int) -> Samples:
+    """The same samples whose documents do not see each other. end: the id of the token that ends a document; several in
+    a row, as in padding, open one."""
+    ended = samples["inputs"] == end
+    begins = ended.clone()
+    begins[:, 1:] &= ~ended[:, :-1]
+    begins[:, 0] = True
+    (rows, places), counts = begins.nonzero(as_tuple=True), begins.sum(1)
+    starts = torch.full((len(begins), int(counts.max())), begins.shape[1], dtype=torch.int32)
+    starts[rows, torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]] = places.to(torch.int32)
+    return {**samples, STARTS: starts}
+
+
+def positions(samples: Samples) -> Tensor:
+    """The place of every input in its document, int64 [n, S]; without documents [S]."""
+    place = torch.arange(samples["inputs"].shape[1], device=samples["inputs"].device)
+    if STARTS not in samples:
+        return place
+    starts = samples[STARTS].long()
+    return place - starts.gather(1, _numbers(starts, place))
+
+
+def parted(samples: Samples) -> Tensor | None:
+    """Which inputs are of different documents, bool [n, S, S]; None without documents."""
+    if STARTS not in samples:
+        return None
+    starts = samples[STARTS].long()
+    numbers = _numbers(starts, torch.arange(samples["inputs"].shape[1], device=starts.device))
+    return numbers[:, :, None] != numbers[:, None, :]
+
+
+def _numbers(starts: Tensor, place: Tensor) -> Tensor:
+    """The number of the document of every place, int64 [n, S]."""
+    return torch.searchsorted(starts, place.expand(len(starts), -1).contiguous(), right=True) - 1
+
+
+def cu_seqlens(starts: Tensor, length: int) -> Tensor:
+    """Where documents begin and end in samples of this length laid end to end, int32 [n * K + 1], of starts [n, K]:
+    cumulative lengths, as variable-length attention takes them. Some documents may be empty."""
+    before = torch.arange(0, starts.shape[0] * length, length, device=starts.device, dtype=torch.int32)
+    return torch.cat(((starts + before[:, None]).flatten(), before[-1:] + length))
+
+
+def lengths(starts: Tensor, length: int) -> list[list[int]]:
+    """The lengths of the documents of each sample; on the host."""
+    bounds = torch.cat((starts, starts.new_full((len(starts), 1), length)), 1)
+    return [[size for size in sizes if size] for sizes in bounds.diff(dim=1).tolist()]
+
+
+def seen(samples: Samples) -> float | None:
+    """How many tokens the document of a token has, in the mean over tokens: those that attention relates it with, as
+    FLOPs are counted. None without documents: all of its sample's."""
+    if STARTS not in samples:
+        return None
+    n, length = samples["inputs"].shape
+    return sum(size * size for sizes in lengths(samples[STARTS], length) for size in sizes) / (n * length)

@@ -1,0 +1,36 @@
+"""The documents of a micro-batch as Megatron-core hands them to every layer, also where it computes one again."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from pretrain.data import documents
+from pretrain.data.documents import STARTS
+from pretrain.data.samples import Samples
+
+
+class Documents(PackedSeqParams):
+    """Megatron-core's parameters of packed sequences, of samples that keep their own rows (qkv_format sbhd).
+
+    starts: int32 [B, K], see pretrain.data.documents.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        length = samples["inputs"].shape[1]
+        super().__init__(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length)
+        self.starts, self._samples = samples[STARTS], samples
+
+    @staticmethod
+    def of(samples: Samples) -> Documents | None:
+        """Of a micro-batch; None where its documents see each other."""
+        return Documents(samples) if STARTS in samples else None
+
+    @cached_property
+    def parted(self) -> Tensor:
+        """Which tokens are of different documents, bool [B, S, S]."""
+        parted = documents.parted(self._samples)
+        assert parted is not None
+        return parted

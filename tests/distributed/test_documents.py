@@ -1,0 +1,119 @@
+"""Documents that do not see each other: every causal family, on every kind of layout, against documents one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import growth
+from growth import Architecture, Box
+from pretrain import families
+from pretrain.data.documents import apart
+from pretrain.data.samples import Samples
+from pretrain.engine.megatron import Numerics
+from pretrain.families.reference import logits
+from pretrain.kernels import fused
+from tests.distributed import ranks
+from tests.distributed.harness import run
+from tests.distributed.test_families import GPT2
+from tests.distributed.test_layouts import LAYOUTS
+
+CAUSAL = {arch.family: arch for arch in (ranks.GQA, GPT2)}
+END = 2
+TWO_RANKS = ("tp2", "tp2-sp", "pp2", "pp2-interleaved", "dp2")
+WAYS: dict[str, Numerics] = {
+    "": Numerics(),
+    "selective": Numerics(recompute="selective"),
+    "full": Numerics(recompute="full"),
+    "kernels": Numerics(compile=True),
+    "kernels, selective": Numerics(compile=True, recompute="selective"),
+}
+
+
+def test_these_are_all_causal_families() -> None:
+    assert set(CAUSAL) == {name for name, family in families.FAMILIES.items() if family.text.causal} - {"toy"}
+
+
+def batch(arch: Architecture) -> Samples:
+    """Drawn text whose documents have five tokens in the mean."""
+    samples = dict(ranks.batches(arch, 1)[0])
+    draw = torch.Generator().manual_seed(5)
+    samples["inputs"] = samples["inputs"].masked_fill(torch.rand(samples["inputs"].shape, generator=draw) < 0.2, END)
+    return apart(samples, END)
+
+
+def measured(arch: Architecture, how: dict[str, Any], numerics: Numerics) -> Any:
+    """(logits, where they are; loss and gradient norm of a step) of the model that `ranks.begin` draws."""
+    fused.observer = lambda kernel, args: kernel.eager(*args)  # the kernels' formulas, without a compiler
+    engine = ranks.engine_for(arch, how, numerics)
+    ranks.begin(engine)
+    said = engine.logits(batch(arch))
+    return None if said is None else said.numpy(), *ranks.train(engine, [batch(arch)])[0]
+
+
+def all_of(arch: Architecture, ways: list[tuple[dict[str, Any], Numerics]]) -> Any:
+    return [measured(arch, *way) for way in ways]
+
+
+@pytest.fixture(scope="module", params=CAUSAL.values(), ids=CAUSAL)
+def one_by_one(request: pytest.FixtureRequest) -> tuple[Architecture, np.ndarray, float, float]:
+    """An architecture; logits, loss and norm of the gradient of the reference model on each document alone, in double
+    precision."""
+    arch = request.param
+    plan = growth.initial(arch, 3, 0.05)
+    weights = {
+        name: plan.evaluate(name, Box.whole(t.shape), None).double().requires_grad_()  # type: ignore[arg-type]
+        for name, t in arch.tensors().items()
+    }
+    samples = batch(arch)
+    losses: list[Tensor] = []
+    rows = []
+    for inputs, labels in zip(samples["inputs"], samples["labels"], strict=True):
+        row = []
+        for start, stop in documents(inputs.tolist()):
+            said = logits(lambda kind, name, box: weights[name], arch, inputs[None, start:stop], torch.float64)[0]
+            losses.append(cross_entropy(said, labels[start:stop], reduction="sum"))
+            row.append(said.detach())
+        rows.append(torch.cat(row))
+    loss = torch.stack(losses).sum() / samples["labels"].numel()
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    return arch, torch.stack(rows).numpy(), loss.item(), torch.stack([g.norm() for g in gradients]).norm().item()
+
+
+def documents(ids: list[int]) -> Iterator[tuple[int, int]]:
+    """Yields where each document begins and ends, in a plain loop."""
+    begin = 0
+    for at in range(1, len(ids)):
+        if ids[at] == END and ids[at - 1] != END:
+            yield begin, at
+            begin = at
+    yield begin, len(ids)
+
+
+def check(one_by_one: tuple[Architecture, np.ndarray, float, float], found: list[Any]) -> None:
+    _, expected, loss, norm = one_by_one
+    said = next(each[0] for each in found if each[0] is not None)
+    assert np.abs(said - expected).max() <= 1e-6 * np.abs(expected).max()
+    for _, theirs, gradient in found:
+        assert theirs == pytest.approx(loss, rel=1e-6)
+        assert gradient == pytest.approx(norm, rel=1e-5)
+
+
+def test_equals_documents_one_by_one(one_by_one: Any) -> None:
+    """In one process: eager and kernels, recomputed or not."""
+    (found,) = run(1, all_of, one_by_one[0], [({}, how) for how in WAYS.values()])
+    for each in found:
+        check(one_by_one, [each])
+
+
+def test_under_every_kind_of_layout(one_by_one: Any) -> None:
+    ways = [(LAYOUTS[name], Numerics()) for name in TWO_RANKS]
+    ways.append((LAYOUTS["tp2-sp"], WAYS["kernels, selective"]))
+    for each in zip(*run(2, all_of, one_by_one[0], ways), strict=True):
+        check(one_by_one, list(each))
