@@ -120,7 +120,7 @@ def test_flash_attention_is_taken(where: str, kinds: set[str], family: str) -> N
 @pytest.mark.parametrize("family", ["llama2", "gpt2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_documents_apart(family: str, precision: str) -> None:
-    """Losses and gradient norms as the CPU's, which runs them one by one; in bf16 by the kernel for lengths that vary."""
+    """Losses and gradient norms as the CPU's, which runs documents one by one; in bf16 by the flash kernel."""
     (losses, taken), (its, _) = both("documents_apart", family, precision)
     agree(losses, its, precision)
     if precision == "bf16":

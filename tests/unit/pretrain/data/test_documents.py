@@ -30,7 +30,7 @@ def test_follows_from_the_ids(ids: list[list[int]]) -> None:
     assert lengths(samples[STARTS], 7) == sizes
     bounds = cu_seqlens(samples[STARTS], 7)
     assert bounds.dtype == torch.int32
-    assert [n for n in bounds.diff().tolist() if n] == sum(sizes, [])
+    assert [n for n in bounds.diff().tolist() if n] == [n for row in sizes for n in row]
     assert (int(bounds[0]), int(bounds[-1])) == (0, 7 * len(ids))
     assert seen(samples) == sum(n * n for row in sizes for n in row) / (7 * len(ids))
 
