@@ -27,10 +27,10 @@ def unfit(stage: Stage) -> Iterator[str]:
             f"parallel.pp: {parallel.pp}, but a teacher is computed as a whole, beside one layer of its student, and "
             "the other pipeline ranks would wait for it; use parallel.tp and parallel.dp"
         )
-    if kind != "logits" and train.recompute == "full":
+    if kind != "logits" and train.recompute == "full" and train.recompute_layers > 1:
         yield (
-            f"train.recompute: full hides what distill.kind {kind} compares, which lies inside a layer; use selective "
-            "or none"
+            f"train.recompute_layers: {train.recompute_layers}, but with distill.kind {kind} the layers below the one "
+            "that is compared are recomputed one by one; use 1"
         )
     if kind != "logits" and train.layer_drop.p:
         yield (

@@ -126,7 +126,8 @@ class Train(Section):
     deterministic: bool = False
     """On GPUs too the same bits each time, after a resume as well, at some cost of speed; a resume may change it."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in the backward pass: none, those of the attention core, or whole layers."""
+    """Activations computed again in the backward pass: none, those of the attention core, or whole layers; never those
+    of an attention that `distill` compares, nor of what is above it."""
     recompute_layers: Positive = 1
     """Layers in one recomputed unit when `recompute` is full."""
     compile: bool | None = None

@@ -107,11 +107,15 @@ class Teacher:
         if self.distill.kind == "logits":
             hook = model.get_submodule("output_layer").register_forward_hook(logits)
         else:
-            layers = transformer_block(model).layers
-            attention = next(
-                layer.self_attention for layer in reversed(layers) if hasattr(layer.self_attention, "core_attention")
+            block = transformer_block(model)
+            number, attention = next(
+                (number, layer.self_attention)
+                for number, layer in reversed(list(enumerate(block.layers)))
+                if hasattr(layer.self_attention, "core_attention")
             )
-            attention.checkpoint_core_attention = False  # what is computed again is out of sight
+            # What is computed again is out of sight: neither this attention is, nor the layers from it on.
+            attention.checkpoint_core_attention = False
+            block.config.recompute_method, block.config.recompute_num_layers = "block", number
             hook = attention.core_attention.register_forward_pre_hook(queries_keys_values)
         try:
             return self.family.model.forward(model, samples)

@@ -107,7 +107,9 @@ def of_stage(
     node_count = -(-layout.world // gpus_per_node)
     ran = flops.expected(arch, train)
     flops_per_token = flops.training_flops(arch, train.seq_len, frozen=fixed, ran=ran)
-    extra = teaching.teaching_flops(arch, taught, train.seq_len, layout.tp) if taught else 0.0
+    extra, in_sight = 0.0, 0
+    if taught:
+        extra, in_sight = teaching.teaching_flops(arch, taught, train.seq_len, layout.tp), taught.in_sight(arch)
     step_speed = replace(step_speed, seconds=step_speed.seconds * (1 + extra / flops_per_token))
     event = event_flops = 0.0
     if parent:
@@ -131,7 +133,15 @@ def of_stage(
         taught=taught,
         flops=(flops_per_token + extra) * train.tokens * share + event_flops,
         hardware_flops=(
-            flops.hardware_flops(arch, train.seq_len, recompute=train.recompute, tp=layout.tp, frozen=fixed, ran=ran)
+            flops.hardware_flops(
+                arch,
+                train.seq_len,
+                recompute=train.recompute,
+                tp=layout.tp,
+                frozen=fixed,
+                ran=ran,
+                in_sight=in_sight,
+            )
             + extra
         )
         * train.tokens

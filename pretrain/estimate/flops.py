@@ -107,17 +107,21 @@ def hardware_flops(
     frozen: Frozen = (),
     ran: Ran | None = None,
     seen: float | None = None,
+    in_sight: int = 0,
 ) -> float:
     """Hardware FLOPs of a training step, per token, over all ranks: all matrix products that are run.
 
     recompute is train.recompute: "selective" computes the attention again, "full" whole layers, before each is
-    differentiated. Whatever it is, the backward pass of a fused attention (flash, memory-efficient) computes
-    q k^T again (Dao et al. 2022, algorithm 4). Of adapters on matrices that are one in memory (queries, keys and
-    values) the thin products of each are counted, where one with zeros between them is run.
+    differentiated, but nothing of the last `in_sight` blocks. Whatever it is, the backward pass of a fused attention
+    (flash, memory-efficient) computes q k^T again (Dao et al. 2022, algorithm 4). Of adapters on matrices that are one
+    in memory (queries, keys and values) the thin products of each are counted, where one with zeros between them is
+    run.
     """
     forward_flops, resting = forward(arch, seq_len, tp, ran, seen), _blocks(arch, seq_len, ran, seen, frozen)
     backward, reached = _backward(arch, forward_flops, frozen, resting)
-    again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] + b.scores // 2 for b in reached)
+    recomputed = reached[: max(0, len(reached) - in_sight)]
+    again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] for b in recomputed)
+    again += sum(b.scores // 2 for b in reached)
     return (forward_flops.total + backward + again) / seq_len
 
 

@@ -86,7 +86,8 @@ def of_rank(
     optimizer = share * ((12 if bf16 else 8) + (bool(before) and gpu))
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
-    activations, workspace = _activations(shapes, train, pp_rank, micro_batches)
+    in_sight = taught.in_sight(arch) if taught else 0
+    activations, workspace = _activations(shapes, train, pp_rank, micro_batches, in_sight)
     buffers, teacher = _buffers(shapes, layout), 0
     if taught:
         own = layout.resized(taught.arch, train.seq_len)
@@ -272,15 +273,18 @@ def _adapters(arch: Architecture, kind: str) -> tuple[int, frozenset[str]]:
     return arch.adapters.rank * len(parts), frozenset(parts)
 
 
-def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> tuple[int, int]:
-    """(bytes saved for the backward pass, bytes of the largest temporary) of a rank."""
+def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int, in_sight: int = 0) -> tuple[int, int]:
+    """(bytes saved for the backward pass, bytes of the largest temporary) of a rank. in_sight: how many of the last
+    blocks are not computed again, whatever train.recompute says of layers."""
     layout, tokens = shapes.layout, shapes.tokens
     kinds = {kind: (shapes.block(kind, train.recompute), shapes.inside_block(kind)) for kind in set(shapes.kinds)}
     blocks = [kinds[kind] for kind in shapes.kinds]
     inside = max((within for _, within in blocks), default=0.0)
-    saved = 0.0
+    saved = last = 0.0
     for numbers in _in_flight(layout, pp_rank, micro_batches):
         if train.recompute == "full":
+            last = sum(blocks[number][0] for number in numbers[len(numbers) - in_sight :]) * tokens
+            numbers = numbers[: len(numbers) - in_sight]
             saved += ceil(len(numbers) / train.recompute_layers) * shapes.element * shapes.hidden * tokens
             for first in numbers[:: train.recompute_layers]:
                 unit = blocks[first : min(first + train.recompute_layers, numbers.stop)]
@@ -290,7 +294,7 @@ def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int
     if pp_rank < layout.pp - 1:
         return int(saved), int(inside)
     # What the head saves is free again before the backward pass reaches the layers.
-    head = shapes.head() * tokens
+    head = shapes.head() * tokens + last
     return int(saved + head), int(max(shapes.inside_head(), inside - head))
 
 
@@ -314,7 +318,8 @@ def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, w
         return activations + kept, max(workspace, compared - head)
     last = shapes.norm() + element * (shapes.hidden + shapes.queries + 2 * shapes.keys)
     unused = head + int((shapes.block(shapes.kinds[-1], train.recompute) - last) * tokens)
-    inside = max(shapes.inside_block(kind) for kind in shapes.kinds)
+    again = tokens if train.recompute == "full" else 0
+    inside = max(shapes.inside_block(kind) + again * shapes.block(kind, train.recompute) for kind in shapes.kinds)
     return activations - unused + kept, max(int(inside), compared)
 
 

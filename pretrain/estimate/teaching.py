@@ -34,6 +34,11 @@ class Taught:
         """How many heads a relation has."""
         return self.arch.sizes["heads"] if self.distill.kind == "minilm" else self.distill.relation_heads
 
+    def in_sight(self, student: Architecture) -> int:
+        """How many of a student's blocks, at its end, are never computed again: from that on whose attention is
+        compared."""
+        return student.depth + 1 - attending(student)[-1] if self.relations else 0
+
 
 def taught(curriculum: Curriculum, stage: Stage) -> Taught | None:
     """What the stage holds of its teacher; None without one. Raises UserError for a folder without a checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.distributed.test_layouts import LAYOUTS, assemble, world
 TEACHERS = {"bert": BERT, "llama2": ranks.GQA}
 STUDENTS = {name: arch.replace({"hidden": 24, "layers": 2, "ffn": 32}) for name, arch in TEACHERS.items()}
 FEWER = {"bert": {"heads": 2}, "llama2": {"heads": 2, "kv_heads": 2}}
+RECOMPUTE = ("none", "selective", "full")
 CASES = [
     ("bert", Distill(kind="minilm")),
     ("bert", Distill(kind="minilm2", relation_heads=8, teacher_layer=2, share=0.5)),
@@ -53,12 +55,12 @@ def taught(family: str, how: dict[str, Any], distill: Distill, root: str, numeri
     return engine
 
 
-def trained(hows: list[dict[str, Any]], root: str) -> Any:
+def trained(hows: list[dict[str, Any]], root: str, numerics: Numerics = ranks.FP32) -> Any:
     """For each layout and case ([(loss, grad norm)], values after) of two steps."""
     found = []
     for how in hows:
         for family, distill in CASES:
-            engine = taught(family, how, distill, root)
+            engine = taught(family, how, distill, root, numerics)
             losses = ranks.train(engine, ranks.batches(engine.arch, 2))
             found.append((losses, ranks.collected(engine)))
             engine.free()
@@ -71,10 +73,10 @@ def saved(root: str) -> None:
 
 
 def counted(root: str) -> list[int]:
-    """FLOPs per token of forward and backward, of each case, as torch counts them."""
+    """FLOPs per token of forward and backward, of each case and recomputation, as torch counts them."""
     found = []
-    for family, distill in CASES:
-        engine = taught(family, {}, distill, root)
+    for (family, distill), recompute in product(CASES, RECOMPUTE):
+        engine = taught(family, {}, distill, root, Numerics(recompute=recompute))
         with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
             engine.backward(ranks.batches(engine.arch, 1)[0])
         found.append(counter.get_total_flops() // (ranks.GLOBAL_BATCH * ranks.SEQ_LEN))
@@ -113,12 +115,24 @@ def test_agrees_with_one_process(names: tuple[str, ...], teachers: str, one_proc
             )
 
 
+@pytest.mark.parametrize("recompute", RECOMPUTE[1:])
+def test_recomputation_changes_nothing(recompute: str, teachers: str, one_process: Any) -> None:
+    """Bit for bit."""
+    found = run(1, trained, [{}], teachers, Numerics(recompute=recompute))[0]
+    for (losses, after), (expected, values) in zip(found, one_process, strict=True):
+        assert losses == expected
+        for (*key, value), (*_, other) in zip(after, values, strict=True):
+            assert np.array_equal(value, other), key
+
+
 def test_flops_of_a_step(teachers: str) -> None:
     """What is counted of student, teacher and relations is what is run."""
-    for (family, distill), found in zip(CASES, run(1, counted, teachers)[0], strict=True):
+    cases = product(CASES, RECOMPUTE)
+    for ((family, distill), recompute), found in zip(cases, run(1, counted, teachers)[0], strict=True):
         student = student_of(family, distill)
         what = Taught(held(TEACHERS[family], distill), distill)
-        expected = hardware_flops(student, ranks.SEQ_LEN) + teaching_flops(student, what, ranks.SEQ_LEN, 1)
+        how = {"recompute": recompute, "in_sight": what.in_sight(student)}
+        expected = hardware_flops(student, ranks.SEQ_LEN, **how) + teaching_flops(student, what, ranks.SEQ_LEN, 1)
         if not distill.share:  # the last attention does not run, so that nothing of it is computed again
             expected -= work_of(student, ranks.SEQ_LEN)[-1].scores // 2 / ranks.SEQ_LEN
-        assert found == pytest.approx(expected, rel=1e-2), (family, distill)
+        assert found == pytest.approx(expected, rel=1e-2), (family, distill, recompute)

@@ -51,7 +51,10 @@ def test_a_smaller_stage_learns_from_an_earlier_one(tmp_path: Path) -> None:
             "distill.kind: minilm2 compares attention, and this stage has none; use logits",
         ),
         ({"parallel.pp": 2}, "parallel.pp: 2, but a teacher is computed as a whole"),
-        ({"train.recompute": "full"}, "train.recompute: full hides what distill.kind minilm2 compares"),
+        (
+            {"train.recompute": "full", "train.recompute_layers": 2},
+            "train.recompute_layers: 2, but with distill.kind minilm2 the layers below the one that is compared",
+        ),
         ({"train.layer_drop": 0.2}, "train.layer_drop: 0.2 leaves the layer out at times"),
     ],
 )
