@@ -18,6 +18,7 @@ from torch import Tensor
 from growth import Architecture
 from growth.family import Family as Table
 from pretrain.data.samples import Samples
+from pretrain.families.common.arguments import MegatronForm
 from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.reference import Reference
 from pretrain.layout.cuts import Parameter, Place
@@ -82,7 +83,8 @@ class Family:
     sample's inputs its labels reach. reference: the model in plain torch, which of samples needs but the inputs.
     layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
     module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
-    it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none.
+    it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none. megatron: its arguments in Megatron-LM;
+    None: it has none there.
     """
 
     table: Table
@@ -96,6 +98,7 @@ class Family:
     hf: HfForm | None = None
     head: Head = Head()
     hf_teacher: HfTeacher | None = None
+    megatron: MegatronForm | None = None
 
     @property
     def name(self) -> str:

@@ -66,11 +66,11 @@ def import_model(source: Path, stage: Path, progress: bool = False) -> Imported:
             "vocabulary": model.vocabulary,
         },
     }
-    manifest = _same(target, event)
+    manifest = same(target, event)
     existed = manifest is not None
     if manifest is None:
         manifest = _write(target, stage.name, model, event, progress)
-    _finish(source, stage, manifest, event)
+    finished(source, stage, manifest, event)
     return Imported(target, existed, model.arch.parameters(), manifest.size, model.vocabulary)
 
 
@@ -94,7 +94,7 @@ def look(source: Path, progress: bool = False) -> Model:
     family, arch = _architecture(source, config)
     weights = HfWeights(source, family, arch)
     _check_tokenizer_files(source)
-    vocabulary, rows = _vocabulary(source, arch)
+    vocabulary, rows = vocabulary_of(source, arch)
     weights.check_finite(progress)
     return Model(config, arch, weights, vocabulary, rows)
 
@@ -136,8 +136,9 @@ def _ordered(arch: Architecture, config: dict[str, Any], source: Path) -> Archit
     return arch.replace(kinds=tuple(KINDS[letter] for letter in order))
 
 
-def _vocabulary(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
-    """What is recorded of the vocabulary, and for each row of the checkpoint the row of the model (None: the same)."""
+def vocabulary_of(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
+    """What is recorded of the vocabulary of a folder of tokenizer files, and for each row of the checkpoint the row of
+    the model (None: the same)."""
     size, kind = arch.sizes["vocab"], families.of(arch.family).text.tokenizers
     try:
         if not (source / kind.file).is_file():
@@ -180,7 +181,7 @@ def _write(
     return write_checkpoint(target, 0, ["weight"], read, state.fields(stage, {}, [0]), event, progress=progress)
 
 
-def _same(target: Path, event: dict[str, Any]) -> Manifest | None:
+def same(target: Path, event: dict[str, Any]) -> Manifest | None:
     """The manifest of an earlier import of this very folder, or None. Raises UserError if something else is there."""
     if not target.exists():
         return None
@@ -190,11 +191,13 @@ def _same(target: Path, event: dict[str, Any]) -> Manifest | None:
     raise UserError(f"{target} is there already and is something else: name another stage")
 
 
-def _finish(source: Path, stage: Path, manifest: Manifest, event: dict[str, Any]) -> None:
-    """Copies the tokenizer files beside the checkpoint, and at last marks the stage as finished."""
-    folder = stage / TOKENIZER
-    folder.mkdir(exist_ok=True)
-    for name in FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def finished(source: Path | None, stage: Path, manifest: Manifest, event: dict[str, Any]) -> None:
+    """Copies the tokenizer files of a folder, if there is one, beside the checkpoint, and at last marks the stage as
+    finished."""
+    if source:
+        folder = stage / TOKENIZER
+        folder.mkdir(exist_ok=True)
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     mark_done(stage, {**manifest.progress, "imported": event["imported"]["name"]})

@@ -10,6 +10,7 @@ from tests.unit.test_imports import ROOT, imports, sources
 COLUMN = """
     tools
     pretrain.__main__
+    pretrain.stacks
     pretrain.cli pretrain.hf pretrain.dryrun
     pretrain.report
     pretrain.stage

@@ -2,6 +2,7 @@
 
 from pretrain.data.samples import causal
 from pretrain.families.family import Family
+from pretrain.families.gpt2.arguments import MEGATRON
 from pretrain.families.gpt2.hf import FORM
 from pretrain.families.gpt2.layout import parameters
 from pretrain.families.gpt2.reference import REFERENCE
@@ -18,4 +19,5 @@ GPT2 = Family(
     model_module="pretrain.families.gpt2.model",
     text_module="pretrain.families.common.text",
     hf=FORM,
+    megatron=MEGATRON,
 )

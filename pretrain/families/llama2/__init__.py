@@ -2,6 +2,7 @@
 
 from pretrain.data.samples import causal
 from pretrain.families.family import Family
+from pretrain.families.llama2.arguments import MEGATRON
 from pretrain.families.llama2.hf import LLAMA
 from pretrain.families.llama2.layout import parameters
 from pretrain.families.llama2.reference import REFERENCE
@@ -18,4 +19,5 @@ LLAMA2 = Family(
     model_module="pretrain.families.llama2.model",
     text_module="pretrain.families.common.text",
     hf=LLAMA,
+    megatron=MEGATRON,
 )

@@ -1,0 +1,49 @@
+"""From a folder that a user names to a checkpoint of another stack, opened and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import UserError
+from pretrain.runtime.documents import show
+from pretrain.stacks.source import Opened
+from pretrain.stacks.torch_dist import COMMON, METADATA, open_torch_dist
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def opened(folder: Path, given: Mapping[str, Any] | None = None, moments: bool = True) -> Opened:
+    """The checkpoint in a folder, or the newest of those in it, of whichever format.
+
+    given: arguments of the model, where the checkpoint has none. moments: whether Adam's are wanted too. Raises
+    UserError for a folder that holds none, one that is not complete, and a model that no family has.
+    """
+    folder = _newest(folder)
+    if (folder / METADATA).is_file() and (folder / COMMON).is_file():
+        return open_torch_dist(folder, given, moments)
+    if (folder / METADATA).is_file():
+        raise UserError(
+            f"{folder}: a checkpoint of torch's own distributed checkpoint (there is no {COMMON}), as FSDP writes it: "
+            "save it as torch_dist in Megatron-LM"
+        )
+    raise UserError(
+        f"{folder}: no checkpoint of Megatron-LM or DeepSpeed: name a folder with {TRACKER}, or one such as "
+        "iter_0001000, or global_step1000"
+    )
+
+
+def _newest(folder: Path) -> Path:
+    """The folder of the iteration that Megatron-LM's tracker names; the folder itself where there is no tracker."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if not (folder / TRACKER).is_file():
+        return folder
+    text = (folder / TRACKER).read_bytes()[:100].decode("ascii", "replace").strip()
+    if text != "release" and not text.isdigit():
+        raise UserError(f"{folder / TRACKER}: {show(text)} is no iteration")
+    name = text if text == "release" else f"iter_{int(text):07d}"
+    if not (folder / name).is_dir():
+        raise UserError(f"{folder / name}: {TRACKER} names it, and it is not there")
+    return folder / name
