@@ -34,13 +34,16 @@ run_here() {
         bash "$root/slurm/stage.sh" "$config" "$name"
         [[ -f $folder/DONE ]] || exit 1 # stopped on request
     done 3<<<"$stages"
+    while IFS=$'\t' read -r name _ _ _ folder <&3; do # what processes beside training have not come to yet
+        [[ ! -d $folder/evaluations ]] || bash "$root/slurm/evaluate.sh" "$folder" || true # said, and no reason to fail
+    done 3<<<"$stages"
 }
 
 snapshot() { # what jobs will run: the same content is the same folder
     local run=$1 new name
     mkdir -p "$run/.submitted"
     new=$(mktemp -d "$run/.submitted/new.XXXXXX")
-    (cd "$root" && find growth pretrain slurm -type f -not -name '*.pyc' -print0 | xargs -0 cp --parents -t "$new")
+    (cd "$root" && find growth pretrain slurm tools -type f -not -name '*.pyc' -print0 | xargs -0 cp --parents -t "$new")
     cp "$config" "$new/$(basename "$config")"
     name=$(cd "$new" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-12)
     [[ ! -d $root/.venv ]] || ln -s "$(realpath "$root/.venv")" "$new/.venv"

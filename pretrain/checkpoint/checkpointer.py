@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class _Pending:
     fields: ManifestFields
     write: Write
     stalled: float
-    spare: int | None
+    spare: Callable[[], Collection[int]]
 
 
 class Checkpointer:
@@ -94,12 +95,15 @@ class Checkpointer:
             self._lock.release()
             self._lock = None
 
-    def save(self, step: int, tensors: Tensors, fields: ManifestFields, spare: int | None = None) -> SaveReport | None:
+    def save(
+        self, step: int, tensors: Tensors, fields: ManifestFields, spare: Callable[[], Collection[int]] = tuple
+    ) -> SaveReport | None:
         """Saves this rank's boxes (collective); None when the save goes on in the background.
 
         tensors: per kind (tensor, box, fp32 view of the box's shape); over all ranks the boxes of a kind tile every
-        tensor. fields: of rank 0; of other ranks only the shapes count. spare: a step whose checkpoint retention does
-        not remove. A save still in the background is waited for; `poll` reports it.
+        tensor. fields: of rank 0; of other ranks only the shapes count. spare: gives, on rank 0 and when this save is
+        committed, the steps whose checkpoints retention does not remove. A save still in the background is waited for;
+        `poll` reports it.
 
         A step that is there already is kept when it is intact and of the same state; moved aside, to a hidden folder,
         when it is corrupt; and an error otherwise. Raises UserError on every rank when any of them fails, naming the
@@ -220,7 +224,7 @@ class Checkpointer:
             where = f"the last checkpoint is {last}" if last else "there is no earlier checkpoint"
             message = f"step {pending.step} was not saved ({where}). {in_words(error, pending.partial)}"
             raise UserError(message) from error
-        removed = retain(self.root, pending.step, self.keep_last, self.keep_every, pending.spare)
+        removed = retain(self.root, pending.step, self.keep_last, self.keep_every, pending.spare())
         return manifest.hash, manifest.size, tuple(removed)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from pretrain.checkpoint.find import check, step_of, steps
@@ -55,7 +56,7 @@ def commit(manifest: Manifest, partial: Path, path: Path) -> None:
     fsync_folder(path.parent)
 
 
-def retain(root: Path, step: int, keep_last: int, keep_every: int, spare: int | None = None) -> list[Path]:
+def retain(root: Path, step: int, keep_last: int, keep_every: int, spare: Collection[int] = ()) -> list[Path]:
     """Removes old checkpoints after the one of `step` was saved, and says which; see `Checkpointer` for the numbers.
 
     Only checkpoints that `check` finds good count and go: a broken one is for a person to look at. Later steps stay.
@@ -64,7 +65,7 @@ def retain(root: Path, step: int, keep_last: int, keep_every: int, spare: int | 
     older = [p for p in steps(root) if (step_of(p) or 0) < step and _is_good(p)]
     for path in older[keep_last - 1 :]:
         number = step_of(path) or 0
-        if number == spare or (keep_every and number % keep_every == 0):
+        if number in spare or (keep_every and number % keep_every == 0):
             continue
         try:
             # Renamed first: a removal that is killed leaves nothing that looks like a checkpoint.

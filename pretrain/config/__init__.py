@@ -4,7 +4,7 @@ curriculum.py reads a file, checks.py says what does not fit."""
 from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume, load, stage_from, to_yaml
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch, Trial
-from pretrain.config.keys import Checkpoint, Data, Guard, Log, Model, Parallel, Stage
+from pretrain.config.keys import Checkpoint, Data, Eval, Guard, Log, Model, Parallel, Stage
 from pretrain.config.train_keys import LayerDrop, Lora, Plateau, Train
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Curriculum",
     "Data",
     "Distill",
+    "Eval",
     "Grow",
     "Guard",
     "LayerDrop",

@@ -43,6 +43,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _budget(stage),
                 _patches(stage),
                 _teacher(stages, index),
+                _evaluation(stage),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.lora.rank and (not index or stage.from_scratch):
@@ -55,6 +56,13 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
         if index and only in (None, index, index - 1):
             messages += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
     return messages
+
+
+def _evaluation(stage: Stage) -> Iterator[str]:
+    every, saved = stage.eval.interval, stage.checkpoint.interval
+    if stage.eval.tasks and every % saved:
+        fits = max(1, round(every / saved)) * saved
+        yield f"eval.interval: {every} is no multiple of checkpoint.interval {saved}; use {fits}"
 
 
 def raise_for(messages: Sequence[str], where: str) -> None:

@@ -1,7 +1,7 @@
 """A curriculum: read from YAML, checked, overridden from the command line, compared with a checkpoint's.
 
 A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data`, `model`, `parallel`, `train`, `grow`,
-`checkpoint`, `guard` and `log` at its top are defaults, merged under every stage. See configs/demo.yaml.
+`checkpoint`, `guard`, `log` and `eval` at its top are defaults, merged under every stage. See configs/demo.yaml.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from pretrain.config.keys import Stage
 from pretrain.config.section import Section
 from pretrain.errors import UserError
 
-SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard", "log")
+SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard", "log", "eval")
 """The sections that may stand at the top of a file as defaults of every stage."""
 
 RESUMABLE = (
@@ -38,6 +38,7 @@ RESUMABLE = (
     "checkpoint",
     "guard",
     "log",
+    "eval",
 )
 """The keys that may differ when a stage is resumed; everything else is part of what the checkpoint is.
 

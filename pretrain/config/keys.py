@@ -160,6 +160,20 @@ class Guard(Section):
 
 
 @dataclass(frozen=True)
+class Eval(Section):
+    """Tasks by which checkpoints are judged, in a process or a job beside training, which does not wait for it. A
+    resume may change all of it."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of lm-eval, which the extra `eval` installs, and YAML files in its format; none: nothing is judged."""
+    interval: Count = 0
+    """Steps between checkpoints that are judged, a multiple of checkpoint.interval; 0: only the one with which a growth
+    event begins the stage, and its last."""
+    limit: Derived = 0
+    """Samples of each task, the first ones; 0: all."""
+
+
+@dataclass(frozen=True)
 class Log(Section):
     """Where metrics go, besides metrics.jsonl in the stage's folder."""
 
@@ -187,6 +201,7 @@ class Stage(Section):
     checkpoint: Checkpoint
     guard: Guard
     log: Log
+    eval: Eval = field(default_factory=Eval)
     distill: Distill = field(default_factory=Distill)
     """A trained model that the stage learns from."""
     from_scratch: bool = False

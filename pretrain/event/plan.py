@@ -9,6 +9,7 @@ from typing import Any
 
 import growth
 from growth import Architecture, Plan
+from pretrain import families
 from pretrain.checkpoint import Manifest, Reader, find, is_done, model_of
 from pretrain.config import Curriculum, Stage, compare_for_resume, factor_files
 from pretrain.config.layouts import layout_of
@@ -19,6 +20,7 @@ from pretrain.event.teacher import taught
 from pretrain.families.common.tokenizers import Tokenizer
 from pretrain.families.text import open_feed
 from pretrain.guard.health import Health
+from pretrain.judge import harness
 from pretrain.runtime.files import bits_per_byte
 from pretrain.runtime.ranks import agreed
 from pretrain.schedule.curve import Birth
@@ -63,8 +65,8 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
 
     ahead: names of stages that will have finished by then; a parent among them is taken as the file declares it.
     Raises UserError for ranks that do not fit, a corpus, a parent or a teacher that is not there, a corpus unlike the
-    parent's, a teacher that does not fit, a vocabulary that cannot be cut, held-out text of which nothing can be
-    measured and a resume that would change the run; GrowthError for a growth that is impossible.
+    parent's, a teacher that does not fit, tasks that cannot be run, a vocabulary that cannot be cut, held-out text of
+    which nothing can be measured and a resume that would change the run; GrowthError for a growth that is impossible.
     """
     if is_done(curriculum.folder / stage.name):
         return
@@ -74,6 +76,7 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
         feed.held_out(1)
     except UserError as error:
         raise UserError(f"{curriculum.path}: stage {stage.name!r}: {error}") from None
+    _check_tasks(curriculum, stage)
     stage = taught(curriculum, stage, feed.tokenizer, ahead)
     own = find(curriculum.folder / stage.name / "checkpoints").manifest
     if own is not None:
@@ -90,6 +93,17 @@ def check(curriculum: Curriculum, stage: Stage, world: int, ahead: Collection[st
         if manifest:
             feed.seek(manifest.cursor)
         plan_of(curriculum, stage, manifest, feed.tokenizer)
+
+
+def _check_tasks(curriculum: Curriculum, stage: Stage) -> None:
+    if not stage.eval.tasks:
+        return
+    where = f"{curriculum.path}: stage {stage.name!r}: eval.tasks"
+    form = families.of(stage.model.family).hf
+    if form is None or not form.generates:
+        raise UserError(f"{where}: tasks of lm-eval need a model that writes text, which {stage.model.family} does not")
+    harness.require()
+    harness.check_files(stage.eval.tasks, where)
 
 
 def finished(curriculum: Curriculum, parent: Stage) -> Manifest:

@@ -35,7 +35,7 @@ def writes(export: Path) -> bool:
     return form is None or form.generates
 
 
-def _trusted(export: Path) -> bool:
+def trusted(export: Path) -> bool:
     """Whether the code that a folder has, if any, is what an export writes: then it may be run."""
     codes = [family.hf.code.file for family in FAMILIES.values() if family.hf and family.hf.code]
     found = sorted(export.glob("*.py"))
@@ -52,7 +52,7 @@ def continuations(export: Path, prompts: Sequence[str], sampling: Sampling) -> l
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        trust = {"trust_remote_code": _trusted(export)}  # given either way, or it would ask
+        trust = {"trust_remote_code": trusted(export)}  # given either way, or it would ask
         tokenizer = AutoTokenizer.from_pretrained(export, **trust)
         model = AutoModelForCausalLM.from_pretrained(export, **trust).eval()
     except Exception as error:  # transformers raises almost anything for a damaged folder

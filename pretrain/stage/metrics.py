@@ -6,8 +6,9 @@ teacher distill_loss among them), bits_per_byte, lr (of the newest generation; w
 lr_generation_0 and so on of each), grad_norm, tokens_per_second, tokens_per_second_per_gpu,
 model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu; or, of a validation, validation_loss and
 validation_bits_per_byte; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a rollback, the
-step that it came from, rolled_back_from. A step that made no update has skipped, 1. On a machine without
-GPUs "per GPU" is per rank.
+step that it came from, rolled_back_from; or, of a checkpoint on which tasks were run beside training,
+eval/TASK/METRIC, at the place of the checkpoint and so behind later records. A step that made no update has skipped, 1.
+On a machine without GPUs "per GPU" is per rank.
 """
 
 import json
@@ -36,6 +37,7 @@ from pretrain.schedule.progress import Progress
 log = logging.getLogger(__name__)
 
 Record = Mapping[str, float]
+METRICS, JUDGED = "metrics.jsonl", "eval/"
 LARGEST = 1e100  # of a figure: what is drawn and compared must not overflow
 
 
@@ -53,7 +55,7 @@ class Metrics:
         self._optional: dict[str, Sink] = {}  # only for looking at: their failure must not stop a stage
         if not is_first():
             return
-        self._sinks = [JsonLines(folder / "metrics.jsonl", progress.step), Console(stage, progress)]
+        self._sinks = [JsonLines(folder / METRICS, progress.step), Console(stage, progress)]
         if stage.log.tensorboard:
             with self._may_fail("tensorboard"):
                 self._optional["tensorboard"] = TensorBoard(folder / "tensorboard", progress)
@@ -150,11 +152,16 @@ class JsonLines(Sink):
         self._file.close()
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a kill cut off is left out. A value may be NaN or infinite.
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl by their steps; a line that a kill cut off is left out. A value may be NaN or
+    infinite.
 
     Raises UserError for a file that cannot be read and for a record without its place or with what is no number.
     """
+    return sorted(_records(path), key=lambda record: record["step"])
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -172,6 +179,11 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             if not _is_figure(key, value):
                 raise UserError(f"{path}, line {number}: {one_line(key)} is {show(value)}")
         yield record
+
+
+def judged(path: Path) -> set[int]:
+    """The steps of whose evaluations there are records."""
+    return {record["step"] for record in read(path) if any(key.startswith(JUDGED) for key in record)}
 
 
 def _is_figure(key: str, value: Any) -> bool:
@@ -221,7 +233,9 @@ class Console(Sink):
             print(line, file=sys.stderr, flush=True)
 
     def _text(self, record: Record, keys: Iterable[str]) -> str:
-        return ", ".join(FORMATS[key].format(record[key]) for key in keys if key in record)
+        words = [FORMATS[key].format(record[key]) for key in keys if key in record]
+        words += [f"{key.removeprefix(JUDGED)} {record[key]:.4f}" for key in record if key.startswith(JUDGED)]
+        return ", ".join(words)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -25,12 +25,13 @@ from pretrain.event.plan import of_patch
 from pretrain.guard.health import Rollback, note, roll_back
 from pretrain.guard.recheck import suspect
 from pretrain.guard.watchdog import STEP, Watchdog
+from pretrain.judge.beside import Beside
 from pretrain.runtime import startup
 from pretrain.runtime.ranks import agreed, is_first
 from pretrain.schedule.curve import rates
 from pretrain.schedule.ending import Ending, keep_decision
 from pretrain.stage.apply_schedule import Pacing
-from pretrain.stage.metrics import Metrics
+from pretrain.stage.metrics import METRICS, Metrics, judged
 from pretrain.stage.resolved import Resolved
 from pretrain.stage.teach import flops_per_token, teach
 from pretrain.stage.validate import Validation
@@ -68,6 +69,9 @@ class Run:
         if is_first():
             (self.folder / "config.yaml").write_text(to_yaml(given))
         self.metrics = Metrics(self.folder, curriculum, self.stage, progress, resolved.layout.world)
+        self.beside = None
+        if is_first() and given.eval.tasks:
+            self.beside = Beside(self.folder, given, judged(self.folder / METRICS), progress.step)
 
     def __enter__(self) -> Run:
         return self
@@ -89,6 +93,8 @@ class Run:
                 self._finish_event(began)
             self.metrics.log(self.state.progress, **self.record)
         self._fields().frozen()  # what could not be saved is not trained
+        if self.given.eval.tasks and self.state.parent and not self.state.progress.step:
+            self.save_if_due(now=False)  # what the growth event has done is judged too
         if back:
             self.metrics.log(self.state.progress, rolled_back_from=back.since)
         self._turn = _idle()
@@ -195,13 +201,30 @@ class Run:
         if now or regular:
             self.watchdog.beat("checkpoint", step)
             with self._apart():
-                self.checkpointer.save(step, boxes(self.engine), self._fields(), spare=self.state.health.good)
+                self.checkpointer.save(
+                    step, boxes(self.engine), self._fields(), spare=partial(self._spare, self.state.health.good)
+                )
                 saved = self.checkpointer.wait() if now or patching else None
             self._written = False  # the last step knew nothing of this one
         saved = saved or self.checkpointer.poll(self._written)
         if saved:
             seconds = {"checkpoint_stall_seconds": saved.stall_seconds, "checkpoint_seconds": saved.write_seconds}
             self.metrics.log(self.state.progress, **seconds)
+        if self.beside and (saved or step % self.given.log.interval == 0):
+            self._judge(begin=saved is not None)
+
+    def _spare(self, good: int) -> set[int]:
+        """Steps whose checkpoints stay longer than others: the way back, and what is still to be evaluated."""
+        return {good} | (self.beside.spared() if self.beside else set())
+
+    def _judge(self, begin: bool) -> None:
+        """Takes over what evaluations there are by now, at the places of their checkpoints; begins those that wait."""
+        assert self.beside
+        for record in self.beside.news():
+            place = {key: getattr(record, key) for key in ("step", "tokens", "flops", "seconds")}
+            self.metrics.log(replace(self.state.progress, **place), **record.figures())
+        if begin:
+            self.beside.begin()
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -227,6 +250,8 @@ class Run:
             log.warning("%s ends with %d layers, and its patches make %d: %s", self.given.name, layers, planned, late)
         keep_decision(self.folder, "end", self.ending.decision(self.state.progress))
         mark_done(self.folder, {**vars(self.state.progress), **self.record})
+        if self.beside:
+            self.beside.begin()  # of the last checkpoint
 
     def _drive(self, engine: Engine, state: State) -> None:
         """Go on with this engine, from here."""

@@ -40,11 +40,13 @@ def test_retention(tmp_path: Path) -> None:
 def test_retention_spares_the_way_back_and_a_rollback_hides_what_is_after_it(tmp_path: Path) -> None:
     with Checkpointer(tmp_path, keep_last=1) as checkpointer:
         for step in (1, 2, 3):
-            checkpointer.save(step, entries(state(SHAPES, step)), fields_of(SHAPES, step), spare=1)
+            checkpointer.save(step, entries(state(SHAPES, step)), fields_of(SHAPES, step), spare=lambda: [1])
         assert [p.name for p in steps(tmp_path)] == ["step-00000003", "step-00000001"]
         abandon(tmp_path, 1)
         assert find(tmp_path).path == step_folder(tmp_path, 1)
-        checkpointer.save(3, entries(state(SHAPES, 4)), fields_of(SHAPES, 3), spare=1)  # on another way, and no error
+        checkpointer.save(
+            3, entries(state(SHAPES, 4)), fields_of(SHAPES, 3), spare=lambda: [1]
+        )  # on another way, and no error
         assert not verify_all(step_folder(tmp_path, 3))
         abandon(tmp_path, 0)
         assert find(tmp_path).path is None
