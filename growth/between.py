@@ -10,6 +10,7 @@ from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.family import LAYERS
 from growth.moments import DEFAULT_MOMENTS, Moments
+from growth.mup import Mup
 from growth.operators import AXES, OPERATORS, Operator, default
 from growth.plan import Plan, merge
 from growth.step import Step, attaching, merging
@@ -23,6 +24,7 @@ def between(
     seed: int,
     init_std: float,
     pieces: Sequence[Sequence[int]] | None = None,
+    mup: Mup | None = None,
 ) -> Plan:
     """The plan that grows `old` to the sizes and blocks of `new`.
 
@@ -31,7 +33,7 @@ def between(
     Adapters of `old` are merged before anything grows, and those of `new` attached afresh after it, even where nothing
     grows. The scalars of `new` are not used: they follow from those of `old` and the operators, and the plan's `new`
     holds them. `pieces` are, for each new token, the old ids that spell it: the vocabulary needs them unless its policy
-    is another than the default.
+    is another than the default. `mup` multiplies the init of what is new.
     Raises GrowthError for another family, an unknown policy, an axis that shrinks without an operator that was named
     for it, and what an operator cannot do.
     """
@@ -63,7 +65,7 @@ def between(
         arch = steps[-1].new
     if not steps and moments.old == "reset":
         steps.append(Step(arch, arch, ("moments: reset",), True))  # There is nothing else to do.
-    return Plan(old, arch, merge(tuple(replace(s, moments=moments) for s in steps)), seed, init_std)
+    return Plan(old, arch, merge(tuple(replace(s, moments=moments) for s in steps)), seed, init_std, mup)
 
 
 def _check_direction(operator: Operator, axis: str, old: int, new: int) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from growth.adapters import RANK
-from growth.architecture import in_words
+from growth.architecture import Architecture, in_words
 from growth.family import LAYERS, TensorSpec
 from growth.maps import AxisMap, LayerMap
+from growth.mup import Factors, Mup
 from growth.plan import Plan
 from growth.step import Step
 
@@ -52,6 +53,18 @@ def describe_plan(plan: Plan) -> str:
         ]
         lines.append(table(rows))
     return "\n".join(lines)
+
+
+def describe_mup(mup: Mup, arch: Architecture) -> str:
+    """A table: what muP multiplies, by groups of rows of the family's table that have the same factors."""
+    groups: dict[Factors, list[str]] = {}
+    for row in arch.rows:
+        name = row.name.removesuffix(".weight").rpartition("{layer}.")[2]
+        groups.setdefault(mup.factors(arch, row), []).append(name)
+    head = ["init x", "rate x", "epsilon x", "decay x", "of"]
+    rows = [[*(f"{x:.4g}" for x in (f.init, f.rate, f.eps, f.decay)), ", ".join(names)] for f, names in groups.items()]
+    base = ", ".join(f"{key} {value}" for key, value in mup.to_json().items() if value)
+    return f"muP, where the base model has {base}\n{table([head, *rows])}"
 
 
 def _shape(sizes: object, spec: TensorSpec) -> str:

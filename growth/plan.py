@@ -19,6 +19,7 @@ from growth.evaluate.box_values import FreshInit, evaluate, init
 from growth.evaluate.recipe import Recipe, check_box
 from growth.evaluate.sources import MixCache, Read
 from growth.generations import Generations
+from growth.mup import Mup
 from growth.step import Step
 
 FORMAT = 2
@@ -27,13 +28,15 @@ FORMAT = 2
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A growth event: `steps` lead from `old` to `new`; step n reads through step n - 1. Without `old` the model is
-    initialised afresh; without steps it is the old one. `seed` and `init_std` make fresh elements."""
+    initialised afresh; without steps it is the old one. `seed` and `init_std` make fresh elements, with the factors of
+    `mup` if that is given."""
 
     old: Architecture | None
     new: Architecture
     steps: tuple[Step, ...]
     seed: int
     init_std: float
+    mup: Mup | None = None
 
     def __post_init__(self) -> None:
         shapes = [self.old, *(s.new for s in self.steps)]
@@ -82,7 +85,7 @@ class Plan:
             if kind != "weight":
                 value = torch.zeros(box.shape, dtype=dtype) if out is None else out.zero_()
             else:
-                value = init(tensor, box, FreshInit(self.seed, self.init_std, self.new.branches)).to(dtype)
+                value = init(tensor, box, self._fresh_init(self.seed, self.new)).to(dtype)
         else:
             place = out if out is not None and out.dtype == dtype else None
             value = self._through(len(self.steps), name, box, read, kind, dtype, place, cache)
@@ -91,7 +94,11 @@ class Plan:
     @cached_property
     def _fresh(self) -> tuple[FreshInit, ...]:
         """What the fresh elements of each step are drawn with."""
-        return tuple(FreshInit(draws(self.seed, s.old), self.init_std, s.new.branches) for s in self.steps)
+        return tuple(self._fresh_init(draws(self.seed, s.old), s.new) for s in self.steps)
+
+    def _fresh_init(self, seed: int, arch: Architecture) -> FreshInit:
+        factors = {row.name: self.mup.factors(arch, row).init for row in arch.rows} if self.mup else {}
+        return FreshInit(seed, self.init_std, arch.branches, factors)
 
     def _through(
         self,
@@ -181,7 +188,7 @@ class Plan:
         """
         if later.old != self.new:
             raise GrowthError(f"a plan for {_sizes(later.old)} cannot follow one that ends at {_sizes(self.new)}")
-        return Plan(self.old, later.new, merge((*self.steps, *later.steps)), self.seed, self.init_std)
+        return Plan(self.old, later.new, merge((*self.steps, *later.steps)), self.seed, self.init_std, self.mup)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -191,6 +198,7 @@ class Plan:
             "seed": self.seed,
             "init_std": self.init_std,
             "steps": [s.to_json() for s in self.steps],
+            **({"mup": self.mup.to_json()} if self.mup else {}),
         }
 
     @staticmethod
@@ -205,7 +213,8 @@ class Plan:
             if before is None:
                 raise GrowthError("a plan without a parent has no steps")
             steps.append(Step.from_json(before, step))
-        return Plan(old, Architecture.from_json(data["new"]), tuple(steps), data["seed"], data["init_std"])
+        mup = Mup.from_json(data["mup"]) if "mup" in data else None
+        return Plan(old, Architecture.from_json(data["new"]), tuple(steps), data["seed"], data["init_std"], mup)
 
 
 def _sizes(arch: Architecture | None) -> str:
@@ -232,10 +241,10 @@ def merge(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     return tuple(merged)
 
 
-def initial(arch: Architecture, seed: int, init_std: float) -> Plan:
+def initial(arch: Architecture, seed: int, init_std: float, mup: Mup | None = None) -> Plan:
     """A growth from nothing: normal with standard deviation `init_std`, in residual branches `init_std` over
-    sqrt(2 * blocks) (Radford et al., 2019, section 2.3); norms one, biases zero."""
-    return Plan(None, arch, (), seed, init_std)
+    sqrt(2 * blocks) (Radford et al., 2019, section 2.3); norms one, biases zero; times the factors of `mup`."""
+    return Plan(None, arch, (), seed, init_std, mup)
 
 
 def identity(arch: Architecture) -> Plan:

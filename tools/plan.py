@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from growth.describe import table
+from growth.describe import describe_mup, table
 from pretrain import config
 from pretrain.cli import command
 from pretrain.cli.command import Answer
@@ -70,6 +70,7 @@ def work(options: argparse.Namespace) -> Answer:
     text = [_stages(costs), *([table([["blocks", ""], *unusual])] if unusual else []), _batches(costs)]
     text += [_parameters(costs), _memory(costs, gpu), _traffic(costs)]
     text += [_pipelines(costs)] if any(c.layout.pp > 1 for c in costs) else []
+    text += [f"{c.stage.name}: {describe_mup(mup, c.arch)}" for c in costs if (mup := c.stage.train.mup.base())]
     return Answer("\n\n".join([*text, _total(costs), _assumptions(options, gpu)]), _data(costs))
 
 

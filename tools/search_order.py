@@ -78,6 +78,8 @@ def work(options: argparse.Namespace) -> command.Answer:
         raise UserError(
             f"model.family: {arch.family} has no layers of kind {', '.join(missing)}: choose another family"
         )
+    if stage.train.mup.base_hidden:
+        raise UserError("train.mup: a search trains all tensors at one rate; give train.lr for this width, without it")
     device = _device(options.device)
     folder = options.out or Path(curriculum.output) / f"{curriculum.name}-order"
     feed = open_feed(stage)

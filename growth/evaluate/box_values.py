@@ -8,8 +8,8 @@ more than one pass is done a chunk at a time, which stays in the cache.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,21 +29,23 @@ from growth.random import philox
 @dataclass(frozen=True)
 class FreshInit:
     """What fresh elements are drawn with: `std` is that of normal ones; in a residual branch it is divided by the
-    square root of `branches`, the number of residual branches of the new model."""
+    square root of `branches`, the number of residual branches of the new model. `factors`, by the name of a row of the
+    family's table, multiply what that row starts with."""
 
     seed: int
     std: float
     branches: int
+    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 def init(tensor: LogicalTensor, box: Box, fresh: FreshInit, out: torch.Tensor | None = None) -> torch.Tensor:
     """The fresh init of a box, float32, in `out` if it is given: what a model without a parent has there."""
     out = torch.empty(box.shape) if out is None else out
-    how = tensor.spec.init
+    how, factor = tensor.spec.init, fresh.factors.get(tensor.spec.name, 1.0)
     if how in ("one", "zero"):
-        return out.fill_(1.0 if how == "one" else 0.0)
+        return out.fill_(factor if how == "one" else 0.0)
     std = fresh.std / fresh.branches**0.5 if how == "branch" else fresh.std
-    return philox.normal(fresh.seed, tensor.name, tensor.shape, box, std=std, out=out)
+    return philox.normal(fresh.seed, tensor.name, tensor.shape, box, std=std * factor, out=out)
 
 
 def evaluate(
@@ -117,7 +119,7 @@ def _unchanged(r: Recipe, runs: list[list[IndexRun]], olds: OldRegions) -> torch
 def _draw(target: torch.Tensor, places: Sequence[Index], r: Recipe, fresh: FreshInit) -> None:
     """A region of fresh elements; `places` says where it is in the box."""
     if r.tensor.spec.init in ("one", "zero"):
-        target.fill_(1.0 if r.tensor.spec.init == "one" else 0.0)
+        init(r.tensor, r.box, fresh, target)
         return
     index = [np.arange(n)[p] for p, n in zip(places, r.box.shape, strict=True)]
     whole = all(int(i[-1]) - int(i[0]) == len(i) - 1 for i in index)

@@ -203,6 +203,15 @@ class Step(TypedDict):
     approximate: list[Text]
 
 
+class Mup(TypedDict):
+    """A base model, as growth.mup.Mup.to_json writes it."""
+
+    hidden: Annotated[Count, Field(gt=0)]
+    heads: Count
+    ffn: Count
+    layers: Count
+
+
 class Plan(TypedDict):
     """A plan of growth, as growth.Plan.to_json writes it."""
 
@@ -212,6 +221,7 @@ class Plan(TypedDict):
     seed: Annotated[int, Field(strict=True)]
     init_std: Number
     steps: list[Step]
+    mup: NotRequired[Mup]
 
 
 class Event(TypedDict):

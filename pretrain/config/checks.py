@@ -17,7 +17,7 @@ from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
 from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
-from pretrain.config.train_keys import Lora, Train
+from pretrain.config.train_keys import Lora, Mup, Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 from pretrain.layout.work import totals
@@ -215,6 +215,9 @@ def _budget(stage: Stage) -> Iterator[str]:
             f"train.layer_drop.p: {train.layer_drop.p:g}, but where only train.lora is trained, a micro-batch without "
             "blocks has nothing to learn; choose 0, or train.lora.rest: train"
         )
+    for key in ("base_heads", "base_ffn", "base_layers"):
+        if not train.mup.base_hidden and (value := getattr(train.mup, key)):
+            yield f"train.mup.{key}: {value}, but train.mup.base_hidden is 0 or missing: give that of the base model"
     if train.min_lr > train.lr:
         yield f"train.min_lr: {train.min_lr:g} is more than the peak train.lr {train.lr:g}; lower it"
 
@@ -303,6 +306,11 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         return
     if new.from_scratch:
         return
+    if old.train.mup != new.train.mup and old.train.mup.base_hidden and new.train.mup.base_hidden:
+        yield (
+            f"train.mup: {_given(new.train.mup)} after {_given(old.train.mup)} in stage {old.name!r}; a base model is "
+            "that of a whole curriculum, so give it once, at the top of the file"
+        )
     before = old.at_end()
     named = {key for key, value in new.grow.policy().items() if key in OPERATORS and _shrinks(key, value)}
     # An order that is a word has no number of layers: the algebra compares its sublayers.
@@ -359,6 +367,10 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             )
         except GrowthError as error:
             yield f"{where}: {error}"
+
+
+def _given(mup: Mup) -> str:
+    return ", ".join(f"{key} {value}" for key, value in vars(mup).items() if value)
 
 
 def _shrinks(key: str, value: Any) -> bool:

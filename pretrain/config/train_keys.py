@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from growth.adapters import PARTS, Adapters
+from growth.mup import Mup as Base
 from pretrain.config.kinds import Count, Derived, Fraction, Positive, Size, Tokens
 from pretrain.config.section import Section
 
@@ -62,6 +63,27 @@ class Lora(Section):
 
 
 @dataclass(frozen=True)
+class Mup(Section):
+    """Maximal-update parametrization (Yang et al. 2022; Dey et al. 2025 for depth): a rate that is best for a narrow
+    model is best for a wide one. It multiplies the init of new weights, learning rate and epsilon of each tensor by
+    what its width is in the base model over what it is here; `train.lr` is then the rate of the base model. A learning
+    rate that is multiplied leaves weight decay as it is: a step decays by train.lr * train.weight_decay."""
+
+    base_hidden: Derived = 0
+    """`model.hidden` of the base model; 0 or absent: no muP. Keep it, in all stages of a curriculum."""
+    base_heads: Derived = 0
+    """Its `model.heads`, of the same head_dim; 0 or absent: as many for its hidden size as this model has."""
+    base_ffn: Derived = 0
+    """Its `model.ffn`; 0 or absent: as much for its hidden size as this model has."""
+    base_layers: Derived = 0
+    """Its layers, each an attention and an MLP; 0 or absent: depth changes no rate, and the init alone, as ever."""
+
+    def base(self) -> Base | None:
+        """For growth; None without a base model."""
+        return Base(self.base_hidden, self.base_heads, self.base_ffn, self.base_layers) if self.base_hidden else None
+
+
+@dataclass(frozen=True)
 class Train(Section):
     """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
 
@@ -106,6 +128,8 @@ class Train(Section):
     """AdamW's decay of the first and second moment, per step."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon."""
+    mup: Mup = Mup()
+    """Rates that transfer from a narrow model to a wide one."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
     dropout: Fraction = 0.0

@@ -20,9 +20,10 @@ class AdamW(torch.optim.Optimizer):
 
     Every generation has its learning rate (0: frozen; its moments go on), its weight decay, and its own step, so that
     the bias correction of what was born at a growth event starts at its birth. Weight decay is switched off by
-    segment. Whatever the number of generations, an element is read and written once: on a device, all elements by one
-    kernel (compile: see pretrain.kernels.fused). With one generation an update equals that of
-    torch.optim.AdamW(fused=True) bit for bit.
+    segment, and a segment's factors multiply learning rate and epsilon: a step decays by the generation's learning rate
+    times its weight decay, whatever the factor. Whatever the number of generations, an element is read and written
+    once: on a device, all elements by one kernel (compile: see pretrain.kernels.fused). With one generation an update
+    equals that of torch.optim.AdamW(fused=True) bit for bit.
 
     State of the partition: exp_avg and exp_avg_sq, like it. `steps`, `lrs` and `weight_decays` have an item for each
     generation: the updates it has had, and what the next one takes.
@@ -95,16 +96,17 @@ class AdamW(torch.optim.Optimizer):
         if mixes and self._on_device(partition):
             self._update_all(table, tensors)
             return
-        whole: dict[tuple[float, float], list[tuple[Segment, int]]] = {}
+        whole: dict[tuple[float, float, float], list[tuple[Segment, int]]] = {}
         for segment in self.segments:
             generations = {first[g] for g in segment.present}
             if len(generations) > 1:
                 continue
             (g,) = generations
-            weight_decay = self.weight_decays[g] if segment.decay else 0.0
-            whole.setdefault((self.lrs[g], weight_decay), []).append((segment, max(1, self.steps[g]) - 1))
-        for (lr, weight_decay), alike in whole.items():
-            self._update_whole(alike, lr, weight_decay, tensors)
+            weight_decay = self.weight_decays[g] / segment.rate if segment.decay else 0.0
+            how = (self.lrs[g] * segment.rate, weight_decay, group["eps"] * segment.eps)
+            whole.setdefault(how, []).append((segment, max(1, self.steps[g]) - 1))
+        for (lr, weight_decay, eps), alike in whole.items():
+            self._update_whole(alike, lr, weight_decay, eps, tensors)
         table_3G = torch.from_numpy(table.T.copy())
         for segment in mixes:
             self._update_mixed(segment, table_3G, tensors)
@@ -114,7 +116,12 @@ class AdamW(torch.optim.Optimizer):
         return partition.device.type != "cpu"
 
     def _update_whole(
-        self, alike: Sequence[tuple[Segment, int]], lr: float, weight_decay: float, tensors: tuple[Tensor, ...]
+        self,
+        alike: Sequence[tuple[Segment, int]],
+        lr: float,
+        weight_decay: float,
+        eps: float,
+        tensors: tuple[Tensor, ...],
     ) -> None:
         """Segments with the updates they have had, of one learning rate: torch's fused kernel."""
         params, grads, exp_avgs, exp_avg_sqs = ([x[s.start : s.stop] for s, _ in alike] for x in tensors)
@@ -134,7 +141,7 @@ class AdamW(torch.optim.Optimizer):
             beta2=group["betas"][1],
             lr=lr,
             weight_decay=weight_decay,
-            eps=group["eps"],
+            eps=eps,
         )
 
     def _update_mixed(self, segment: Segment, table_3G: Tensor, tensors: tuple[Tensor, ...]) -> None:
@@ -145,6 +152,7 @@ class AdamW(torch.optim.Optimizer):
         assert segment.rows is not None
         patterns = segment.rows.patterns
         p, g, m, v = (x[segment.start : segment.stop].view(-1, patterns.shape[1]) for x in tensors)
+        table_3G = table_3G * torch.from_numpy(_multipliers(segment.rate, segment.eps, True))[:, None]
         scale, shift, minus_decay = table_3G[:, patterns]  # [distinct rows, columns] each
         if not segment.decay:
             minus_decay = torch.zeros_like(minus_decay)
@@ -155,20 +163,28 @@ class AdamW(torch.optim.Optimizer):
     def _update_all(self, table: np.ndarray, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         """All segments at once on a device. table: the coefficients of each generation, [G, 3]."""
         count, device = len(table), tensors[0].device
+        kinds = list(dict.fromkeys((s.rate, s.eps) for s in self.segments))
+        last = 2 * count * len(kinds)
         if self._codes is None or self._codes[0] is not self.segments:
-            codes = torch.full(tensors[0].shape, 2 * count, dtype=torch.uint8 if count < 128 else torch.int16)
+            codes = torch.full(tensors[0].shape, last, dtype=torch.uint8 if last < 256 else torch.int16)
             self._codes = self.segments, codes.to(device)
             for segment in self.segments:
                 here = self._codes[1][segment.start : segment.stop]
-                off = 0 if segment.decay else count
+                off = 2 * count * kinds.index((segment.rate, segment.eps)) + (0 if segment.decay else count)
                 if segment.rows is None:
                     here.fill_(segment.present[0] + off)
                 else:
                     each = (segment.rows.patterns + off).to(here.dtype)
                     torch.index_select(each, 0, segment.rows.index, out=here.view(len(segment.rows.index), -1))
-        columns = np.concatenate((table, table * np.array([1, 1, 0], "f4"), [[0, -math.inf, 0]])).T
+        tables = [table * _multipliers(rate, eps, decay) for rate, eps in kinds for decay in (True, False)]
+        columns = np.concatenate((*tables, [[0, -math.inf, 0]])).T
         sent = _sent(torch.from_numpy(columns.astype("f4", order="C")), device)
         adamw_mixed.update_all(tensors, self._codes[1], sent, self.param_groups[0]["betas"], self.compile)
+
+
+def _multipliers(rate: float, eps: float, decay: bool) -> np.ndarray:
+    """fp32 [3]: what a segment's factors do to the coefficients of its generations."""
+    return np.array([1 / rate, eps / rate, decay], "f4")
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ def engine_of(arch: Architecture, layout: Layout, train: Train) -> Engine:
             train.layer_drop,
             train.lora.dropout,
         ),
-        Adam(train.betas, train.eps, train.weight_decay, train.clip),
+        Adam(train.betas, train.eps, train.weight_decay, train.clip, train.mup.base()),
         seq_len=train.seq_len,
         micro_batch=train.micro_batch,
     )

@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from growth.architecture import Architecture
+from growth.mup import Factors, Mup
 from pretrain import families
 from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
@@ -38,12 +39,14 @@ from pretrain.losses import Term
 
 @dataclass(frozen=True)
 class Adam:
-    """AdamW's constants and the gradient clipping threshold (0: no clipping)."""
+    """AdamW's constants, the gradient clipping threshold (0: no clipping), and the base model of muP (None: every
+    tensor learns at the rate that is given)."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    mup: Mup | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Engine:
         table = parameters(arch, layout, pp_rank, tp_rank)
         self.parameters = list(zip(table, chunks.parameters(), strict=True))
         self.owned = self._owned()
-        self._clip = adam.clip
+        self._clip, self._mup = adam.clip, adam.mup
         self._one = torch.ones((), dtype=torch.int, device=self.device)
         self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
         self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
@@ -135,8 +138,18 @@ class Engine:
                 box.view(ids).copy_(generation(box))
             shape = owned.parameter.shape
             columns, decay = (shape[-1], True) if len(shape) > 1 else (len(ids), False)
-            parts += segments(owned.offset, ids, columns, owned.start % columns, decay, self.device)
+            by = self._factors(owned.parameter)
+            into = owned.start % columns
+            parts += segments(owned.offset, ids, columns, into, decay, self.device, by.rate, by.eps)
         self.adam.describe(parts, steps)
+
+    def _factors(self, parameter: Parameter) -> Factors:
+        """Of muP; a parameter that is made of several logical tensors is made of such as have the same."""
+        if self._mup is None or not parameter.pieces:
+            return Factors()
+        rows = {self.arch.tensor(piece.tensor).spec for piece in parameter.pieces}
+        (factors,) = {self._mup.factors(self.arch, row) for row in rows}
+        return factors
 
     def freeze(self, frozen: Frozen) -> None:
         """From here on, neither differentiate nor update these parts; once, after `describe_generations`.

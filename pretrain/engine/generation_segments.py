@@ -25,7 +25,8 @@ class Rows:
 class Segment:
     """The elements [start, stop) of a partition that share weight decay.
 
-    present: the generations among them; rows: which element has which, None when there is only one.
+    present: the generations among them; rows: which element has which, None when there is only one. rate and eps
+    multiply the learning rate of each generation and Adam's epsilon; weight decay is not multiplied by rate.
     """
 
     start: int
@@ -33,18 +34,29 @@ class Segment:
     decay: bool
     present: tuple[int, ...]
     rows: Rows | None = None
+    rate: float = 1.0
+    eps: float = 1.0
 
 
-def segments(start: int, ids: Tensor, columns: int, into: int, decay: bool, device: torch.device) -> Iterator[Segment]:
+def segments(
+    start: int,
+    ids: Tensor,
+    columns: int,
+    into: int,
+    decay: bool,
+    device: torch.device,
+    rate: float = 1.0,
+    eps: float = 1.0,
+) -> Iterator[Segment]:
     """Describe a flat range of a parameter that lies at `start` in the partition.
 
     ids: uint8 [elements], the generation of each. columns: the length of the parameter's rows; into: how many elements
-    of its first row are not in the range (a partition may begin and end inside a row).
+    of its first row are not in the range (a partition may begin and end inside a row). rate, eps: see Segment.
     """
     present = tuple(ids.unique().tolist())
     if len(present) < 2:
         if present:
-            yield Segment(start, start + len(ids), decay, present)
+            yield Segment(start, start + len(ids), decay, present, None, rate, eps)
         return
     head = min(-into % columns, len(ids))
     full = (len(ids) - head) // columns * columns
@@ -53,7 +65,7 @@ def segments(start: int, ids: Tensor, columns: int, into: int, decay: bool, devi
             part = ids[a:b]
             present = tuple(part.unique().tolist())
             rows = _rows(part.view(-1, width), device) if len(present) > 1 else None
-            yield Segment(start + a, start + b, decay, present, rows)
+            yield Segment(start + a, start + b, decay, present, rows, rate, eps)
 
 
 def _rows(ids: Tensor, device: torch.device) -> Rows:

@@ -131,7 +131,8 @@ def plan_of(curriculum: Curriculum, stage: Stage, parent: Manifest | None, token
     that is impossible, UserError when the rows of the parent's vocabulary are not in the order of the tokenizer.
     """
     if parent is None:
-        return growth.initial(stage.architecture(), _seed(curriculum, stage), stage.model.init_std)
+        seed, mup = _seed(curriculum, stage), stage.train.mup.base()
+        return growth.initial(stage.architecture(), seed, stage.model.init_std, mup)
     old = Architecture.from_json(parent.architecture)
     _check_vocabulary(parent.events, tokenizer, stage.model.vocab > old.sizes["vocab"])
     return _between(curriculum, stage, old, tokenizer)
@@ -146,7 +147,8 @@ def _between(curriculum: Curriculum, stage: Stage, old: Architecture, tokenizer:
             raise UserError(f"the vocabulary grows from {rows} to {wanted}, which needs the tokenizer of the corpus")
         pieces = tokenizer.new_pieces(rows, wanted)
     policy = factor_files.filled(stage.grow.policy())
-    return growth.between(old, new, policy, seed=seed, init_std=stage.model.init_std, pieces=pieces)
+    mup = stage.train.mup.base()
+    return growth.between(old, new, policy, seed=seed, init_std=stage.model.init_std, pieces=pieces, mup=mup)
 
 
 def patch_plan(curriculum: Curriculum, stage: Stage, number: int, old: Architecture) -> Plan:
@@ -156,7 +158,8 @@ def patch_plan(curriculum: Curriculum, stage: Stage, number: int, old: Architect
     policy = {"layers": {"operator": "insert", "at": [{"index": patch.index, "init": init}]}}
     new = old.replace({"layers": old.layers + 1})
     seed = _seed(curriculum, stage) + (number + 1 << 48)
-    return growth.between(old, new, policy, seed=seed, init_std=stage.model.init_std)
+    mup = stage.train.mup.base()
+    return growth.between(old, new, policy, seed=seed, init_std=stage.model.init_std, mup=mup)
 
 
 def _seed(curriculum: Curriculum, stage: Stage) -> int:

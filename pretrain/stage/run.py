@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from growth.describe import describe_mup
 from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import to_yaml
 from pretrain.config.checks import due
@@ -256,6 +257,8 @@ class Run:
     def _drive(self, engine: Engine, state: State) -> None:
         """Go on with this engine, from here."""
         self.engine = engine
+        if is_first() and (mup := self.stage.train.mup.base()):
+            log.info("%s", describe_mup(mup, state.arch))
         self.state = self.pacing.set(engine, state)
         teach(self.resolved, engine)
         self.validation = Validation(engine, self.feed)

@@ -61,27 +61,40 @@ CASES = {
 }
 
 
+ByName = dict[str, float] | dict[str, torch.Tensor]
+
+
+def one(arch: Architecture) -> dict[str, float]:
+    return dict.fromkeys(arch.tensors(), 1.0)
+
+
 def assert_same_trajectory(plan: Plan) -> None:
     """50 steps after growth are the growth of 50 steps, under lr * a, eps * c and decay / a per tensor."""
     assert plan.old is not None
     assert plan.approximate == ()
-    before = state(plan.old, trained(plan.old))
-    for kind in ("exp_avg", "exp_avg_sq"):
-        before[kind] = {n: torch.zeros_like(w) for n, w in before[kind].items()}
-    one = dict.fromkeys(plan.old.tensors(), 1.0)
-    train(plan.old, before, range(1, 11), one, one)
 
     def ones(kind: str, name: str, box: Box) -> torch.Tensor:
         return torch.ones(box.shape, dtype=torch.float64)
+
+    a = {n: whole(plan, n, ones) for n in plan.new.tensors()}
+    c = {n: whole(plan, n, ones, "exp_avg") for n in plan.new.tensors()}
+    assert_follows(plan, (one(plan.old), one(plan.old)), (a, c))
+
+
+def assert_follows(plan: Plan, small: tuple[ByName, ByName], large: tuple[ByName, ByName]) -> None:
+    """50 steps after growth are the growth of 50 steps, each model with its own (a, c): see `train`."""
+    assert plan.old is not None
+    before = state(plan.old, trained(plan.old))
+    for kind in ("exp_avg", "exp_avg_sq"):
+        before[kind] = {n: torch.zeros_like(w) for n, w in before[kind].items()}
+    train(plan.old, before, range(1, 11), *small)
 
     def grow(s: State) -> State:
         return {kind: {n: whole(plan, n, reading(s), kind) for n in plan.new.tensors()} for kind in s}
 
     after = grow(before)
-    a = {n: whole(plan, n, ones) for n in plan.new.tensors()}
-    c = {n: whole(plan, n, ones, "exp_avg") for n in plan.new.tensors()}
-    train(plan.old, before, range(11, 61), one, one)
-    train(plan.new, after, range(11, 61), a, c)
+    train(plan.old, before, range(11, 61), *small)
+    train(plan.new, after, range(11, 61), *large)
     expected = grow(before)
     for name, w in after["weight"].items():
         scale = expected["weight"][name].abs().max()

@@ -223,6 +223,11 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             {"stages.1.train.lora": {"rank": 4}, "stages.1.train.layer_drop": 0.1},
             ["stages[1].train.layer_drop.p: 0.1, but where only train.lora is trained", "or train.lora.rest: train"],
         ),
+        ({"train.mup": {"base_ffn": 64}}, ["stages[0].train.mup.base_ffn: 64, but train.mup.base_hidden is 0"]),
+        (
+            {"train.mup": {"base_hidden": 64}, "stages.1.train.mup": {"base_layers": 2}},
+            ["stages[1].train.mup: base_hidden 64, base_layers 2 after base_hidden 64 in stage 'one'; a base model"],
+        ),
         ({"train.lora": {"rank": 4}}, ["stages[0].train.lora.rank: 4, but adapters are of a model that has been"]),
         (
             {"stages.0.model.share": 2, "stages.0.patches": [{"at": 0.5, "index": 1}]},

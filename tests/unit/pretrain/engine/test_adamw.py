@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -63,21 +63,31 @@ def test_one_generation_is_torch_bit_for_bit(cuts: list[int]) -> None:
     assert adam.steps == [100]
 
 
-class Reference:
-    """Every block of one generation as a parameter, and a group, of its own."""
+FACTORS = ((1.0, 1.0), (0.25, 1e4), (0.5, 0.5))  # of the learning rate, and of epsilon
 
-    def __init__(self, start: Tensor, ids: Tensor, decays: Tensor, weight_decays: list[float]) -> None:
-        self.at = [(g, d, (ids == g) & (decays == d)) for g in range(len(weight_decays)) for d in (True, False)]
+
+class Reference:
+    """Every block of one generation, with and without decay and with its factors (kinds: which of FACTORS), as a
+    parameter, and a group, of its own."""
+
+    def __init__(
+        self, start: Tensor, ids: Tensor, decays: Tensor, weight_decays: list[float], kinds: Tensor | None = None
+    ) -> None:
+        kinds = torch.zeros_like(ids) if kinds is None else kinds
+        every = product(range(len(weight_decays)), (True, False), range(len(FACTORS)))
+        self.at = [(g, FACTORS[k][0], (ids == g) & (decays == d) & (kinds == k)) for g, d, k in every]
         self.parameters = [torch.nn.Parameter(start[mask].double()) for _, _, mask in self.at]
+        every = product(range(len(weight_decays)), (True, False), range(len(FACTORS)))
         groups = [
-            {"params": [p], "weight_decay": weight_decays[g] if d else 0.0, "lr": 0.0}
-            for (g, d, _), p in zip(self.at, self.parameters, strict=True)
+            {"params": [p], "weight_decay": d * weight_decays[g] / FACTORS[k][0], "lr": 0.0}
+            | {"eps": HOW["eps"] * FACTORS[k][1]}
+            for (g, d, k), p in zip(every, self.parameters, strict=True)
         ]
-        self.adam = torch.optim.AdamW(groups, **HOW)
+        self.adam = torch.optim.AdamW(groups, betas=HOW["betas"])
 
     def step(self, gradient: Tensor, lrs: list[float]) -> None:
-        for (g, _, mask), p, group in zip(self.at, self.parameters, self.adam.param_groups, strict=True):
-            p.grad, group["lr"] = gradient[mask].double(), lrs[g]
+        for (g, factor, mask), p, group in zip(self.at, self.parameters, self.adam.param_groups, strict=True):
+            p.grad, group["lr"] = gradient[mask].double(), factor * lrs[g]
         self.adam.step()
 
     def forget(self, generation: int) -> None:
@@ -114,20 +124,23 @@ def layouts(draw: st.DrawFn) -> tuple[Tensor, list[tuple[int, int, int, bool]]]:
     return torch.cat(ids), parts
 
 
-def described(ids: Tensor, parts: list[tuple[int, int, int, bool]]) -> tuple[list[Segment], Tensor]:
-    found, decays, start = [], torch.zeros(len(ids), dtype=torch.bool), 0
-    for columns, into, length, decay in parts:
-        found += segments(start, ids[start : start + length], columns, into, decay, CPU)
+def described(ids: Tensor, parts: list[tuple[int, int, int, bool]]) -> tuple[list[Segment], Tensor, Tensor]:
+    """Segments; and of each element, whether it decays and which of FACTORS it has: the parts have them by turns."""
+    found, decays, kinds, start = [], torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids)), 0
+    for number, (columns, into, length, decay) in enumerate(parts):
+        kind = number % len(FACTORS)
+        found += segments(start, ids[start : start + length], columns, into, decay, CPU, *FACTORS[kind])
         decays[start : start + length] = decay
+        kinds[start : start + length] = kind
         start += length
-    return found, decays
+    return found, decays, kinds
 
 
 @settings(max_examples=60, deadline=None)
 @given(layouts())
 def test_segments_say_what_every_element_is(layout: tuple[Tensor, list[tuple[int, int, int, bool]]]) -> None:
     ids, parts = layout
-    found, decays = described(ids, parts)
+    found, decays, _ = described(ids, parts)
     assert [s.start for s in found] == [0, *(s.stop for s in found[:-1])]
     assert found[-1].stop == len(ids)
     for s in found:
@@ -145,7 +158,8 @@ def test_segments_say_what_every_element_is(layout: tuple[Tensor, list[tuple[int
 def test_generations_are_parameter_groups(
     layout: tuple[Tensor, list[tuple[int, int, int, bool]]], seed: int, part: int | None
 ) -> None:
-    """Own rates, own weight decay and own births, on any arrangement; the reference is double precision."""
+    """Own rates, own weight decay, own births and own factors, on any arrangement; the reference is double
+    precision."""
     ids, parts = layout
     count = 4
     draw = torch.Generator().manual_seed(seed)
@@ -156,10 +170,10 @@ def test_generations_are_parameter_groups(
         if part:  # as on a device, in parts of so many elements
             patch.setattr(AdamW, "_on_device", lambda *_: True)
             patch.setattr(adamw_mixed, "_PART", part)
-        found, decays = described(ids, parts)
+        found, decays, kinds = described(ids, parts)
         ours, adam = flat(start)
         adam.describe(found, [0] * count, weight_decays)
-        reference = Reference(start, ids, decays, weight_decays)
+        reference = Reference(start, ids, decays, weight_decays, kinds)
         exp_avg, exp_avg_sq = adam.moments(ours)
         for n, gradient in enumerate(gradients(20, len(ids), seed)):
             if n in (5, 9):  # a generation is born: its moments are gone and its step is 0
