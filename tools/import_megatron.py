@@ -1,6 +1,7 @@
 """Imports a checkpoint of Megatron-LM with the state of its optimizer, so that its run can be grown.
 
-FOLDER is what Megatron-LM calls --save (its newest checkpoint is taken), or one checkpoint in it, as torch_dist.
+FOLDER is what Megatron-LM calls --save (its newest checkpoint is taken), or one checkpoint in it: as torch_dist, or as
+the older format with a file for each rank (mp_rank_00/model_optim_rng.pt).
 STAGE is a folder runs/NAME/STAGE; name that stage first in the curriculum, with the model's own shape, and the next
 stage grows from it, with its moments. The pickles in such a folder are read as data, and nothing that they name is
 run: one that asks for anything but tensors and plain data is refused. Tensors are read a piece at a time. An import

@@ -8,6 +8,7 @@ from typing import Any
 
 from pretrain.errors import UserError
 from pretrain.runtime.documents import show
+from pretrain.stacks.ranks import FOLDER, open_ranks
 from pretrain.stacks.source import Opened
 from pretrain.stacks.torch_dist import COMMON, METADATA, open_torch_dist
 
@@ -28,6 +29,8 @@ def opened(folder: Path, given: Mapping[str, Any] | None = None, moments: bool =
             f"{folder}: a checkpoint of torch's own distributed checkpoint (there is no {COMMON}), as FSDP writes it: "
             "save it as torch_dist in Megatron-LM"
         )
+    if any(FOLDER.fullmatch(path.name) for path in folder.iterdir()):
+        return open_ranks(folder, given, moments)
     raise UserError(
         f"{folder}: no checkpoint of Megatron-LM or DeepSpeed: name a folder with {TRACKER}, or one such as "
         "iter_0001000, or global_step1000"

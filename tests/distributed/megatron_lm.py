@@ -171,3 +171,50 @@ def imported_and_trained(arch: Architecture, how: dict[str, Any], path: str, bef
         fill(engine, growth.identity(arch), reader)
         publish(engine, State.from_reader(reader))
     return [loss for loss, _ in ranks.train(engine, ranks.batches(arch, before + after)[before:])]
+
+
+def save_ranks(arch: Architecture, how: dict[str, Any], half: bool, root: str) -> Any:
+    """A run of ours under a layout, saved here, and as each rank of Megatron-LM saves the same model: what it owns."""
+    engine = ranks.engine_for(arch, how)
+    ranks.begin(engine)
+    ranks.train(engine, ranks.batches(arch, 2))
+    layout = engine.layout
+    pp_rank, _, tp_rank = layout.coordinates(dist.get_rank())
+    names = [f"model{i}" for i in range(layout.virtual)] if layout.virtual > 1 else ["model"]
+    dtype = torch.bfloat16 if half else torch.float32
+    models = {
+        name: {
+            key: value.to(dtype) for key, value in chunk.state_dict_for_save_checkpoint().items() if value is not None
+        }
+        for name, chunk in zip(names, engine.chunks, strict=True)
+    }
+    full = {o.parameter.name: o for o in engine.owned}
+    listed = [p for p, _ in engine.parameters]
+    groups = [[p for p in listed if len(p.shape) > 1], [p for p in listed if len(p.shape) == 1]]
+    ids = {p.name: i for i, p in enumerate(part for group in groups for part in group)}
+    inner = {
+        "state": {
+            ids[p.name]: {k: getattr(full[p.name], k).clone().view(p.shape) for k in ("exp_avg", "exp_avg_sq")}
+            for p in listed
+        },
+        "param_groups": [
+            {"params": [ids[p.name] for p in group], "wd_mult": decay, "step": 2, "betas": BETAS}
+            for group, decay in zip(groups, (1.0, 0.0), strict=True)
+        ],
+    }
+    masters = [[full[p.name].weight.clone().view(p.shape) for p in group] for group in groups]
+    for group in masters:
+        for tensor in group:
+            tensor.tensor_model_parallel = True  # type: ignore[attr-defined]
+    state = {
+        "args": argparse.Namespace(**arguments(arch, layout)),
+        "checkpoint_version": 3.0,
+        "iteration": 2,
+        **models,
+        "optimizer": {"optimizer": inner, "fp32_from_fp16_params": masters} if half else inner,
+    }
+    name = f"mp_rank_{tp_rank:02d}" + (f"_{pp_rank:03d}" if layout.pp > 1 else "")
+    folder = Path(root) / "iter_0000002" / name
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "model_optim_rng.pt")
+    return ranks.collected(engine)

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from pretrain.checkpoint import find, is_done
-from pretrain.checkpoint.find import step_folder
+from growth import Architecture, Box
+from pretrain.checkpoint import KINDS, find, is_done, step_folder
+from pretrain.stacks.folders import opened
 from pretrain.stacks.imports import import_stack
 from tests.distributed import megatron_lm, ranks
 from tests.distributed.harness import run
+from tests.distributed.test_families import GPT2
+from tests.distributed.test_layouts import LAYOUTS, assemble, world
 
 ARCH = ranks.GQA.replace({"vocab": 102, "layers": 2})
 BEFORE, AFTER = 3, 5
@@ -41,3 +45,31 @@ def test_a_run_goes_on_here_as_it_does_there(saved: tuple[Path, list[float]], tm
     assert manifest is not None
     assert manifest.events[0]["imported"]["config"]["iteration"] == BEFORE
     assert imported.checkpoint == step_folder(tmp_path / "run" / "base" / "checkpoints", 0)
+
+
+def test_both_formats_of_one_checkpoint_are_the_same(saved: tuple[Path, list[float]]) -> None:
+    root, _ = saved
+    one, other = opened(root / "torch_dist"), opened(root / "torch" / f"iter_{BEFORE:07d}")
+    assert (one.format, other.format) == ("torch_dist", "torch")
+    assert one.step == other.step == BEFORE
+    for kind in KINDS:
+        for name, tensor in ARCH.tensors().items():
+            box = Box.whole(tensor.shape)
+            assert torch.equal(one.source.read(kind, name, box), other.source.read(kind, name, box))
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "half"),
+    [(ranks.GQA, "pp2-interleaved", True), (GPT2.replace({"vocab": 102}), "tp2-pp2", False)],
+    ids=["llama2-interleaved-half", "gpt2-tied"],
+)
+def test_a_file_of_each_rank_is_what_the_rank_had(arch: Architecture, name: str, half: bool, tmp_path: Path) -> None:
+    """Bit for bit, whatever the split: chunks of an interleaved pipeline, the head's copy of a tied embedding, fp32
+    masters beside weights in bf16."""
+    how = LAYOUTS[name]
+    own = assemble(arch, run(world(how), megatron_lm.save_ranks, arch, how, half, str(tmp_path)))
+    checkpoint = opened(tmp_path / "iter_0000002")
+    assert checkpoint.step == 2
+    for (kind, tensor), value in own.items():
+        read = checkpoint.source.read(kind, tensor, Box.whole(value.shape))
+        np.testing.assert_array_equal(read.numpy(), value, err_msg=f"{kind} {tensor}")
