@@ -9,6 +9,7 @@ examples:
   python tools/bench.py recovery --kills 30 --cluster 5
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
+  python tools/bench.py teacher --seq-len 512
   python tools/bench.py gpu --minutes 5 --output runs/gpu
 """
 
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "published": "published rules of growth beside the operators here, on one trained model",
     "recovery": "from the kill of a rank, or a power cut, to the next optimizer step",
     "step": "a training step against bare Megatron-core and transformers, or of several generations",
+    "teacher": "a step with a teacher against one without, and the teacher's forward pass",
     "store": "saves, loads and offline growth against cp + fsync, PyTorch DCP and DeepSpeed",
 }
 

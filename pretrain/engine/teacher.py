@@ -12,8 +12,8 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from torch import Tensor
 
 from growth import Architecture, identity
+from growth.evaluate.box_values import Read
 from pretrain import families
-from pretrain.checkpoint import Reader
 from pretrain.config import Distill
 from pretrain.config.teachers import held
 from pretrain.data.samples import Samples
@@ -57,13 +57,13 @@ class Teacher:
         (model,) = megatron.build(self.arch, self.layout, how, seq_len=seq_len, pp_rank=0, tp_rank=self.tp_rank)
         return model
 
-    def fill(self, reader: Reader) -> None:
+    def fill(self, read: Read) -> None:
         """Read this rank's part of the weights (not collective)."""
         table, as_it_is = parameters(self.arch, self.layout, 0, self.tp_rank), identity(self.arch)
         for described, parameter in zip(table, self._model.parameters(), strict=True):
             parameter.zero_()  # padding of the vocabulary
             for piece in described.pieces:
-                parameter[piece.local.slices()].copy_(as_it_is.evaluate(piece.tensor, piece.box, reader.read))
+                parameter[piece.local.slices()].copy_(as_it_is.evaluate(piece.tensor, piece.box, read))
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -76,14 +76,14 @@ class Teacher:
         """As the family's forward of the student, compared with the teacher on the way; None, from the middle of it,
         where nothing else is wanted."""
         with torch.no_grad():
-            theirs = self._said(samples)
+            theirs = self.said(samples)
 
         def compare(ours: Any) -> None:
             self._value = self._divergence(ours, theirs, samples)
 
         return self._run(student, samples, compare, leave=not self.distill.share)
 
-    def _said(self, samples: Samples) -> Any:
+    def said(self, samples: Samples) -> Any:
         """What is compared of the teacher: of this rank's heads `Attended`, or of its pieces logits [S, B, V / TP]."""
         seen: list[Any] = []
         self._run(self._model, samples, seen.append, leave=True)

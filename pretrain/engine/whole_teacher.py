@@ -35,7 +35,7 @@ class WholeTeacher(Teacher):
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         return self._folder.load(self.arch, numerics.dtype, words=self.distill.kind == "logits").to(device)
 
-    def _said(self, samples: Samples) -> Any:
+    def said(self, samples: Samples) -> Any:
         distill, tp, sizes = self.distill, self.layout.tp, self.arch.sizes
         if distill.kind == "logits":
             logits: Tensor = self._model(samples)

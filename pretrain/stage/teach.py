@@ -25,7 +25,7 @@ def teach(resolved: Resolved, engine: Engine) -> None:
         engine.learn_from(WholeTeacher(known.whole, *how))
         return
     teacher = Teacher(known.arch, *how)
-    Source(known.path.parent, known.arch, path=known.path).restored(teacher.fill)
+    Source(known.path.parent, known.arch, path=known.path).restored(lambda reader: teacher.fill(reader.read))
     engine.learn_from(teacher)
 
 

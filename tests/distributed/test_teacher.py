@@ -50,7 +50,7 @@ def taught(family: str, how: dict[str, Any], distill: Distill, root: str, numeri
     ranks.begin(engine)
     teacher = Teacher(TEACHERS[family], engine.layout, numerics, distill, ranks.SEQ_LEN)
     with Reader(Path(root) / family / "step-00000000") as reader:
-        teacher.fill(reader)
+        teacher.fill(reader.read)
     engine.learn_from(teacher)
     return engine
 

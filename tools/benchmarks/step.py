@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -100,16 +100,23 @@ def run(options: argparse.Namespace) -> Report:
     """
     arch = _architecture(options)
     torch.set_num_threads(options.threads)
-    alone = not dist.is_initialized()
-    if alone:
-        from pretrain.runtime.ranks import join
-
-        join()
-    try:
+    with joined():
         return _run(options, arch)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """With torch.distributed for this process alone, unless it is initialised already."""
+    if dist.is_initialized():
+        yield
+        return
+    from pretrain.runtime.ranks import join
+
+    join()
+    try:
+        yield
     finally:
-        if alone:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
 
 
 def _architecture(options: argparse.Namespace) -> Architecture:
@@ -135,10 +142,10 @@ def _run(options: argparse.Namespace, arch: Architecture) -> Report:
     tokens = tokens.to(device)
 
     def timed(step: Step) -> tuple[Times, float]:
-        _synchronize(device)
+        synchronize(device)
         begun = Times.now()
         loss = step(tokens)
-        _synchronize(device)
+        synchronize(device)
         return begun.since(), loss
 
     losses = {name: timed(step)[1] for name, step in contestants.items()}
@@ -159,7 +166,7 @@ def _run(options: argparse.Namespace, arch: Architecture) -> Report:
     return _report(options, arch, device, seconds, losses)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -171,7 +178,7 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
 
     layout, numerics = Layout.make(arch.layers), Numerics(options.precision, compile=False)
     plan = growth.initial(arch, seed=0, init_std=0.02)
-    weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), _no_read) for name, t in arch.tensors().items()}
+    weights = {name: plan.evaluate(name, growth.Box.whole(t.shape), no_read) for name, t in arch.tensors().items()}
     if options.generations:
         if options.compile:
             raise UserError("--compile and --generations: each is a comparison of its own; choose one")
@@ -239,7 +246,7 @@ def _rates(count: int) -> list[float]:
     return [LR * (1 + n / count) for n in range(count)]
 
 
-def _no_read(kind: str, name: str, box: growth.Box) -> Tensor:
+def no_read(kind: str, name: str, box: growth.Box) -> Tensor:
     raise AssertionError(f"a growth from nothing reads {kind} of {name} {box}")
 
 

@@ -49,6 +49,15 @@ def test_step_compares_one_model_in_three_loops() -> None:
     assert len({round(row["first_loss"], 4) for row in found}) == 1
 
 
+def test_teacher_compares_a_taught_step_with_its_parts() -> None:
+    tiny = ["--vocab", "64", "--hidden", "16", "--teacher-hidden", "32", "--layers", "1", "--teacher-layers", "2"]
+    how = ["--heads", "2", "--relation-heads", "4", "--seq-len", "8", "--rounds", "2", "--json"]
+    (said,) = run(1, _said, "teacher", *tiny, *how)
+    found = json.loads(said)["rows"]
+    assert [row["kind"] for row in found] == ["minilm2", "minilm", "logits"]
+    assert all(row[key] > 0 for row in found for key in ("student_ms", "teacher_ms", "taught_ms", "ratio"))
+
+
 @pytest.mark.long
 def test_step_compares_compiled_with_eager() -> None:
     found = json.loads(step("--compile", "--rounds", "1", "--warm-up", "1", "--json"))["rows"]
