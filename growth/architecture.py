@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from growth import rotary
 from growth.adapters import RANK, Adapters, names
 from growth.errors import GrowthError
 from growth.family import LAYERS, MOST_LAYERS, Family, TensorSpec, family
@@ -46,7 +47,7 @@ class Block(NamedTuple):
 class Architecture:
     """Family, sizes (axis -> size, and "layers") and logical scalars (derived numbers that growth changes, such as
     the epsilon of the norms). Scalars that are not given take the family's defaults. `rope_frequencies` are those of
-    the head_dim / 2 rotary pairs, in radians a position, where they do not follow from rope_theta (empty: they do).
+    the head_dim / 2 rotary pairs, in radians a position, where they do not follow from scalars (empty: they do).
 
     `kinds` is the kind of each layer (empty: all of the family's usual one). `calls` is, for each block in order, the
     number of the layer that it calls (empty: each layer once). Layers are numbered in the order of their first calls:
@@ -209,11 +210,10 @@ class Architecture:
         return sum(t.numel for t in self._tensors.values())
 
     def frequencies(self) -> NDArray[np.float64]:
-        """[head_dim / 2]: radians a position by which each rotary pair turns (Su et al., 2021, "RoFormer")."""
+        """[head_dim / 2]: radians a position by which each rotary pair turns."""
         if self.rope_frequencies:
             return np.array(self.rope_frequencies)
-        dim = self.sizes["head_dim"]
-        return np.asarray(self.scalars["rope_theta"] ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
+        return rotary.frequencies(self.sizes["head_dim"], self.scalars)
 
     def replace(
         self,

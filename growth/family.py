@@ -102,6 +102,11 @@ class Family:
         return "rope_theta" in self.scalars
 
     @property
+    def head_norms(self) -> bool:
+        """Whether queries and keys are normed over the channels of each head."""
+        return any(dim.axes == ("head_dim",) and dim.role == "gain" for row in self.tensors for dim in row.dims)
+
+    @property
     def tied(self) -> bool:
         """Whether the matrix of the head is the embedding."""
         heads = (row.dims for row in self.tensors if len(row.dims) == 2 and row.dims[0].axes == ("vocab",))

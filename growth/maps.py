@@ -91,7 +91,8 @@ class AxisMap:
         weights = {role: full(values) for role, values in {**general, **(factors or {})}.items()}
         write, read = weights["write"], weights["read"]
         gradients = {"write": read, "read": write}
-        gradients |= {role: write * read / own for role, own in weights.items() if role not in gradients}
+        given = gradients.keys() | (gradient or {}).keys()
+        gradients |= {role: write * read / own for role, own in weights.items() if role not in given}
         gradients |= {role: full(values) for role, values in (gradient or {}).items()}
         return AxisMap(
             axis,

@@ -141,7 +141,9 @@ def net2net_heads(
 def rotary_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
     """Wider heads under rotary embeddings, exact for a whole factor r: pair i turns as pair r i of the wider head, so
     it moves there. New query slots are zero (keys free), new output columns zero; queries times sqrt(r) make up for
-    the softmax scale, which stays head_dim ** -0.5. Padding the tail instead would turn old pairs at other speeds."""
+    the softmax scale, which stays head_dim ** -0.5. Padding the tail instead would turn old pairs at other speeds.
+
+    Where queries and keys are normed, new key slots are copies of old ones, which keep the mean square of a key."""
     old, new = arch.sizes["head_dim"], sizes["head_dim"]
     if "rope_theta" not in arch.scalars:
         raise GrowthError(f"head_dim: {old} to {new}: {arch.family} has no rotary embedding; use the operator zero")
@@ -155,12 +157,7 @@ def rotary_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
         raise GrowthError(
             f"head_dim: {old} to {new}: this model carries a table of rotary frequencies; use the operator rotary_table"
         )
-    r = new // old
-    source = np.full(new, -1)
-    pair = np.arange(old // 2)
-    source[r * pair] = pair
-    source[r * pair + new // 2] = pair + old // 2
-    return _wider(arch, source)
+    return _wider(arch, np.arange(new // 2) * old // new, np.arange(new // 2) % (new // old) > 0)
 
 
 @operator("head_dim", "rotary_table")
@@ -173,10 +170,8 @@ def table_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
         raise GrowthError(f"head_dim: {old} to {new}: {arch.family} has no rotary embedding; use the operator zero")
     added = (new - old) // 2
     spread = arch.scalars["rope_theta"] ** (-(np.arange(added) + 0.5) / added)
-    source = np.concatenate(
-        [np.where(np.arange(new // 2) < old // 2, np.arange(new // 2) + h, -1) for h in (0, old // 2)]
-    )
-    return _wider(arch, source, (*arch.frequencies().tolist(), *spread.tolist()))
+    pair = np.arange(new // 2)
+    return _wider(arch, pair % (old // 2), pair >= old // 2, (*arch.frequencies().tolist(), *spread.tolist()))
 
 
 @operator("head_dim", "zero")
@@ -189,12 +184,49 @@ def zero_head_dim(arch: Architecture, sizes: Mapping[str, int]) -> Step:
             f"head_dim: {old} to {new}: padding the tail is not exact under rotary embeddings; use the operator rotary "
             "or rotary_table"
         )
-    return _wider(arch, appended(old, new))
+    return _step_wider(arch, _free_keys(old, appended(old, new)))
 
 
-def _wider(arch: Architecture, source: np.ndarray, rope_frequencies: tuple[float, ...] = ()) -> Step:
-    old, new = arch.sizes["head_dim"], len(source)
-    m = AxisMap.make("head_dim", old, source, {"query": sqrt(new / old)}, zero=("query", "read"))
-    scale = arch.scalars["softmax_scale"] * sqrt(old / new)
-    grown = arch.replace({"head_dim": new}, {"softmax_scale": scale}, rope_frequencies)
-    return Step(arch, grown, (), True, axes={"head_dim": m})
+def _wider(arch: Architecture, pair: np.ndarray, added: np.ndarray, rope_frequencies: tuple[float, ...] = ()) -> Step:
+    """The step to heads whose pairs are copies of these old ones, of which some are only added."""
+    old, half = arch.sizes["head_dim"], arch.sizes["head_dim"] // 2
+    source, new = np.concatenate((pair, pair + half)), np.concatenate((added, added))
+    if not arch.table.head_norms:
+        return _step_wider(arch, _free_keys(old, np.where(new, -1, source)), rope_frequencies)
+    if len(source) % old:
+        raise GrowthError(
+            f"head_dim: {old} to {len(source)}: the norm of keys takes the mean over the channels of a head, which "
+            "stays what it is only if each is copied equally often; choose "
+            f"{(len(source) // old + 1) * old}, or add heads"
+        )
+    notes = ("head_dim: the norm of keys mixes the gradients of copies",)
+    return _step_wider(arch, _copied_keys(old, source, new), rope_frequencies, notes)
+
+
+def _free_keys(old: int, source: np.ndarray) -> AxisMap:
+    """New slots of keys are as in a fresh model, those of queries and outputs zero."""
+    scale = sqrt(len(source) / old)
+    return AxisMap.make("head_dim", old, source, {"query": scale}, zero=("query", "read"))
+
+
+def _copied_keys(old: int, source: np.ndarray, new: np.ndarray) -> AxisMap:
+    """New slots of keys, and of values, are copies, those of queries and outputs zero. Queries are as long as before,
+    after their norm too, and over so many more channels their mean square is what it was."""
+    scale = sqrt(len(source) / old)
+    kept = np.where(new, 0.0, 1.0)
+    return AxisMap.make(
+        "head_dim",
+        old,
+        source,
+        {"query": kept * scale, "read": kept},
+        gradient={"write": kept, "key": kept, "query": kept / scale, "read": 1.0, "gain": kept},
+        born=new,
+    )
+
+
+def _step_wider(
+    arch: Architecture, m: AxisMap, rope_frequencies: tuple[float, ...] = (), approximate: tuple[str, ...] = ()
+) -> Step:
+    scale = arch.scalars["softmax_scale"] * sqrt(m.old / m.new)
+    grown = arch.replace({"head_dim": m.new}, {"softmax_scale": scale}, rope_frequencies)
+    return Step(arch, grown, (), True, axes={"head_dim": m}, approximate=approximate)

@@ -104,9 +104,13 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
     if layer_norm:
         m = m.mixing({"write": np.full((1, d), 1.0 / d)}, np.where(source < 0, 0, -1))
     scalars = {} if keep_eps else {"norm_eps": arch.scalars["norm_eps"] * d / new}
+    axes = {"hidden": m}
+    if arch.table.head_norms and not keep_eps:  # of the same epsilon: so their inputs shrink with its root
+        size = arch.sizes["head_dim"]
+        axes["head_dim"] = AxisMap.make("head_dim", size, np.arange(size), {"query": s, "key": s})
     padded = ("hidden: gradients of old rows change with the mean that pads",) if layer_norm else ()
     grown = arch.replace({"hidden": new}, scalars)
-    return Step(arch, grown, (), arch.table.pads, axes={"hidden": m}, approximate=padded)
+    return Step(arch, grown, (), arch.table.pads, axes=axes, approximate=padded)
 
 
 def _copied(

@@ -63,9 +63,9 @@ class Model(Section):
     norm_eps: Annotated[float, Field(ge=0)] = 0.0
     """Epsilon of the norms; 0 or absent: the family's own. Only the first stage reads it: growth carries the value on,
     and may change it."""
-    rope_theta: Annotated[float, Field(gt=0)] = 1e4
-    """Where the family has rotary embeddings: base of their frequencies. Only the first stage reads it: growth carries
-    the value on, and may change it."""
+    rope_theta: Annotated[float, Field(ge=0)] = 0.0
+    """Where the family has rotary embeddings: base of their frequencies; 0 or absent: the family's own. Only the first
+    stage reads it: growth carries the value on, and may change it."""
     order: Order = None
     """How attention and MLPs follow each other; absent: by turns, as usual. {sandwich: k} (Press et al. 2019) and
     {par: p} (Mandava et al. 2020) order the 2 x `layers` sublayers of as many layers; a word of s (attention) and f
@@ -82,8 +82,10 @@ class Model(Section):
             object.__setattr__(self, "kv_heads", self.heads)
         if not self.head_dim and self.hidden % self.heads == 0:
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
-        if not self.norm_eps:
-            object.__setattr__(self, "norm_eps", family(self.family).scalars["norm_eps"]({}))
+        for scalar in ("norm_eps", "rope_theta"):
+            if not getattr(self, scalar):
+                own = family(self.family).scalars.get(scalar, lambda sizes: 1e4)
+                object.__setattr__(self, scalar, own({}))
 
     @property
     def depth(self) -> int:

@@ -166,6 +166,7 @@ class _Shapes:
     keys: float
     ffn: float
     heads: float
+    groups: float
     weights: float
     vocabulary: float
     transform: bool
@@ -190,6 +191,7 @@ class _Shapes:
             keys=size.get("kv_heads", size["heads"]) * size["head_dim"] / tp,
             ffn=size["ffn"] / tp,
             heads=size["heads"] / tp,
+            groups=size.get("kv_heads", size["heads"]) / tp,
             weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
             vocabulary=ceil(size["vocab"] / tp),
             transform=families.of(arch.family).head.transform,
@@ -221,6 +223,10 @@ class _Shapes:
             if recompute != "selective":
                 # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
                 saved += (4 + self.element) * self.weights or 4 * self.heads
+            if self.table.head_norms:  # the inputs of their norms, as those of other norms; kernels have the values too
+                kept = self.element if self.fused or self.fused_norm else 8
+                saved += kept * (self.queries + self.keys) + 4 * (self.heads + self.groups)
+                saved += self.element * self.keys * self.fused
             if self.table.rotary and not self.fused:
                 saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too
         if self._has_mlp(kind):

@@ -84,7 +84,8 @@ class Family:
     layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
     module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
     it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none. megatron: its arguments in Megatron-LM;
-    None: it has none there.
+    None: it has none there. variant_of: the family whose operators do to this one what they do to it, so that they are
+    measured once.
     """
 
     table: Table
@@ -99,6 +100,7 @@ class Family:
     head: Head = Head()
     hf_teacher: HfTeacher | None = None
     megatron: MegatronForm | None = None
+    variant_of: str = ""
 
     @property
     def name(self) -> str:

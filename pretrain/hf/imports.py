@@ -115,14 +115,17 @@ def _check_tokenizer_files(source: Path) -> None:
 
 
 def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfForm, Architecture]:
-    for family in forms().values():
-        if config.get("model_type") == family.model_type:
-            return family, family.architecture(config, str(source / "config.json"))
-        if family.code and config.get("model_type") == family.code.model_type:
-            return family.coded(), _ordered(family.architecture(config, str(source / "config.json")), config, source)
-    known = ", ".join(sorted(family.model_type for family in forms().values()))
-    model_type = documents.show(config.get("model_type"))
-    raise UserError(f"{source / 'config.json'}: model_type {model_type} is not known; known: {known}")
+    model_type, where = config.get("model_type"), str(source / "config.json")
+    of_type = [form for form in forms().values() if form.model_type == model_type]
+    if of_type:
+        form = next((form for form in of_type if form.fits(config)), of_type[0])
+        return form, form.architecture(config, where)
+    for form in forms().values():
+        if form.code and form.code.model_type == model_type:
+            usual = {key: value for key, value in config.items() if key not in form.code.keys}
+            return form.coded(), _ordered(form.architecture(usual, where), config, source)
+    known = ", ".join(sorted({form.model_type for form in forms().values()}))
+    raise UserError(f"{where}: model_type {documents.show(model_type)} is not known; known: {known}")
 
 
 def _ordered(arch: Architecture, config: dict[str, Any], source: Path) -> Architecture:

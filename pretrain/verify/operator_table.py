@@ -41,8 +41,8 @@ _SIZES = {"vocab": 24, "positions": 32, "hidden": 12, "layers": 2, "kv_heads": 2
 @dataclass(frozen=True)
 class Case:
     """One row: an operator with options, and what it grows to (by default twice the size), in the families that have
-    the axes and scalars that it needs, and none that it lacks. calls: the layers that the blocks of the model before
-    call, where they share some."""
+    the axes, scalars and norms of heads that it needs, and none that it lacks. calls: the layers that the blocks of the
+    model before call, where they share some."""
 
     key: str
     name: str
@@ -55,7 +55,8 @@ class Case:
     @property
     def families(self) -> list[str]:
         """On which it is measured."""
-        has = {name: {*family.table.axes, *family.table.scalars} for name, family in FAMILIES.items()}
+        own = {name: family.table for name, family in FAMILIES.items() if not family.variant_of}
+        has = {name: {*t.axes, *t.scalars, *(["head_norms"] if t.head_norms else [])} for name, t in own.items()}
         return [f for f, names in has.items() if names >= set(self.needs) and names.isdisjoint(self.lacks)]
 
     @property
@@ -104,7 +105,8 @@ CASES = (
     Case("heads", "net2net", {"mapping": "random"}),
     Case("heads", "dense", {"write": _matrix(4, 2), "read": _matrix(4, 2)}, {}, (), ("kv_heads",)),
     Case("head_dim", "rotary", {}, {}, ("rope_theta",)),
-    Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("rope_theta",)),
+    Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("rope_theta",), ("head_norms",)),
+    Case("head_dim", "rotary_table", {}, {"head_dim": 12}, ("head_norms",)),
     Case("head_dim", "zero", {}, {"head_dim": 8}, (), ("rope_theta",)),
     Case("ffn", "zero"),
     Case("ffn", "zero_gate_and_down"),

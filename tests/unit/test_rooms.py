@@ -35,7 +35,18 @@ since it drives whole stages; pretrain.kernels has the fused kernels; pretrain i
 
 LEVELS = {room: level for level, line in enumerate(reversed(COLUMN.split("\n"))) for room in line.split()}
 
-SHARED = ("causal", "attention", "documents", "norm", "vocabulary", "layer", "linear", "dropout", "layer_drop")
+SHARED = (
+    "decoder/model",
+    "causal",
+    "attention",
+    "documents",
+    "norm",
+    "vocabulary",
+    "layer",
+    "linear",
+    "dropout",
+    "layer_drop",
+)
 
 MEGATRON = (
     *("pretrain/families/*/model.py", "pretrain/engine/*.py"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from growth.architecture import Architecture
-from pretrain.families.common.layernorm_bias.layout import Layer, layer, norm, tied_head, whole_linear
+from pretrain.families.common.layernorm_bias.layout import Layer, layer, norm, whole_linear
+from pretrain.families.common.tied import tied_head
 from pretrain.layout.cuts import Parameter, Place
 
 NAMES = Layer(

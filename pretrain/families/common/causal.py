@@ -47,16 +47,21 @@ def build_gpt(
     first: bool,
     last: bool,
     chunk: int | None,
+    head_norm: type[torch.nn.Module] | None = None,
     **how: Any,
 ) -> CausalLM:
     """One pipeline chunk with blocks of these kinds; chunk is its index on this rank, None without interleaving.
 
-    fused: whether what lies between matrix products is kernels; norm and activation are then to be made of them.
+    fused: whether what lies between matrix products is kernels; norms and activation are then to be made of them.
+    head_norm: that of queries and keys, if they have one.
     """
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = norm
     layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.submodules.core_attention = CoreAttention
+    if head_norm:
+        parts = layer.submodules.self_attention.submodules
+        parts.q_layernorm = parts.k_layernorm = head_norm
     specs = layer_specs(layer.submodules, activation if fused else None, kinds)
     model = CausalLM(
         config=config,

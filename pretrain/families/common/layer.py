@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from megatron.core.transformer.identity_op import IdentityFuncOp, IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -145,6 +146,10 @@ class FusedLayer(Layer):
         mixed, _ = attention.linear_qkv(normed)
         groups, size = attention.num_query_groups_per_partition, attention.hidden_size_per_attention_head
         mixed = mixed.unflatten(-1, (groups, -1))
+        if not isinstance(attention.q_layernorm, IdentityOp):
+            query, key, value = mixed.split((mixed.shape[-1] - 2 * size, size, size), dim=-1)
+            query = attention.q_layernorm(query.unflatten(-1, (-1, size))).flatten(3)
+            mixed = torch.cat((query, attention.k_layernorm(key), value), dim=-1)
         if angles is None:
             query, key, value = mixed.split((mixed.shape[-1] - 2 * size, size, size), dim=-1)
             query = query.unflatten(-1, (-1, size)).flatten(2, 3)

@@ -52,3 +52,20 @@ class FusedLayerNorm(LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.add(x)[1]
+
+
+class _OfHeads:
+    """Of a norm over the channels of each head: a tensor-parallel rank has some of the heads, and so a partial sum of
+    the gain's gradient, whether it has a part of the sequence or all of it."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(config, hidden_size, eps)  # type: ignore[call-arg]
+        self.weight.sequence_parallel = config.tensor_model_parallel_size > 1  # type: ignore[attr-defined]
+
+
+class HeadRMSNorm(_OfHeads, RMSNorm):
+    """RMSNorm of queries or keys."""
+
+
+class FusedHeadRMSNorm(_OfHeads, FusedRMSNorm):
+    """The same as kernels."""

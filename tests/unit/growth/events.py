@@ -7,9 +7,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from growth import Architecture, Plan, between
+from growth.family import family as table
 from tests.unit.growth.models import STD
 
-FAMILIES = ("llama2", "bert", "gpt2")
+FAMILIES = ("llama2", "bert", "gpt2", "qwen3", "qwen3_tied")
 
 
 @st.composite
@@ -24,7 +25,7 @@ def architectures(draw: st.DrawFn, family: str) -> Architecture:
         "head_dim": 2 * draw(st.integers(1, 2)),
         "ffn": draw(st.integers(1, 7)),
     }
-    if family == "llama2":
+    if "kv_heads" in table(family).axes:
         sizes |= {"heads": groups * draw(st.integers(1, 2)), "kv_heads": groups}
     else:
         sizes |= {"positions": 12}
@@ -66,6 +67,9 @@ def head_dim(draw: st.DrawFn, arch: Architecture) -> tuple[int, str]:
     old = arch.sizes["head_dim"]
     if "rope_theta" not in arch.scalars:
         return old + draw(st.integers(1, 6)), "zero"
+    if arch.table.head_norms:
+        operators = ["rotary_table"] if arch.rope_frequencies else ["rotary", "rotary_table"]
+        return old * draw(st.integers(2, 3)), draw(st.sampled_from(operators))
     if arch.rope_frequencies or draw(st.booleans()):
         return old + 2 * draw(st.integers(1, 3)), "rotary_table"
     return old * draw(st.integers(2, 3)), "rotary"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from growth import Architecture
 from pretrain.families.common.hf.stored import Stored, as_it_is
@@ -25,6 +25,8 @@ class Code:
     model_type: str
     model_class: str
     auto: Mapping[str, str]
+    keys: ClassVar = ("order", "auto_map")
+    """Those that its config.json has beside the usual class's."""
 
     def auto_map(self) -> dict[str, str]:
         """By which transformers finds the classes."""
@@ -42,6 +44,7 @@ class HfForm:
     how a row is made of logical tensors (by name, with a layer's number). repeated: endings of tensors that an imported
     folder may have too, and that say nothing new. tied: tensors that it may have too -> the row that each must equal.
     base: what the names of the rows begin with, and do not in a folder of the model without its output layer.
+    fits: whether a config.json of this model_type is of this family, where several have it: of the first that fits.
     generates: whether the model writes text. code: the form of a model whose layers are attention or an MLP alone.
     """
 
@@ -55,6 +58,7 @@ class HfForm:
     repeated: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
+    fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     generates: bool = True
     code: Code | None = None
 

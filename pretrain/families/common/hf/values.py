@@ -23,6 +23,8 @@ class Kept(TypedDict):
     initializer_range: NotRequired[Annotated[Number, Field(ge=0)]]
     use_cache: NotRequired[bool | None]
     max_position_embeddings: NotRequired[Positive]
+    attention_dropout: NotRequired[Annotated[Number, Field(ge=0, lt=1)]]
+    max_window_layers: NotRequired[Count | None]
 
 
 class Index(TypedDict):

@@ -1,9 +1,9 @@
-"""What GPT-2 and BERT share in Megatron-core: LayerNorm and linears with biases, and an embedding tied to the head."""
+"""What GPT-2 and BERT share in Megatron-core: LayerNorm and linears with biases."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.layout.cuts import Parameter, Place
@@ -73,8 +73,3 @@ def layer(place: Place, sizes: Mapping[str, int], kind: str, to: str, of: str, n
         listed += column_parallel(place, f"{to}mlp.linear_fc1", of + names.fc1, ffn, hidden)
         listed += row_parallel(place, f"{to}mlp.linear_fc2", of + names.fc2, hidden, ffn)
     return listed
-
-
-def tied_head(place: Place, name: str, tensor: str, vocab: int, hidden: int) -> list[Parameter]:
-    """The head's copy of the embedding, which the last of several pipeline chunks has; the first chunk's is written."""
-    return [] if place.first else [replace(place.rows(name, tensor, (vocab, hidden)), owner=False)]

@@ -1,11 +1,14 @@
-"""LLaMA-2 on logical tensors. Shape suffixes as in pretrain.families.common.reference."""
+"""A decoder on logical tensors. Shape suffixes as in pretrain.families.common.reference."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from pretrain.data.samples import Samples
+from pretrain.families.common.decoder.table import BIASES, EMBEDDING, FINAL_NORM, HEAD, KEY, QUERY, has
 from pretrain.families.common.reference import Reference, Weights, attention, by_kind, rotary
 from pretrain.losses import Outputs
 
@@ -15,14 +18,28 @@ def _norm(weight: Weights, x_BSD: torch.Tensor, name: str) -> torch.Tensor:
     return x_BSD * torch.rsqrt(x_BSD.square().mean(-1, keepdim=True) + eps) * weight(name)
 
 
+def _norm_heads(weight: Weights, x_BSD: torch.Tensor, name: str) -> torch.Tensor:
+    """Queries or keys [B, S, N*H], each head of them normed over its channels."""
+    return _norm(weight, x_BSD.unflatten(-1, (-1, weight.arch.sizes["head_dim"])), name).flatten(2)
+
+
+def _words(weight: Weights) -> Callable[[str], torch.Tensor]:
+    """How the embedding is read: once where it is the head too."""
+    return weight.kept if weight.arch.table.tied else weight
+
+
 def _embed(weight: Weights, samples: Samples) -> torch.Tensor:
-    return weight("model.embed_tokens.weight")[samples["inputs"]]
+    return _words(weight)(EMBEDDING)[samples["inputs"]]
 
 
 def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
     layer = f"model.layers.{number}."
     h_BSD = _norm(weight, x_BSD, layer + "input_layernorm.weight")
     q, k, v = (h_BSD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")
+    if has(weight.arch.table, BIASES[0]):
+        q, k, v = (x + weight(layer + bias) for x, bias in zip((q, k, v), BIASES, strict=True))
+    if weight.arch.table.head_norms:
+        q, k = (_norm_heads(weight, x, layer + gain) for x, gain in ((q, QUERY), (k, KEY)))
     turn = rotary(weight.arch, x_BSD, samples)
     mixed = attention(weight.arch, q, k, v, causal=True, turn=turn, samples=samples)
     return mixed @ weight(layer + "self_attn.o_proj.weight").T
@@ -37,7 +54,8 @@ def _mlp(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) ->
 
 def _head(weight: Weights, x_BSD: torch.Tensor) -> Outputs:
     """The logits of the words, [B, S, V]."""
-    return {"words": _norm(weight, x_BSD, "model.norm.weight") @ weight("lm_head.weight").T}
+    matrix = _words(weight)(EMBEDDING if weight.arch.table.tied else HEAD)
+    return {"words": _norm(weight, x_BSD, FINAL_NORM) @ matrix.T}
 
 
 REFERENCE = Reference(_embed, by_kind(_attention, _mlp), _head)
