@@ -38,6 +38,12 @@ def canonical(name: str) -> str:
     return name
 
 
+def fused(name: str) -> str:
+    """The name in torch_dist of a parameter of ours: a norm has that of the linear behind it."""
+    name = re.sub(r"\.input_layernorm\.(weight|bias)$", r".self_attention.linear_qkv.layer_norm_\1", name)
+    return re.sub(r"\.pre_mlp_layernorm\.(weight|bias)$", r".mlp.linear_fc1.layer_norm_\1", name)
+
+
 _LAYER = re.compile(r"(?<=\blayers\.)(\d+)\.")
 
 

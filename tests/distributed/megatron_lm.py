@@ -90,7 +90,7 @@ class Run:
         adam = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPS, weight_decay=DECAY)
         own = torch.tensor
         with mock.patch("torch.tensor", lambda *args, device=None, **how: own(*args, **how)):  # its scale is on cuda
-            self.optimizer = FP32Optimizer(adam, settings, lambda *_: None)
+            self.optimizer = FP32Optimizer(adam, settings, _with_zeros)
 
     def train(self, data: list[Any]) -> list[float]:
         """The loss of one step for each batch."""
@@ -106,7 +106,7 @@ class Run:
             losses.append(loss.item())
         return losses
 
-    def sharded(self, iteration: int) -> dict[str, Any]:
+    def sharded(self, iteration: int, loading: bool = False) -> dict[str, Any]:
         """The state as Megatron-LM hands it to dist_checkpointing."""
         state: dict[str, Any] = {
             "model": self.model.sharded_state_dict(metadata=METADATA),
@@ -114,7 +114,7 @@ class Run:
             "checkpoint_version": 3.0,
             "iteration": iteration,
         }
-        state["optimizer"] = self.optimizer.sharded_state_dict(state, metadata=METADATA)
+        state["optimizer"] = self.optimizer.sharded_state_dict(state, is_loading=loading, metadata=METADATA)
         return state
 
     def save(self, root: Path, iteration: int) -> None:
@@ -128,6 +128,25 @@ class Run:
         dist_checkpointing.save(self.sharded(iteration), str(folder))
         if dist.get_rank() == 0:
             (root / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+
+    def load(self, root: Path) -> int:
+        """What the newest checkpoint in torch_dist holds, as Megatron-LM loads it; its iteration."""
+        from megatron.core import dist_checkpointing
+
+        newest = int((root / "latest_checkpointed_iteration.txt").read_text())
+        loaded = dist_checkpointing.load(self.sharded(newest, loading=True), str(root / f"iter_{newest:07d}"))
+        self.model.load_state_dict(loaded["model"])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        for group in self.optimizer.param_groups:  # of the schedule, as above
+            group.update(lr=RATE, weight_decay=DECAY * group["wd_mult"])
+        return newest
+
+    def values(self) -> list[Any]:
+        """Every weight with its moments and its step, in the order of the model."""
+        states = [(p, self.optimizer.optimizer.state[p]) for p in self.model.parameters()]
+        return [
+            (p.detach().numpy(), s["exp_avg"].numpy(), s["exp_avg_sq"].numpy(), float(s["step"])) for p, s in states
+        ]
 
     def save_legacy(self, root: Path, iteration: int) -> None:
         """As each rank's own file, which Megatron-LM calls the format torch."""
@@ -144,6 +163,20 @@ class Run:
             ],
         }
         torch.save(state, folder / "model_optim_rng.pt")
+
+
+def _with_zeros(adam: torch.optim.Optimizer, *_: Any) -> None:
+    for group in adam.param_groups:
+        for p in group["params"]:
+            adam.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+
+def loaded_and_trained(arch: Architecture, tp: int, root: str, before: int, after: int) -> Any:
+    """(what a run of Megatron-core has loaded, the losses of its next steps)."""
+    run = Run(arch, tp)
+    run.load(Path(root))
+    values = [tuple(x.copy() if hasattr(x, "copy") else x for x in each) for each in run.values()]
+    return values, run.train(ranks.batches(arch, before + after)[before:])
 
 
 def trained_and_saved(arch: Architecture, tp: int, before: int, after: int, root: str) -> list[float]:

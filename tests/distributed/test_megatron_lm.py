@@ -11,6 +11,7 @@ import torch
 
 from growth import Architecture, Box
 from pretrain.checkpoint import KINDS, find, is_done, step_folder
+from pretrain.stacks.export import export_megatron
 from pretrain.stacks.folders import opened
 from pretrain.stacks.imports import import_stack
 from tests.distributed import megatron_lm, ranks
@@ -45,6 +46,24 @@ def test_a_run_goes_on_here_as_it_does_there(saved: tuple[Path, list[float]], tm
     assert manifest is not None
     assert manifest.events[0]["imported"]["config"]["iteration"] == BEFORE
     assert imported.checkpoint == step_folder(tmp_path / "run" / "base" / "checkpoints", 0)
+
+
+def test_an_export_is_what_megatron_loads(saved: tuple[Path, list[float]], tmp_path: Path) -> None:
+    """Into Megatron-core and back, bit for bit, by its own dist_checkpointing; it trains on as if it had never left."""
+    root, losses = saved
+    imported = import_stack(root / "torch_dist", tmp_path / "run" / "base")
+    export_megatron(imported.checkpoint, tmp_path / "export")
+    there = run(2, megatron_lm.loaded_and_trained, ARCH, 2, str(tmp_path / "export"), BEFORE, AFTER)
+    own = run(2, megatron_lm.loaded_and_trained, ARCH, 2, str(root / "torch_dist"), BEFORE, AFTER)
+    for (values, again), (expected, _) in zip(there, own, strict=True):
+        assert again == losses
+        for value, other in zip(values, expected, strict=True):
+            for part, same in zip(value, other, strict=True):
+                np.testing.assert_array_equal(part, same)
+    back = import_stack(tmp_path / "export", tmp_path / "run" / "again")
+    for file in ("weight", "exp_avg", "exp_avg_sq"):
+        name = f"{file}-00000.safetensors"
+        assert (back.checkpoint / name).read_bytes() == (imported.checkpoint / name).read_bytes()
 
 
 def test_both_formats_of_one_checkpoint_are_the_same(saved: tuple[Path, list[float]]) -> None:

@@ -67,6 +67,7 @@ DISTRIBUTED = (
     *("pretrain/engine/megatron.py", "pretrain/engine/zero.py"),
     *("pretrain/event/certify.py", "pretrain/stage/train.py"),
     *("pretrain/cli/command.py", "pretrain/cli/launch.py", "pretrain/cli/preflight.py", "pretrain/__main__.py"),
+    "pretrain/stacks/export.py",  # the classes of its format for checkpoints
     "pretrain/dryrun/collectives.py",  # the ones that stand in for torch's
     *("tools/benchmarks/data.py", "tools/benchmarks/ranks.py", "tools/benchmarks/step.py"),
     "tools/benchmarks/store_ranks.py",
