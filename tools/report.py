@@ -14,12 +14,13 @@ from typing import Any
 from pretrain.cli import command
 from pretrain.cli.command import Answer
 from pretrain.errors import UserError
-from pretrain.report import history, plot
+from pretrain.report import history, plot, tasks
 from pretrain.report.continuation import Sampling, continuations, writes
 from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
 from pretrain.report.markdown import table
 from pretrain.report.plot import duration, short
+from pretrain.stage import trained
 
 BITS = "validation_bits_per_byte"
 
@@ -58,6 +59,7 @@ def event_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
             "parameters_after": event.new.parameters(),
             "seconds": event.seconds,
             "share_of_stage": event.seconds / max(stage.used("seconds"), 1e-9),
+            "tasks": tasks.change(*tasks.around(stages, stage, event)),
             **(event.certificate.to_json() if event.certificate else {}),
         }
         for stage in stages
@@ -70,6 +72,8 @@ def markdown(name: str, stages: Sequence[StageHistory], texts: Sequence[str] | N
     parts = [f"# {name}", _summary(stages), "## Stages", _stage_table(stage_rows(stages))]
     if events := event_rows(stages):
         parts += ["## Growth events", _event_table(events), EVENT_NOTES]
+    parts += _trained(stages)
+    parts += tasks.markdown(stages)
     parts += ["## Curves", "![loss and bits per byte over tokens, FLOPs and time](plot.png)"]
     if texts is not None:
         parts += ["## What the last model writes", "Sampled from `export/` through transformers."]
@@ -79,7 +83,24 @@ def markdown(name: str, stages: Sequence[StageHistory], texts: Sequence[str] | N
 
 EVENT_NOTES = """- *logits differ*: max |new - old| / max |old| on held-out text, over the old vocabulary.
 - *dead*: new parameters whose gradient is zero before and after a step, of those that the batch can reach.
-- *bits per byte*: the old model with its vocabulary, and the grown one with the new vocabulary before any training."""
+- *bits per byte*: the old model with its vocabulary, and the grown one with the new vocabulary before any training.
+- *tasks*: the last evaluation before, and the first one after, by the first metric that a task has."""
+
+TRAINED_NOTES = """Parameters by the growth event in which they were born. *rate*: what the stage's learning rate was
+multiplied by; frozen: 0. *moved by*: ||end - start|| / ||start||, from the growth event to the end of the stage; empty
+where the stage has not ended, or where all were zero at its start."""
+
+
+def _trained(stages: Sequence[StageHistory]) -> list[str]:
+    """What each stage that has grown trained and what not, and how far it moved."""
+    known = [stage for stage in stages if stage.events and stage.trained]
+    if not known:
+        return []
+    parts = ["## What was trained", TRAINED_NOTES]
+    for stage in known:
+        header, *cells = trained.rows(stage.trained)
+        parts += [f"**{stage.name}**", table(header, cells)]
+    return parts
 
 
 def _summary(stages: Sequence[StageHistory]) -> str:
@@ -122,6 +143,7 @@ def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _event_table(rows: Sequence[dict[str, Any]]) -> str:
     header = ["into stage", "operators", "parameters", "function", "logits differ", "dead", "bits per byte", "event"]
+    header += ["tasks"] if any(row["tasks"] for row in rows) else []
     cells = []
     for row in rows:
         size = (
@@ -131,7 +153,7 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
         where = f"{row['stage']}, step {row['step']}" if row["step"] else row["stage"]
         took = f"{duration(row['seconds'])} ({row['share_of_stage']:.1%} of the stage's training)"
         if "preserved" not in row:
-            cells.append([where, "-", size, "not measured", "-", "-", "-", took])
+            cells.append([where, "-", size, "not measured", "-", "-", "-", took, row["tasks"]][: len(header)])
             continue
         counted = sum(count for _, count in row["dead"].values())
         bits = "-"
@@ -147,7 +169,8 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['dead_share']:.2%} of {counted:,}",
                 bits,
                 took,
-            ]
+                row["tasks"],
+            ][: len(header)]
         )
     return table(header, cells)
 
@@ -169,7 +192,12 @@ def work(options: argparse.Namespace) -> Answer:
         raise UserError(f"--prompt: there is no model in {run / 'export'} that writes text")
     with writing(run / "report.md"):
         (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
-    figures = {"stages": stage_rows(stages), "events": event_rows(stages), "texts": texts}
+    figures = {
+        "stages": stage_rows(stages),
+        "events": event_rows(stages),
+        "tasks": tasks.figures(stages),
+        "texts": texts,
+    }
     return Answer(str(run / "report.md"), figures)
 
 

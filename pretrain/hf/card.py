@@ -1,10 +1,14 @@
 """The model card of an export: README.md with the model's shape, how it grew and what it was trained on."""
 
+from collections.abc import Iterator, Sequence
+
 from growth import Architecture
 from pretrain.checkpoint import Manifest
 from pretrain.families.common.hf.form import HfForm
+from pretrain.judge.records import Record
 from pretrain.report import summary
 from pretrain.report.markdown import table
+from pretrain.stage.trained import Group, rows
 
 HEAD = """---
 library_name: transformers
@@ -31,8 +35,18 @@ receive no gradient.
 """
 
 
-def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> str:
-    """The text of the card."""
+def card(
+    manifest: Manifest,
+    arch: Architecture,
+    family: HfForm,
+    dtype: str,
+    trained: Sequence[Group] = (),
+    evaluation: Record | None = None,
+) -> str:
+    """The text of the card.
+
+    trained: what the stage of the checkpoint trained and what not. evaluation: what came of tasks on the checkpoint.
+    """
     progress, config = manifest.progress, manifest.config
     title = " ".join(filter(None, [arch.family, "of stage", manifest.stage]))
     shape = {**arch.sizes, **arch.scalars}
@@ -41,6 +55,11 @@ def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> 
         "training FLOPs": f"{progress.get('flops', 0.0):.4g}",
         "step of the stage": f"{manifest.step:,}",
         "corpus": config.get("data", {}).get("corpus", "unknown"),
+        **(
+            {"text (hash of corpus, seed and held-out share)": f"`{text}`"}
+            if (text := manifest.cursor.get("corpus"))
+            else {}
+        ),
         "checkpoint (manifest hash)": f"`{manifest.hash}`",
         "parent (manifest hash)": f"`{manifest.parent['hash']}`" if manifest.parent else "none",
         **({"teacher (hash)": f"`{taught['hash']}`"} if (taught := summary.teacher(manifest)) else {}),
@@ -61,4 +80,19 @@ def card(manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> 
     born = [[str(i), b["stage"], f"{b['birth_tokens']:,}", f"{b['adam_step']:,}"] for i, b in enumerate(births)]
     lines += ["", "## Generations of parameters", ""]
     lines += [table(["generation", "born in stage", "after tokens", "optimizer steps"], born)]
+    if trained:
+        header, *cells = rows(trained)
+        about = f"In stage {manifest.stage}, the last one; *moved by* is ||end - start|| / ||start|| over the stage."
+        lines += ["", "## What was trained and what was frozen", "", about, "", table(header, cells)]
+    if evaluation:
+        lines += ["", "## Evaluation", "", f"By {evaluation.harness}.", ""]
+        lines += [table(["task", "metric", "value", "samples", "shots"], list(_results(evaluation)))]
     return "\n".join(lines) + FOOT
+
+
+def _results(evaluation: Record) -> Iterator[list[str]]:
+    for task, result in evaluation.results.items():
+        for metric, value in result["metrics"].items():
+            error = result["errors"].get(metric)
+            shown = f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            yield [task, metric, shown, str(result["samples"]), str(result["fewshot"])]

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from growth import Architecture, Box, between
-from pretrain.checkpoint import Reader
+from pretrain.checkpoint import Manifest, Reader
 from pretrain.config import orders
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import MODULES, HfForm
@@ -21,7 +21,9 @@ from pretrain.hf.card import card
 from pretrain.hf.files import DTYPES, INDEX, index, shards, write_shard
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
+from pretrain.judge import records
 from pretrain.runtime.files import Lock, fsync_folder, make_folder, write_file
+from pretrain.stage import trained
 
 MARK, LOCK = "cambium.json", "lock"
 TRANSFORMERS = "5.23.0"  # the files follow the conventions of this version
@@ -105,7 +107,7 @@ def export(
                     if arch.mixed and family.code:
                         write_file(work / family.code.file.name, family.code.file.read_bytes())
                     words.write(work)
-                    write_file(work / "README.md", card(manifest, arch, family, dtype).encode())
+                    write_file(work / "README.md", _card(checkpoint, manifest, arch, family, dtype).encode())
                     work.rename(folder)
                     (folder / LOCK).unlink()
                     fsync_folder(work.parent)
@@ -116,6 +118,14 @@ def export(
             ) from error
     files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
     return Exported(checkpoint, folder, existed, dtype, arch.parameters(), files)
+
+
+def _card(checkpoint: Path, manifest: Manifest, arch: Architecture, family: HfForm, dtype: str) -> str:
+    """The model card, with what the folder of the stage knows of this checkpoint."""
+    stage = checkpoint.absolute().parents[1]
+    if checkpoint.parent.name != "checkpoints":
+        return card(manifest, arch, family, dtype)
+    return card(manifest, arch, family, dtype, trained.read(stage), records.find(stage, manifest))
 
 
 def written_out(arch: Architecture) -> Architecture:

@@ -12,9 +12,12 @@ from growth.certificate import Certificate
 from pretrain.checkpoint import is_done, schema
 from pretrain.config import Model, reading, stage_from
 from pretrain.errors import UserError
+from pretrain.judge import records as evaluated
+from pretrain.judge.records import Record
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Number
-from pretrain.stage import metrics
+from pretrain.stage import metrics, trained
+from pretrain.stage.trained import Group
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class StageHistory:
     events: tuple[Event, ...]
     """Its growth events in order: from its parent, then its patches."""
     done: bool
+    evaluations: tuple[Record, ...] = ()
+    """What came of tasks on its checkpoints, by step."""
+    trained: tuple[Group, ...] = ()
+    """What it trains and what not, and, at its end, how far each part has moved."""
 
     @property
     def architecture(self) -> Architecture:
@@ -95,10 +102,11 @@ def load_stage(folder: Path) -> StageHistory:
         records = tuple(metrics.read(folder / "metrics.jsonl"))
         config = _config(folder / "config.yaml")
         events = tuple(_event(path) for path in sorted((folder / "events").glob("*.json")))
+        evaluations, groups = tuple(evaluated.read(folder)), tuple(trained.read(folder))
     except (UserError, GrowthError) as error:
         reason = " ".join(str(error).split())  # errors of a configuration have a line each
         raise UserError(f"{folder}: not the folder of a stage, or damaged: {reason}") from error
-    return StageHistory(folder.name, folder, config, records, events, is_done(folder))
+    return StageHistory(folder.name, folder, config, records, events, is_done(folder), evaluations, groups)
 
 
 def _config(path: Path) -> dict[str, Any]:

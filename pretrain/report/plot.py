@@ -1,4 +1,4 @@
-"""The curves of a run: loss and bits per byte over tokens, cumulative FLOPs and time, with its stages marked."""
+"""The curves of a run: loss and bits per byte over tokens, FLOPs and time, with its stages marked; and tasks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator
 
+from pretrain.report import tasks
 from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
 
+TASKS = "tasks"
 ROWS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
 COLUMNS = {"tokens": "tokens", "flops": "FLOPs, cumulative", "seconds": "training time"}
 STYLE = {
@@ -35,17 +37,22 @@ def draw(stages: Sequence[StageHistory], title: str, path: Path) -> None:
     a patch. Raises UserError when it cannot be written.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14, 7.5), layout="constrained")
-        grid = figure.subplots(len(ROWS), len(COLUMNS), sharex="col", sharey="row", squeeze=False)
-        for row, (y, y_label) in enumerate(ROWS.items()):
+        rows = {**ROWS, **({TASKS: "tasks"} if tasks.series(stages) else {})}
+        figure = Figure(figsize=(14, 3.75 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(COLUMNS), sharex="col", sharey="row", squeeze=False)
+        for row, (y, y_label) in enumerate(rows.items()):
             for column, (x, x_label) in enumerate(COLUMNS.items()):
                 axes = grid[row][column]
-                _curves(axes, stages, x, y)
+                if y == TASKS:
+                    _tasks(axes, stages, x, legend=column == 0)
+                else:
+                    _curves(axes, stages, x, y)
+                _stages(axes, stages, x)
                 if column == 0:
                     axes.set_ylabel(y_label)
                 if row == 0:
                     _names(axes, stages, x)
-                if row == len(ROWS) - 1:
+                if row == len(rows) - 1:
                     axes.set_xlabel(x_label)
                     axes.xaxis.set_major_formatter(formatter(x))
                     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -81,6 +88,24 @@ def _curves(axes: Axes, stages: Sequence[StageHistory], x: str, y: str) -> None:
             marker="o",
             markersize=3,
         )
+
+
+def _tasks(axes: Axes, stages: Sequence[StageHistory], x: str, legend: bool) -> None:
+    """The headline of each task, and its standard error where that is known."""
+    for index, (name, measured) in enumerate(tasks.series(stages).items()):
+        task, _, metric = name.rpartition(", ")
+        errors = [record.results[task]["errors"].get(metric, 0.0) for record, _ in measured]
+        places, values = [getattr(record, x) for record, _ in measured], [value for _, value in measured]
+        colour = COLOURS[index % len(COLOURS)]
+        axes.errorbar(places, values, errors, color=colour, marker="o", markersize=4, linewidth=1.2, label=name)
+    if legend:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _stages(axes: Axes, stages: Sequence[StageHistory], x: str) -> None:
+    """Marks the stages, and the patches in them."""
+    for index, stage in enumerate(stages):
+        colour = COLOURS[index % len(COLOURS)]
         axes.axvspan(stage.start[x], stage.end[x], color=colour, alpha=0.05, linewidth=0)
         if index:
             axes.axvline(stage.start[x], color="#999999", linewidth=0.8, linestyle=(0, (3, 3)))

@@ -161,12 +161,15 @@ def rates(births: Sequence[Birth], stage: Stage, tokens: int) -> list[float]:
     return [f * b.pace.rate(curve, tokens) for f, b in zip(factors, births, strict=True) if b.pace]
 
 
+def rate_factors(births: Sequence[Birth], stage: Stage) -> list[float]:
+    """What the stage multiplies the learning rate of each generation by."""
+    factors = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
+    return [f * (b.pace.factor if b.pace else 1.0) for f, b in zip(factors, births, strict=True)]
+
+
 def frozen_generations(births: Sequence[Birth], stage: Stage) -> set[int]:
     """The numbers of the generations whose learning rate is 0 for the whole of the stage."""
-    factors = [1.0 if b.stage == stage.name else stage.grow.old_lr for b in births]
-    return {
-        n for n, (f, b) in enumerate(zip(factors, births, strict=True)) if not f * (b.pace.factor if b.pace else 1.0)
-    }
+    return {n for n, factor in enumerate(rate_factors(births, stage)) if not factor}
 
 
 def weight_decays(births: Sequence[Birth], stage: Stage) -> list[float]:

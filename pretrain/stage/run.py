@@ -31,8 +31,10 @@ from pretrain.runtime import startup
 from pretrain.runtime.ranks import agreed, is_first
 from pretrain.schedule.curve import rates
 from pretrain.schedule.ending import Ending, keep_decision
+from pretrain.stage import trained
 from pretrain.stage.apply_schedule import Pacing
 from pretrain.stage.metrics import METRICS, Metrics, judged
+from pretrain.stage.moved import groups, moved
 from pretrain.stage.resolved import Resolved
 from pretrain.stage.teach import flops_per_token, teach
 from pretrain.stage.validate import Validation
@@ -94,6 +96,10 @@ class Run:
                 self._finish_event(began)
             self.metrics.log(self.state.progress, **self.record)
         self._fields().frozen()  # what could not be saved is not trained
+        if is_first():
+            known = [group for group, _ in groups(self.state, self.stage, self.engine.frozen)]
+            trained.keep(self.folder, known)
+            log.info(trained.describe(known))
         if self.given.eval.tasks and self.state.parent and not self.state.progress.step:
             self.save_if_due(now=False)  # what the growth event has done is judged too
         if back:
@@ -241,6 +247,10 @@ class Run:
 
     def mark_done(self) -> None:
         """The stage is finished: why it ended, and the marker that later stages wait for."""
+        self.watchdog.beat("validation", self.state.progress.step)
+        if self.state.parent and (known := moved(self.engine, self.state, self.stage)):
+            trained.keep(self.folder, known)
+            log.info(trained.describe(known))
         self.record = self.record or self.validation()  # not measured yet: it was killed between its end and this
         agreed(self._mark_done)  # no rank leaves before the marker is there
 

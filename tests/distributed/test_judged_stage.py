@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pretrain.checkpoint import find, is_done
+from growth import Box, Plan
+from pretrain.checkpoint import Reader, find, is_done
 from pretrain.judge import beside, records
-from pretrain.stage import metrics
+from pretrain.stage import metrics, trained
+from pretrain.state import State
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage
 
@@ -87,7 +88,42 @@ def test_checkpoints_are_judged_once(corpus: Path, tmp_path: Path) -> None:
     logged = [r for r in metrics.read(folder / "large/metrics.jsonl") if "eval/mine/acc" in r]
     assert [(r["step"], r["eval/mine/acc"]) for r in logged] == [(0, 0.0), (4, 0.5)]
     assert [r["tokens"] for r in logged] == [record.tokens for record in kept[:2]]
-    config = (folder / "large/config.yaml").read_text()
-    assert str(task) in config
-    event = json.loads((folder / "large/events/step-00000000.json").read_text())
-    assert event["seconds"] > 0
+    assert str(task) in (folder / "large/config.yaml").read_text()
+    check_moved(folder / "large")
+
+
+def check_moved(folder: Path) -> None:
+    """What trained.json says of a stage: all of its parameters, and how far they are from what they grew to be."""
+    known = trained.read(folder)
+    end = find(folder / "checkpoints").path
+    assert end is not None
+    with Reader(end) as reader, Reader(Path(reader.manifest.parent["path"])) as parent:  # type: ignore[index]
+        state = State.from_reader(reader)
+        assert sum(group.parameters for group in known) == state.arch.parameters()
+        assert {group.generation for group in known} == {0, 1}
+        plan = Plan.from_json(state.events[-1]["plan"])
+        for group in known:
+            change = start = count = 0.0
+            for name, tensor in state.arch.tensors().items():
+                place = tensor.spec.name if tensor.layer is None else "layers"
+                if tensor.spec.name not in group.tensors or not group.where.startswith(
+                    place.rstrip("s") if place == "layers" else place
+                ):
+                    continue
+                if tensor.layer is not None and not inside(tensor.layer, group.where):
+                    continue
+                of = state.generations.of(tensor, Box.whole(tensor.shape)) == group.generation
+                before = plan.evaluate(name, Box.whole(tensor.shape), parent.read)[of].double()
+                after = reader.read("weight", name, Box.whole(tensor.shape))[of].double()
+                change, start = change + float((after - before).square().sum()), start + float(before.square().sum())
+                count += int(of.sum())
+            assert group.parameters == count, group
+            assert group.rate == 1
+            assert group.moved == pytest.approx((change / start) ** 0.5 if start else None), group
+            assert group.moved is None or group.moved > 0
+
+
+def inside(layer: int, where: str) -> bool:
+    """Whether a layer is one of "layers 0-2, 5" or "layer 5"."""
+    runs = [run.split("-") for run in where.partition(":")[0].split(" ", 1)[1].split(", ")]
+    return any(int(run[0]) <= layer <= int(run[-1]) for run in runs)

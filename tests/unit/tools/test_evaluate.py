@@ -11,6 +11,7 @@ import yaml
 from pretrain import config
 from pretrain.checkpoint import Manifest
 from pretrain.judge import records
+from pretrain.stage import trained
 from tests.unit.tools.runs import Run, save
 from tools.evaluate import main
 from tools.export_hf import main as export_hf
@@ -81,7 +82,14 @@ def test_a_run_is_its_export(run: Run, tasks: Path, tmp_path: Path, capsys: pyte
     assert record is not None
     assert record.results == of_run["results"]
     assert (record.step, record.tokens, record.failed) == (20, 2560, {})
-    assert record.figures()["eval/loss/bits_per_byte"] == of_run["results"]["loss"]["metrics"]["bits_per_byte"]
+    value = record.figures()["eval/loss/bits_per_byte"]
+    assert value == of_run["results"]["loss"]["metrics"]["bits_per_byte"]
+    groups = [trained.Group("layers 0-1", ("x",), 0, "small", 0.0, 600, 0.0)]
+    trained.keep(run.folder / "small", groups)
+    assert export_hf([str(run.folder), str(tmp_path / "again")]) == 0
+    card = (tmp_path / "again/README.md").read_text()
+    assert f"| loss | bits_per_byte | {value:.4f} | 3 | 0 |" in card
+    assert "| layers 0-1 | 0 (small) | 600 | 100.0% | frozen | nothing |" in card
 
 
 def test_a_task_that_fails_is_said(run: Run, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -16,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pretrain.judge import records
+from pretrain.stage import trained
 from tests.unit.tools.run_folder import make_run
 from tools import plot, report
 
@@ -47,6 +50,41 @@ def test_stages_events_plot_and_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "\n> word7 word8 word" in text
     assert "\n> word3 word" in text
     assert "Not finished" not in text
+
+
+def record(step: int, tokens: int, acc: float, failed: dict[str, str] | None = None) -> records.Record:
+    result = {"metrics": {"acc": acc, "acc_norm": acc / 2}, "errors": {"acc_norm": 0.01}, "samples": 9, "fewshot": 5}
+    place = {"tokens": tokens, "flops": 1e9 * tokens, "seconds": tokens / 100}
+    about = {"limit": None, "harness": "lm-eval 1", "took": 1.0, "failed": failed or {}}
+    return records.Record("hash", step, **place, results={"mine": result}, **about)
+
+
+def test_what_is_known_of_tasks_and_of_what_was_trained(tmp_path: Path) -> None:
+    """Over the run, and on both sides of a growth event; a failure with its reason."""
+    run = make_run(tmp_path)
+    plain = matplotlib.image.imread(plot_of(run)).shape[0]
+    records.keep(run / "seed", record(3, 3000, 0.1))
+    records.keep(run / "seed", record(6, 6000, 0.2))
+    records.keep(run / "wide", record(0, 6000, 0.4, {"other": "no network"}))
+    records.keep(run / "wide", record(4, 10000, 0.6))
+    moved = [
+        trained.Group("layers 0-1", ("x",), 0, "seed", 0.0, 600, 0.0),
+        trained.Group("y", ("y",), 1, "wide", 2, 400),
+    ]
+    trained.keep(run / "wide", moved)
+    assert matplotlib.image.imread(plot_of(run)).shape[0] > plain
+    assert report.main([str(run)]) == 0
+    text = (run / "report.md").read_text()
+    assert "| 3 s (5.0% of the stage's training) | mine 0.100 to 0.200 |" in text
+    assert "| wide | 4 | 10,000 | 1e+13 | mine | acc 0.6000, acc_norm 0.3000 ± 0.0100 | 9, 5 shots |" in text
+    assert "- wide, step 0: other: no network" in text
+    assert "| layers 0-1 | 0 (seed) | 600 | 60.0% | frozen | nothing |" in text
+    assert "| y | 1 (wide) | 400 | 40.0% | x 2 |  |" in text
+
+
+def plot_of(run: Path) -> Path:
+    assert plot.main([str(run)]) == 0
+    return run / "plot.png"
 
 
 def words(folder: Path, model: PreTrainedModel) -> None:
