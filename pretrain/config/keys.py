@@ -25,6 +25,10 @@ class Data(Section):
     """Share of the documents that are never trained on."""
     window: Size = 1024
     """Samples among which the order is shuffled; documents are permuted in every epoch whatever this is."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """Of causal language models: concatenate cuts samples out of documents laid end to end; best_fit puts whole
+    documents together where they fit (Ding et al. 2024), cuts those alone that are longer than a sample, and pads the
+    rest, which counts as tokens of the stage."""
     reset_attention: bool = False
     """Of causal language models: a document's tokens see, and count their positions from, that document alone, in
     training, validation and growth certificates. The token that ends a document opens the next one."""

@@ -26,6 +26,11 @@ def apart(samples: Samples, end: int) -> Samples:
     begins = ended.clone()
     begins[:, 1:] &= ~ended[:, :-1]
     begins[:, 0] = True
+    return beginning(samples, begins)
+
+
+def beginning(samples: Samples, begins: Tensor) -> Samples:
+    """The same samples, whose documents begin where `begins` is True, bool [n, S], and do not see each other."""
     (rows, places), counts = begins.nonzero(as_tuple=True), begins.sum(1)
     starts = torch.full((len(begins), int(counts.max())), begins.shape[1], dtype=torch.int32)
     starts[rows, torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]] = places.to(torch.int32)

@@ -152,7 +152,8 @@ class Run:
             values |= {f"lr_generation_{number}": lr for number, lr in enumerate(lrs)}
         words = result.terms.get(self.engine.family.losses[0].name)
         if batch.bytes is not None and words is not None:
-            values["bits_per_byte"] = words * tokens / math.log(2) / batch.bytes
+            labels = tokens if batch.labels is None else batch.labels
+            values["bits_per_byte"] = words * labels / math.log(2) / batch.bytes
         values |= {name: mean for name, mean in result.terms.items() if name not in values}
         if result.trouble:
             values["skipped"] = 1

@@ -100,7 +100,7 @@ def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, seque
     sizes: list[NDArray[np.int64]] = []
     have, at = 0, start
     while True:
-        ids, counts = _full_tokens(corpus, split, at, length + 1 - have)
+        ids, counts = full_tokens(corpus, split, at, length + 1 - have)
         pieces = segmentation.apply(ids)
         lengths = segmentation.lengths[ids].astype(np.int64)
         # The dummy prefix counts as a byte in a place, but not in the text: so no two tokens share a place.
@@ -115,7 +115,7 @@ def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, seque
         if have + len(pieces) - skip > length:
             break
         have += len(pieces) - skip
-        at = _next_documents(split, at, len(counts))
+        at = next_documents(split, at, len(counts))
 
     last_piece = skip + length - have
     piece_ends, id_ends = np.cumsum(lengths), np.cumsum(counts)
@@ -131,7 +131,7 @@ def read_window(corpus: Corpus, split: Split, vocab: int, start: Position, seque
     return Window(sequences, end, np.concatenate(tokens)[: length + 1], np.concatenate([[0], np.cumsum(size)]))
 
 
-def _full_tokens(corpus: Corpus, split: Split, at: Position, need: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def full_tokens(corpus: Corpus, split: Split, at: Position, need: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Full-vocabulary tokens from a place on: ``need`` of them, or fewer but to the ends of one or more documents.
 
     Gives the ids (int32) and how many of them are each document's. They re-segment to no fewer tokens.
@@ -147,7 +147,7 @@ def _full_tokens(corpus: Corpus, split: Split, at: Position, need: int) -> tuple
     return corpus.read(starts, counts), counts
 
 
-def _next_documents(split: Split, at: Position, read: int) -> Position:
+def next_documents(split: Split, at: Position, read: int) -> Position:
     if at.document + read < split.training:
         return Position(at.epoch, at.document + read)
     return Position(at.epoch + 1)

@@ -166,7 +166,7 @@ class WindowedStream(ABC, Generic[P, W, B]):
             )
         start = self._place(**{field.name: cursor[field.name] for field in fields(self._place)})  # type: ignore[arg-type]
         following = self._place(**cursor["next"]) if cursor["next"] else None
-        if all(cursor[key] == value for key, value in self._cut.items()):
+        if all(cursor.get(key) == self._cut.get(key) for key in {*self._cut, "packing"}):
             self._go(start, cursor["drawn"], following)
         else:
             self._go(following or start)

@@ -8,21 +8,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from pretrain.config import Stage, Train
 from pretrain.data import documents
-from pretrain.data.corpus.corpus import AnyCorpus, Corpus
+from pretrain.data.corpus.corpus import AnyCorpus, Corpus, Split
 from pretrain.data.corpus.counts import training_tokens
+from pretrain.data.packing import PACKINGS, Packed
 from pretrain.data.samples import Samples, causal
-from pretrain.data.stream.stream import Stream
+from pretrain.data.stream.packed import PackedBatch, PackedStream, read_documents
+from pretrain.data.stream.stream import Batch, Position, Stream
 from pretrain.data.stream.validation import probe, validation_set
 from pretrain.data.stream.windows import WindowedStream
 from pretrain.errors import UserError
 from pretrain.families.common.tokenizers import SENTENCE_PIECE, Kind, Tokenizer
 
 BYTES_PER_TOKEN = 4  # of text in English, about
+MEASURED = 1024  # samples of text whose packing is measured
 
 
 class Wanted(NamedTuple):
@@ -51,12 +55,13 @@ class Taken:
 
     bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
     seen: how many tokens the document of a token has in its sample, in the mean over the tokens of the global batch,
-    where documents are kept apart; else None.
+    where documents are kept apart; else None. labels: how many labels of the global batch count; None: all.
     """
 
     samples: Samples
     bytes: int | None
     seen: float | None = None
+    labels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,12 @@ class Feed(ABC):
     @classmethod
     def check(cls, stage: Stage) -> None:
         """Raises UserError for keys of `data` that its samples cannot follow."""
-        if stage.data.reset_attention and not cls.causal:
-            raise UserError(
-                f"data.reset_attention: true, but samples of {stage.model.family} are pairs of segments, and no "
-                "running text; leave it out"
-            )
+        for key, usual in (("reset_attention", False), ("packing", "concatenate")):
+            if not cls.causal and (value := getattr(stage.data, key)) != usual:
+                raise UserError(
+                    f"data.{key}: {value}, but samples of {stage.model.family} are pairs of segments, and no running "
+                    "text; leave it out"
+                )
 
     @classmethod
     def open(cls, stage: Stage) -> Self:
@@ -172,6 +178,11 @@ class Feed(ABC):
     def batch(self, n: int) -> Samples:
         """n samples of held-out text as training has them, in the stage's segmentation."""
 
+    def packings(self) -> dict[str, Packed]:
+        """What would become of the stage's first documents, some windows of them, by every way to pack them; nothing
+        where its samples are no running text."""
+        return {}
+
     def training_tokens(self) -> int:
         """Tokens of all training documents, once, in the stage's segmentation."""
         stage = self.stage
@@ -187,11 +198,11 @@ class CausalFeed(Feed):
     causal = True
     corpus: Corpus
 
-    _text: Stream
+    _text: Stream | PackedStream
 
-    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream:
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream | PackedStream:
         data = self.stage.data
-        return Stream(
+        return (PackedStream if data.packing == "best_fit" else Stream)(
             self.corpus,
             vocab=self.stage.model.vocab,
             seq_len=self.stage.train.seq_len,
@@ -203,9 +214,19 @@ class CausalFeed(Feed):
 
     def _take(self, wanted: Wanted) -> Taken:
         batch = self._text.take(wanted.n)
-        samples = self._apart(causal(torch.from_numpy(batch.tokens)))
+        samples, labels = self._samples(batch)
         own = {name: rows[wanted.rows] for name, rows in samples.items()}
-        return Taken(own, int(batch.bytes.sum()), documents.seen(samples))
+        return Taken(own, int(batch.bytes.sum()), documents.seen(samples), labels)
+
+    def _samples(self, batch: Batch | PackedBatch) -> tuple[Samples, int | None]:
+        """The samples of a batch, and how many of their labels count; None: all."""
+        if isinstance(batch, Batch):
+            return self._apart(causal(torch.from_numpy(batch.tokens))), None
+        arrays = {"inputs": batch.inputs, "labels": batch.labels, "mask": batch.mask.astype(np.float32)}
+        samples: Samples = {name: torch.from_numpy(rows) for name, rows in arrays.items()}
+        if self.stage.data.reset_attention:
+            samples = documents.beginning(samples, torch.from_numpy(batch.begins))
+        return samples, int(batch.mask.sum())
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train
@@ -227,6 +248,13 @@ class CausalFeed(Feed):
 
     def batch(self, n: int) -> Samples:
         return self.probe(n, self.stage.model.vocab, self.stage.train.seq_len)
+
+    def packings(self) -> dict[str, Packed]:
+        train, data, seed = self.stage.train, self.stage.data, self.stage.seed
+        split = Split(self.corpus.tokens.documents, data.validation_fraction, seed)
+        most = min(data.window, MEASURED) * train.seq_len
+        sizes = read_documents(self.corpus, split, self.stage.model.vocab, Position(), most).inputs
+        return {way: measure(sizes, train.seq_len) for way, measure in PACKINGS.items()}
 
     def _apart(self, samples: Samples) -> Samples:
         """The samples as the stage's model reads them: documents in each other's sight, or apart."""
