@@ -13,7 +13,7 @@ examples:
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,7 @@ def work(options: argparse.Namespace) -> Answer:
         raise UserError("\n".join(problems))
     unusual = [[c.stage.name, in_words(c.arch)] for c in costs if in_words(c.arch)]
     text = [_stages(costs), *([table([["blocks", ""], *unusual])] if unusual else []), _batches(costs)]
+    text += [_text(costs)] if any(c.packings for c in costs) else []
     text += [_parameters(costs), _memory(costs, gpu), _traffic(costs)]
     text += [_pipelines(costs)] if any(c.layout.pp > 1 for c in costs) else []
     text += [f"{c.stage.name}: {describe_mup(mup, c.arch)}" for c in costs if (mup := c.stage.train.mup.base())]
@@ -145,6 +146,19 @@ def _batches(costs: Sequence[Cost]) -> str:
             short(t.warmup_tokens),
         ]
         rows.append([c.stage.name, *cells])
+    return table(rows)
+
+
+def _text(costs: Sequence[Cost]) -> str:
+    """What becomes of documents, by the packing that a stage has (*) and by the other."""
+    rows = [["text", "packing", "documents apart", "cuts a million tokens", "padding", "tokens seen"]]
+    for c in costs:
+        data, length = c.stage.data, c.stage.train.seq_len
+        apart = "yes" if data.reset_attention else "no"
+        for way, p in c.packings.items():
+            mark = " *" if way == data.packing else ""
+            seen = f"{p.seen:,.0f} of {length:,}" if data.reset_attention else f"{length:,}"
+            rows.append([c.stage.name, way + mark, apart, f"{p.truncations:,.0f}", f"{p.padding:.2%}", seen])
     return table(rows)
 
 
@@ -235,6 +249,8 @@ def _assumptions(options: argparse.Namespace, gpu: Gpu) -> str:
         f"Assumed: {gpu.name}, {peak / 1e12:.0f} dense bf16 TFLOP/s.\n{mfu}.\n"
         f"{STORAGE / 1e9:.0f} GB/s between a node and storage, {HOST / 1e9:.0f} GB/s between a GPU and its host.\n"
         "FLOPs and MFU are of the model: nothing that is computed again counts. Parts at rate 0 count as trained.\n"
+        "Where data.reset_attention keeps documents apart, attention is counted by the first documents of the corpus, "
+        "or in full if it is not there.\n"
         "Tokens are of each stage's own vocabulary. Time is without queues, restarts and validations."
     )
 
@@ -261,6 +277,7 @@ def _data(costs: Sequence[Cost]) -> dict[str, Any]:
             "layout": c.layout.to_json(),
             "nodes": c.nodes,
             "tokens": c.stage.train.tokens,
+            **({"packings": {way: asdict(p) for way, p in c.packings.items()}} if c.packings else {}),
             "steps": c.stage.train.steps(),
             "flops": c.flops,
             "hardware_flops": c.hardware_flops,

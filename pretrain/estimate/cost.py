@@ -1,17 +1,19 @@
 """Time, storage and money of a stage, worked out before its first GPU hour."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from growth import Architecture
 from pretrain.config import Curriculum, Stage
 from pretrain.config.layouts import layout_of, ranks_of
+from pretrain.data.packing import Packed
 from pretrain.errors import UserError
 from pretrain.estimate import flops, memory, speed, teaching
 from pretrain.estimate.memory import Memory
 from pretrain.estimate.speed import Gpu, Speed
 from pretrain.estimate.teaching import Taught
+from pretrain.families.text import packings
 from pretrain.layout import Layout
 from pretrain.layout.work import totals
 
@@ -34,6 +36,8 @@ class Cost:
     """What grows into it in the stage, see memory.growing."""
     taught: Taught | None
     """What it holds of its teacher."""
+    packings: Mapping[str, Packed]
+    """What becomes of its documents by each data.packing; empty where its corpus is not there."""
     layout: Layout
     nodes: int
     memory: Memory
@@ -55,6 +59,11 @@ class Cost:
     def batch_tokens(self) -> int:
         """Tokens of an optimizer step after the ramp."""
         return self.stage.train.global_batch * self.stage.train.seq_len
+
+    @property
+    def seen(self) -> float | None:
+        """Of how many tokens attention sees a part, see flops.forward: in full where the corpus is not there."""
+        return _seen(self.stage, self.packings)
 
     @property
     def tokens_per_second(self) -> float:
@@ -103,13 +112,16 @@ def of_stage(
     fixed = flops.fixed(arch, train.lora)
     world = nodes * gpus_per_node if nodes else ranks_of(stage, gpus_per_node)
     layout = layout_of(stage, world, arch)
-    step_speed = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu)
+    packed = packings(stage)
+    seen = _seen(stage, packed)
+    step_speed = speed.of_step(arch, layout, train, gpu, gpus_per_node=gpus_per_node, mfu=mfu, seen=seen)
     node_count = -(-layout.world // gpus_per_node)
     ran = flops.expected(arch, train)
-    flops_per_token = flops.training_flops(arch, train.seq_len, frozen=fixed, ran=ran)
+    flops_per_token = flops.training_flops(arch, train.seq_len, frozen=fixed, ran=ran, seen=seen)
     extra, in_sight = 0.0, 0
     if taught:
-        extra, in_sight = teaching.teaching_flops(arch, taught, train.seq_len, layout.tp), taught.in_sight(arch)
+        extra = teaching.teaching_flops(arch, taught, train.seq_len, layout.tp, seen)
+        in_sight = taught.in_sight(arch)
     step_speed = replace(step_speed, seconds=step_speed.seconds * (1 + extra / flops_per_token))
     event = event_flops = 0.0
     if parent:
@@ -121,10 +133,21 @@ def of_stage(
         event = read + steps * step_speed.seconds
     share = _share(stage)
     before = memory.growing(stage, parent)
+    hardware_flops = flops.hardware_flops(
+        arch,
+        train.seq_len,
+        recompute=train.recompute,
+        tp=layout.tp,
+        frozen=fixed,
+        ran=ran,
+        in_sight=in_sight,
+        seen=seen,
+    )
     return Cost(
         stage=stage,
         arch=arch,
         before=before,
+        packings=packed,
         layout=layout,
         nodes=node_count,
         memory=memory.worst(arch, layout, train, before=before, taught=taught),
@@ -132,24 +155,14 @@ def of_stage(
         share=share,
         taught=taught,
         flops=(flops_per_token + extra) * train.tokens * share + event_flops,
-        hardware_flops=(
-            flops.hardware_flops(
-                arch,
-                train.seq_len,
-                recompute=train.recompute,
-                tp=layout.tp,
-                frozen=fixed,
-                ran=ran,
-                in_sight=in_sight,
-            )
-            + extra
-        )
-        * train.tokens
-        * share
-        + event_flops,
+        hardware_flops=(hardware_flops + extra) * train.tokens * share + event_flops,
         event=event,
         stall=STORED_BYTES * arch.parameters() / layout.world / HOST,
     )
+
+
+def _seen(stage: Stage, packed: Mapping[str, Packed]) -> float | None:
+    return packed[stage.data.packing].seen if stage.data.reset_attention and packed else None
 
 
 def _share(stage: Stage) -> float:
@@ -188,7 +201,7 @@ def from_scratch(costs: list[Cost]) -> tuple[float, float]:
     last = costs[-1]
     tokens = sum(cost.stage.train.tokens for cost in costs)
     ran = flops.expected(last.arch, last.stage.train)
-    flops_in_all = flops.training_flops(last.arch, last.stage.train.seq_len, ran=ran) * tokens
+    flops_in_all = flops.training_flops(last.arch, last.stage.train.seq_len, ran=ran, seen=last.seen) * tokens
     return flops_in_all, tokens / last.tokens_per_second * last.layout.world / 3600
 
 

@@ -78,8 +78,10 @@ def of_step(
     *,
     gpus_per_node: int = 8,
     mfu: float | None = None,
+    seen: float | None = None,
 ) -> Speed:
     """The speed of a stage. mfu: a measured MFU (with bubble and communication) to use in place of the assumption.
+    seen: see pretrain.estimate.flops.forward.
 
     It is assumed that a GPU computes at `kernels` of its peak, or as fast as kernels are launched if that takes longer;
     the pipeline's bubble and communication are added, since none of it is hidden behind computing.
@@ -87,7 +89,8 @@ def of_step(
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     bubble = (layout.pp - 1) / (layout.pp - 1 + micro_batches * layout.virtual)
     nvlink, network = traffic(arch, layout, train, gpus_per_node)
-    per_token = training_flops(arch, train.seq_len, frozen=fixed(arch, train.lora), ran=expected(arch, train))
+    frozen, ran = fixed(arch, train.lora), expected(arch, train)
+    per_token = training_flops(arch, train.seq_len, frozen=frozen, ran=ran, seen=seen)
     flops = per_token * train.global_batch * train.seq_len
     peak = PEAK_FLOPS[gpu.name][train.precision] * layout.world
     if mfu is None:

@@ -28,7 +28,8 @@ from benchmarks.report import Report, spread
 from growth import Architecture
 from pretrain.cli.command import positive
 from pretrain.config.keys import Model
-from pretrain.data.samples import causal
+from pretrain.data.documents import STARTS, beginning, seen
+from pretrain.data.samples import Samples, causal
 from pretrain.errors import UserError
 from pretrain.estimate.flops import training_flops
 from pretrain.layout import Layout
@@ -82,6 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compile", action="store_true", help="our step with train.compile: true as well, as another contestant"
+    )
+    parser.add_argument(
+        "--documents",
+        type=positive,
+        metavar="TOKENS",
+        help="our step on documents of so many tokens that do not see each other (data.reset_attention) beside the "
+        "usual one, alone",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
 
@@ -151,7 +159,7 @@ def _run(options: argparse.Namespace, arch: Architecture) -> Report:
     losses = {name: timed(step)[1] for name, step in contestants.items()}
     ours = next(iter(losses.values()))
     for name, loss in losses.items():
-        if not abs(loss - ours) <= SAME[options.precision] * abs(ours):
+        if not options.documents and not abs(loss - ours) <= SAME[options.precision] * abs(ours):
             raise UserError(f"the first loss of {name} is {loss} and ours {ours}: not the same model, so no benchmark")
     seconds: dict[str, list[Times]] = {name: [] for name in contestants}
     rounds = options.warm_up - 1 + options.rounds
@@ -187,6 +195,8 @@ def _contestants(arch: Architecture, options: argparse.Namespace) -> dict[str, S
         split = {f"blocks: {n}": _transformers_step(model, blocks.split(model, n)) for n, model in models.items()}
         return inside | split
     engine, steps = _our_steps(arch, options, [1])
+    if options.documents:
+        return {"cambium": steps[1], "documents apart": lambda tokens: _apart_step(engine, options, tokens)}
 
     (bare,) = megatron.build(arch, layout, numerics, seq_len=options.seq_len, pp_rank=0, tp_rank=0)
     with torch.no_grad():
@@ -233,6 +243,17 @@ def _our_steps(
     fill(engine, growth.initial(arch, seed=0, init_std=0.02), None)
     engine.publish_weights()
     return engine, {count: partial(step, count) for count in counts}
+
+
+def _apart(options: argparse.Namespace) -> Samples:
+    """Where documents of options.documents tokens begin, in a batch of nothing."""
+    begins = (torch.arange(options.seq_len) % options.documents == 0).expand(options.batch, -1)
+    return beginning({"inputs": torch.zeros(begins.shape)}, begins)
+
+
+def _apart_step(engine: "Engine", options: argparse.Namespace, tokens: Tensor) -> float:
+    starts = _apart(options)[STARTS].to(tokens.device)
+    return engine.train_step({**causal(tokens), STARTS: starts}, _rates(1)).loss
 
 
 def _born(arch: Architecture, count: int) -> growth.Generations:
@@ -323,7 +344,10 @@ def _report(
     losses: Mapping[str, float],
 ) -> Report:
     tokens = options.batch * options.seq_len
-    flops = training_flops(arch, options.seq_len) * tokens
+    flops = dict.fromkeys(seconds, training_flops(arch, options.seq_len) * tokens)
+    if options.documents:
+        of_apart = training_flops(arch, options.seq_len, seen=seen(_apart(options))) * tokens
+        flops["documents apart"] = of_apart
     ours = next(iter(seconds.values()))
     rows = []
     for name, times in seconds.items():
@@ -335,7 +359,7 @@ def _report(
                 "contestant": name,
                 "ms_per_step": 1e3 * median,
                 "tokens/s": tokens / median,
-                "model_GFLOP/s": flops / median / 1e9,
+                "model_GFLOP/s": flops[name] / median / 1e9,
                 "its_time/ours": round(ratio, 3),
                 "quartiles": f"{low:.3f} .. {high:.3f}",
                 "CPU_time/ours": round(cpu, 3) if device.type == "cpu" else None,
@@ -347,6 +371,7 @@ def _report(
         **arch.sizes,
         "batch": options.batch,
         "seq_len": options.seq_len,
+        **({"documents": options.documents} if options.documents else {}),
         "precision": options.precision,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": options.threads,

@@ -26,7 +26,7 @@ from pretrain.errors import UserError
 from pretrain.families.common.tokenizers import SENTENCE_PIECE, Kind, Tokenizer
 
 BYTES_PER_TOKEN = 4  # of text in English, about
-MEASURED = 1024  # samples of text whose packing is measured
+MEASURED = 1 << 21  # tokens of text whose packing is measured
 
 
 class Wanted(NamedTuple):
@@ -179,8 +179,7 @@ class Feed(ABC):
         """n samples of held-out text as training has them, in the stage's segmentation."""
 
     def packings(self) -> dict[str, Packed]:
-        """What would become of the stage's first documents, some windows of them, by every way to pack them; nothing
-        where its samples are no running text."""
+        """What becomes of the stage's first documents by each way to pack them; nothing without running text."""
         return {}
 
     def training_tokens(self) -> int:
@@ -252,7 +251,7 @@ class CausalFeed(Feed):
     def packings(self) -> dict[str, Packed]:
         train, data, seed = self.stage.train, self.stage.data, self.stage.seed
         split = Split(self.corpus.tokens.documents, data.validation_fraction, seed)
-        most = min(data.window, MEASURED) * train.seq_len
+        most = min(data.window * train.seq_len, max(MEASURED, train.seq_len))
         sizes = read_documents(self.corpus, split, self.stage.model.vocab, Position(), most).inputs
         return {way: measure(sizes, train.seq_len) for way, measure in PACKINGS.items()}
 
