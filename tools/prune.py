@@ -74,7 +74,7 @@ def work(options: argparse.Namespace) -> command.Answer:
         notes = target.absolute().with_name(f".{target.name}.chosen.json")
         removed = []
         if not named:
-            about = {"source": reader.manifest.hash, "corpus": str(feed.corpus.path), "samples": options.samples}
+            about = {"source": reader.manifest.hash, "corpus": feed.source, "samples": options.samples}
             removed = pruning.greedy(reader.read, arch, count, samples, notes, about, bars)
             named = [layer for layer in range(arch.layers) if layer not in dict(removed)]
         plan = pruning.plan_of(arch, named)
@@ -96,7 +96,9 @@ def _text(reader: Reader, corpus: Path | None) -> tuple[Stage, Feed]:
         raise UserError(f"{reader.path} is an import, and of no stage: let it grow into one first")
     stage = stage_from(reader.manifest.config, str(reader.path))
     if (feed := audit.open_corpus(stage, corpus)) is None:
-        raise UserError(f"{corpus or stage.data.corpus}: there is no corpus to measure on: name one with --corpus")
+        raise UserError(
+            f"{corpus or ', '.join(stage.data.folders)}: there is no corpus to measure on: name one with --corpus"
+        )
     return stage, feed
 
 

@@ -98,8 +98,8 @@ class Progress(TypedDict):
     health: NotRequired[Health]
 
 
-class Cursor(TypedDict):
-    """A cursor, as pretrain.data.stream.windows.WindowedStream gives it."""
+class CorpusCursor(TypedDict):
+    """A cursor of one corpus, as pretrain.data.stream.windows.WindowedStream gives it."""
 
     epoch: NotRequired[Count]
     document: NotRequired[Count]
@@ -110,6 +110,22 @@ class Cursor(TypedDict):
     next: NotRequired[dict[Text, Count] | None]
     corpus: NotRequired[Text]
     tokenizer: NotRequired[Text]
+
+
+class SourceCursor(CorpusCursor):
+    """That of one of several, as pretrain.data.stream.mixture.Source gives it."""
+
+    weight: NotRequired[Annotated[Number, Field(ge=0)]]
+    turns: NotRequired[Count]
+    samples: NotRequired[Count]
+    tokens: NotRequired[Count]
+
+
+class Cursor(CorpusCursor):
+    """A cursor of one corpus or, as pretrain.data.stream.mixture.Mixture gives it, of several."""
+
+    stage: NotRequired[Text]
+    sources: NotRequired[Annotated[list[SourceCursor], Field(min_length=1)]]
 
 
 class Vocabulary(TypedDict):

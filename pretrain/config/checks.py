@@ -11,7 +11,7 @@ import growth
 from growth import GrowthError
 from growth.family import family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files, orders, teachers
+from pretrain.config import factor_files, mixtures, orders, teachers
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
@@ -38,6 +38,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
             checks = (
                 _names(stages, index),
                 _finite("grow", stage.to_dict()["grow"]),
+                mixtures.problems(stage.data.corpus, stage.data.corpora, stage.train.tokens),
                 _shape(stage),
                 _layout(stage),
                 _budget(stage),
@@ -310,6 +311,12 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         yield (
             f"train.mup: {_given(new.train.mup)} after {_given(old.train.mup)} in stage {old.name!r}; a base model is "
             "that of a whole curriculum, so give it once, at the top of the file"
+        )
+    fraction, held_out = new.data.validation_fraction, old.data.validation_fraction
+    if new.data.corpora and fraction != held_out:
+        yield (
+            f"data.validation_fraction: {fraction:g} after {held_out:g} in stage {old.name!r}, which would train on "
+            "text that was held out; keep it"
         )
     before = old.at_end()
     named = {key for key, value in new.grow.policy().items() if key in OPERATORS and _shrinks(key, value)}

@@ -4,6 +4,7 @@ A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data
 `checkpoint`, `guard`, `log` and `eval` at its top are defaults, merged under every stage. See configs/demo.yaml.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from growth.family import family
-from pretrain.config import checks, reading, recipes
+from pretrain.config import checks, mixtures, reading, recipes
 from pretrain.config.keys import Stage
 from pretrain.config.section import Section
 from pretrain.errors import UserError
@@ -24,6 +25,7 @@ SECTIONS = ("data", "model", "parallel", "train", "grow", "checkpoint", "guard",
 
 RESUMABLE = (
     "data.corpus",
+    "data.corpora[].corpus",
     "distill.teacher",
     "parallel",
     "train.tokens",
@@ -146,6 +148,7 @@ def curriculum_of(raw: Mapping[str, Any], path: Path) -> Curriculum:
     """The curriculum of a document that was read from a file. Raises as `load` does."""
     raw = reading.expand_stacking(raw, str(path))
     merged = recipes.expand(reading.merge_defaults(raw, SECTIONS), str(path))
+    merged = mixtures.expand(merged, raw, str(path))
     document = _validate(_Document, merged, str(path), raw)
     curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
     misnamed = [*checks.bad_name(curriculum.name), *checks.bad_output(curriculum.output)]
@@ -175,7 +178,8 @@ def compare_for_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     now = reading.flatten(new)
     lines = []
     for key in dict.fromkeys([*before, *now]):
-        resumable = any(key == name or key.startswith(f"{name}.") for name in RESUMABLE)
+        plain = re.sub(r"\[\d+\]", "[]", key)
+        resumable = any(plain == name or plain.startswith(f"{name}.") for name in RESUMABLE)
         if before.get(key) != now.get(key) and not resumable:
             lines.append(f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now")
     if lines:

@@ -11,6 +11,7 @@ from pretrain.config import orders
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch
 from pretrain.config.kinds import MOST_LAYERS, Count, Derived, FamilyName, Layers, Order, Positive, Ranks, Size
+from pretrain.config.mixtures import CorpusShare
 from pretrain.config.section import Section
 from pretrain.config.train_keys import Train
 
@@ -19,8 +20,11 @@ from pretrain.config.train_keys import Train
 class Data(Section):
     """Where the text is and how it is drawn."""
 
-    corpus: str
+    corpus: str = ""
     """Folder of a prepared corpus: tokens and the tokenizer that encoded them, as tools/prepare_data.py makes it."""
+    corpora: tuple[CorpusShare, ...] = ()
+    """In its place: several of them, each with its share (a weight, tokens or epochs). See
+    pretrain/config/mixtures.py."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the documents that are never trained on."""
     window: Size = 1024
@@ -40,6 +44,15 @@ class Data(Section):
     """Of these: mask all pieces of a word or none."""
     pairs: Literal["nsp", "sop"] = "nsp"
     """Of these: nsp takes half of the second segments from another document, sop swaps half of the pairs."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folder of each corpus."""
+        return (self.corpus,) if self.corpus else tuple(source.corpus for source in self.corpora)
+
+    def only(self, corpus: str) -> "Data":
+        """The same, of this corpus alone."""
+        return replace(self, corpus=corpus, corpora=())
 
 
 @dataclass(frozen=True)

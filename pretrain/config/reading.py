@@ -217,11 +217,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested mappings to a single one with dotted keys."""
+    """Flattens nested mappings, and lists of them, to a single one with keys such as a.b and a.c[0].d."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             flat.update(flatten(item, f"{prefix}{key}."))
+        elif isinstance(item, list) and item and all(isinstance(each, Mapping) for each in item):
+            for number, each in enumerate(item):
+                flat.update(flatten(each, f"{prefix}{key}[{number}]."))
         else:
             flat[f"{prefix}{key}"] = item
     return flat
@@ -261,14 +264,18 @@ def _place(path: Sequence[int | str], raw: Any, missing: bool) -> str:
     that stands for a section, the section's."""
     if not missing and not _has(raw, path) and not _has(raw, path[2:]) and _has(raw, path[2:-1]):
         path = path[:-1]
-    written = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    written = _spelled(path)
     if len(path) > 2 and path[0] == "stages":
-        default = ".".join(str(part) for part in path[2:])
+        default = _spelled(path[2:])
         if missing:
             return f"{written} (or {default} for all stages)" if len(path) > 3 else written
         if not _has(raw, path) and _has(raw, path[2:]):
             return default
     return written
+
+
+def _spelled(path: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 def _has(value: Any, path: Sequence[int | str]) -> bool:

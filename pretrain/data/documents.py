@@ -11,7 +11,10 @@ first of them 0; a sample that has fewer documents than another has its length S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.data.samples import Samples
@@ -35,6 +38,14 @@ def beginning(samples: Samples, begins: Tensor) -> Samples:
     starts = torch.full((len(begins), int(counts.max())), begins.shape[1], dtype=torch.int32)
     starts[rows, torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]] = places.to(torch.int32)
     return {**samples, STARTS: starts}
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The samples of all parts, one after the other, wherever they have as many documents as each other or not."""
+    if STARTS in parts[0]:
+        length, most = parts[0]["inputs"].shape[1], max(part[STARTS].shape[1] for part in parts)
+        parts = [{**p, STARTS: F.pad(p[STARTS], (0, most - p[STARTS].shape[1]), value=length)} for p in parts]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def positions(samples: Samples) -> Tensor:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from pretrain import families
 from pretrain.config import Stage
 from pretrain.data.documents import STARTS
 from pretrain.data.samples import Samples
-from pretrain.families.common.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted
+from pretrain.data.stream.windows import Rows
+from pretrain.families.common.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken
 
 DOCUMENTS = 8
 """In a sample, where documents are kept apart."""
@@ -31,9 +33,9 @@ class Nothing(Feed):
     def _opened(self, cursor: Mapping[str, Any] | None) -> Any:
         return SimpleNamespace(cursor={})  # there is no place in it
 
-    def _take(self, wanted: Wanted) -> Taken:
-        samples = self._samples(wanted.n // wanted.ranks, self.stage.train.seq_len)
-        return Taken(samples, wanted.n * BYTES_PER_TOKEN if self._family.text.counts_bytes else None)
+    def _take(self, n: int, rows: Rows, progress: float) -> Taken:
+        samples = self._samples(len(np.arange(n)[rows]), self.stage.train.seq_len)
+        return Taken(samples, n * BYTES_PER_TOKEN if self._family.text.counts_bytes else None)
 
     def held_out(self, unit: int) -> HeldOut:
         samples = dict(self._samples(HELD_OUT * unit, self.stage.train.seq_len))

@@ -68,7 +68,8 @@ def _quiet(stage: Stage) -> Stage:
         train = replace(train, layer_drop=replace(train.layer_drop, p=NEVER))
     trial = replace(stage.grow.trial, steps=min(TRIED, stage.grow.trial.steps))
     log = replace(stage.log, wandb=False, tensorboard=False)
-    return replace(stage, train=train, log=log, grow=replace(stage.grow, trial=trial))
+    data = stage.data.only(stage.data.folders[0])  # none is read
+    return replace(stage, data=data, train=train, log=log, grow=replace(stage.grow, trial=trial))
 
 
 def _short(stage: Stage) -> Stage:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from growth import Architecture
 from pretrain.checkpoint import Manifest
+from pretrain.data.stream.mixture import entries
 from pretrain.families.common.hf.form import HfForm
 from pretrain.judge.records import Record
 from pretrain.report import summary
@@ -47,19 +48,16 @@ def card(
 
     trained: what the stage of the checkpoint trained and what not. evaluation: what came of tasks on the checkpoint.
     """
-    progress, config = manifest.progress, manifest.config
+    progress, data = manifest.progress, manifest.config.get("data", {})
     title = " ".join(filter(None, [arch.family, "of stage", manifest.stage]))
     shape = {**arch.sizes, **arch.scalars}
+    texts = [f"`{entry['corpus']}`" for entry in entries(manifest.cursor) if "corpus" in entry]
     facts = {
         "tokens trained on": f"{progress.get('tokens', 0):,}",
         "training FLOPs": f"{progress.get('flops', 0.0):.4g}",
         "step of the stage": f"{manifest.step:,}",
-        "corpus": config.get("data", {}).get("corpus", "unknown"),
-        **(
-            {"text (hash of corpus, seed and held-out share)": f"`{text}`"}
-            if (text := manifest.cursor.get("corpus"))
-            else {}
-        ),
+        "corpus": data.get("corpus") or ", ".join(source["corpus"] for source in data.get("corpora", [])) or "unknown",
+        **({"text (hash of corpus, seed and held-out share)": ", ".join(texts)} if texts else {}),
         "checkpoint (manifest hash)": f"`{manifest.hash}`",
         "parent (manifest hash)": f"`{manifest.parent['hash']}`" if manifest.parent else "none",
         **({"teacher (hash)": f"`{taught['hash']}`"} if (taught := summary.teacher(manifest)) else {}),

@@ -19,6 +19,7 @@ from pretrain.data.tokenizers.hf_wordpiece import export_wordpiece
 from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.errors import UserError
 from pretrain.families.common.tokenizers import Tokenizer
+from pretrain.families.text import open_feed
 
 FILES = (
     "tokenizer.model",
@@ -145,10 +146,11 @@ def _tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
     text = families.of(manifest.architecture["family"]).text
     if given:
         return text.tokenizers.any(given)
-    if not manifest.config.get("data", {}).get("corpus"):
+    data = manifest.config.get("data", {})
+    if not (data.get("corpus") or data.get("corpora")):
         raise UserError("the checkpoint does not say which tokenizer it was trained with: name it with --tokenizer")
     try:
-        feed = text.open(stage_from(manifest.config, f"the configuration of stage {manifest.stage!r}"))
+        feed = open_feed(stage_from(manifest.config, f"the configuration of stage {manifest.stage!r}"))
     except UserError as error:
         raise UserError(f"{error}\nIf the corpus is elsewhere, name its tokenizer with --tokenizer") from error
     if manifest.cursor:

@@ -2,11 +2,12 @@
 
 A record has: step (of the stage); tokens, flops (of the model, growth included) and seconds (of training), cumulative
 over the curriculum; then loss (what is minimised, nats per token), its terms where there are several (of a stage with a
-teacher distill_loss among them), bits_per_byte, lr (of the newest generation; where there are several,
-lr_generation_0 and so on of each), grad_norm, tokens_per_second, tokens_per_second_per_gpu,
-model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu; or, of a validation, validation_loss and
-validation_bits_per_byte; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a rollback, the
-step that it came from, rolled_back_from; or, of a checkpoint on which tasks were run beside training,
+teacher distill_loss among them), bits_per_byte, lr (of the newest generation; where there are several, lr_generation_0
+and so on of each), grad_norm, of several corpora share_NAME (its share of the stage's samples so far),
+tokens_per_second, tokens_per_second_per_gpu, model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu;
+or, of a validation, validation_loss and validation_bits_per_byte (of several corpora their means by share, and each
+with the corpus's name behind it); or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a
+rollback, the step that it came from, rolled_back_from; or, of a checkpoint on which tasks were run beside training,
 eval/TASK/METRIC, at the place of the checkpoint and so behind later records. A step that made no update has skipped, 1.
 On a machine without GPUs "per GPU" is per rank.
 """

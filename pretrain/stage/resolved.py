@@ -57,11 +57,12 @@ def resolve(curriculum: Curriculum, given: Stage, world: int) -> Resolved:
     curve, and the one whose budget says when it ends.
     """
     given = agreed(lambda: taught(curriculum, given))
-    layout, feed = layout_of(given, world), open_feed(given)
+    layout = layout_of(given, world)
     others = sharing(curriculum, given)
     if given.train.until == "gstack":
         others = [*others, curriculum.stages[[s.name for s in curriculum.stages].index(given.name) + 1]]
 
     known = agreed(lambda: {one.name: in_tokens(one) for one in (given, *others)})
+    feed = open_feed(known[given.name])
     stages = tuple(known.get(one.name, one) for one in curriculum.stages)
     return Resolved(replace(curriculum, stages=stages), given, known[given.name], layout, feed)

@@ -155,6 +155,7 @@ class Run:
             labels = tokens if batch.labels is None else batch.labels
             values["bits_per_byte"] = words * labels / math.log(2) / batch.bytes
         values |= {name: mean for name, mean in result.terms.items() if name not in values}
+        values |= {f"share_{name}": share for name, share in batch.shares.items()}
         if result.trouble:
             values["skipped"] = 1
         self.metrics.step(self.state.progress, **values)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from pretrain.data.samples import part
 from pretrain.engine.engine import Engine
-from pretrain.families.common.text import Feed
+from pretrain.families.common.text import Feed, HeldOut
 
 
 class Validation:
@@ -14,18 +15,38 @@ class Validation:
 
     def __init__(self, engine: Engine, feed: Feed) -> None:
         layout = engine.layout
-        text = feed.held_out(layout.batch_unit(engine.micro_batch))
-        self.engine, self.bytes = engine, text.bytes
-        self.counts = [term.count(text.samples) for term in engine.family.losses]
-        self.samples = part(text.samples, engine.dp_rank, layout.dp)
+        self.engine, self._texts = engine, feed.measured(layout.batch_unit(engine.micro_batch))
+        self._counts = [[term.count(text.samples) for term in engine.family.losses] for text in self._texts]
+        self._texts = tuple(
+            replace(text, samples=part(text.samples, engine.dp_rank, layout.dp)) for text in self._texts
+        )
 
     def __call__(self) -> dict[str, float]:
-        """validation_loss in nats per label, its terms if there are several, validation_bits_per_byte (collective)."""
-        nats = self.engine.evaluate(self.samples)
-        means = {name: total / count for (name, total), count in zip(nats.items(), self.counts, strict=True)}
+        """validation_loss in nats per label, its terms if there are several, validation_bits_per_byte (collective).
+
+        Of several sources: these of each, and their means by share.
+        """
+        records = [self._of(text, counts) for text, counts in zip(self._texts, self._counts, strict=True)]
+        if len(records) == 1:
+            return records[0]
+        shares = [text.share for text in self._texts]
+        mean = {
+            key: sum(share * record[key] for share, record in zip(shares, records, strict=True) if share)
+            for key in records[0]
+        }
+        each = {
+            f"{key}_{text.source}": value
+            for text, record in zip(self._texts, records, strict=True)
+            for key, value in record.items()
+        }
+        return mean | each
+
+    def _of(self, text: HeldOut, counts: list[float]) -> dict[str, float]:
+        nats = self.engine.evaluate(text.samples)
+        means = {name: total / count for (name, total), count in zip(nats.items(), counts, strict=True)}
         record = {"validation_loss": sum(means.values())}
         if len(means) > 1:
             record |= {f"validation_{name}": mean for name, mean in means.items()}
-        if self.bytes is not None:
-            record["validation_bits_per_byte"] = sum(nats.values()) / math.log(2) / self.bytes
+        if text.bytes is not None:
+            record["validation_bits_per_byte"] = sum(nats.values()) / math.log(2) / text.bytes
         return record

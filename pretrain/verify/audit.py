@@ -40,11 +40,11 @@ class Text:
 
 def open_corpus(stage: Stage, corpus: Path | None = None) -> Feed | None:
     """The text of a stage (or of another corpus), None where there is none; UserError for one that is damaged."""
-    folder = corpus or Path(stage.data.corpus)
-    if not (folder / DESCRIPTION).is_file():
+    data = stage.data.only(str(corpus)) if corpus else stage.data
+    if not all((Path(folder) / DESCRIPTION).is_file() for folder in data.folders):
         return None
     train = replace(stage.train, seq_len=min(stage.train.seq_len, LENGTH))
-    return open_feed(replace(stage, data=replace(stage.data, corpus=str(folder)), train=train))
+    return open_feed(replace(stage, data=data, train=train))
 
 
 def text(plan: Plan, stage: Stage, feed: Feed | None) -> Text:
@@ -60,7 +60,7 @@ def text(plan: Plan, stage: Stage, feed: Feed | None) -> Text:
             for size, n in ((vocab, shorter), (plan.new.sizes["vocab"], length))
         ]
         return Text(drawn[0], drawn[1], told)
-    return Text(feed.probe(SAMPLES, vocab, shorter), feed.batch(SAMPLES), f"held-out text of {feed.corpus.path}")
+    return Text(feed.probe(SAMPLES, vocab, shorter), feed.batch(SAMPLES), f"held-out text of {feed.source}")
 
 
 def _drawn(family: Family, vocab: int, length: int) -> Samples:

@@ -79,22 +79,22 @@ class PackedStream(WindowedStream[Position, PackedWindow, PackedBatch]):
         window: int = WINDOW,
     ) -> None:
         corpus.tokenizer.legal(vocab)
-        self.corpus, self.vocab, self.seq_len, self.window = corpus, vocab, seq_len, window
+        self.corpus, self.vocab, self.seq_len = corpus, vocab, seq_len
         cut = {"vocab": vocab, "seq_len": seq_len, "window": window, "packing": "best_fit"}
         super().__init__(corpus, Position, cut, seed=seed, validation=validation, cursor=cursor)
 
-    def read(self, start: Position) -> PackedWindow:
-        """Reads about ``window`` samples of documents from a place on, and packs them."""
-        text = read_documents(self.corpus, self.split, self.vocab, start, self.window * self.seq_len)
-        document, size = pieces(text.inputs, self.seq_len)
+    def read(self, start: Position, size: int) -> PackedWindow:
+        """Reads about ``size`` samples of documents from a place on, and packs them."""
+        text = read_documents(self.corpus, self.split, self.vocab, start, size * self.seq_len)
+        document, parts = pieces(text.inputs, self.seq_len)
         # A document's tokens are one more than its inputs; of its pieces all but the last are whole samples.
         before = np.cumsum(text.inputs + 1) - text.inputs - 1
         number = np.arange(len(document)) - np.searchsorted(document, document)
-        sample = best_fit(size, self.seq_len)
+        sample = best_fit(parts, self.seq_len)
         order = np.argsort(sample, kind="stable")
         first = np.searchsorted(sample[order], np.arange(sample.max(initial=-1) + 2))
         at = (before[document] + number * self.seq_len)[order]
-        return PackedWindow(text.end, text.tokens, text.bytes_before, at, size[order], first)
+        return PackedWindow(text.end, text.tokens, text.bytes_before, at, parts[order], first)
 
     def samples(self, window: PackedWindow, which: NDArray[np.int64]) -> PackedBatch:
         """Puts the samples of a window that have these numbers together."""

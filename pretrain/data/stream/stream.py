@@ -77,13 +77,13 @@ class Stream(WindowedStream[Position, Window, Batch]):
         corpus, seed or validation fraction.
         """
         corpus.tokenizer.legal(vocab)
-        self.corpus, self.vocab, self.seq_len, self.window = corpus, vocab, seq_len, window
+        self.corpus, self.vocab, self.seq_len = corpus, vocab, seq_len
         cut = {"vocab": vocab, "seq_len": seq_len, "window": window}
         super().__init__(corpus, Position, cut, seed=seed, validation=validation, cursor=cursor)
 
-    def read(self, start: Position) -> Window:
-        """Reads the ``window`` sequences from a place on."""
-        return read_window(self.corpus, self.split, self.vocab, start, self.window, self.seq_len)
+    def read(self, start: Position, size: int) -> Window:
+        """Reads the ``size`` sequences from a place on."""
+        return read_window(self.corpus, self.split, self.vocab, start, size, self.seq_len)
 
     def samples(self, window: Window, which: NDArray[np.int64]) -> Batch:
         """Cuts the sequences with these numbers out of a window."""

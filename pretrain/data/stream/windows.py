@@ -12,11 +12,15 @@ The cursor says so as a dict for JSON:
     tokenizer                      hash of the corpus's tokenizer, for an export that does not have the corpus
 
 A stage that makes its windows otherwise goes on where its parent's window ends; what was not drawn of it is lost.
+
+A window that is begun ends where it was to end when it was begun. Any other is cut short at the end of the last epoch
+that is wanted (``epochs``), behind the first sample that reaches it, so that nothing is left out.
 """
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import asdict, fields
+from bisect import bisect_left
+from dataclasses import asdict, astuple, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +44,8 @@ class AnyPlace(Protocol):
 
 C = TypeVar("C", covariant=True)
 P = TypeVar("P", bound=AnyPlace)
+Rows = slice | NDArray[np.bool_]
+"""Some of a number of samples: a slice of them, or for each whether it is one."""
 B = TypeVar("B")  # a batch: a dataclass of arrays whose first axis is the sample
 
 
@@ -60,6 +66,7 @@ W = TypeVar("W", bound=AnyWindow[Any])
 class WindowedStream(ABC, Generic[P, W, B]):
     """A stream of samples: ``take`` gives the next ones, ``cursor`` says where it is."""
 
+    epochs: int | None = None  # after which its text is over; None: it begins its next epoch
     held_out = False  # whether its text is read over and over by design, so that no warning says so
     _tiny = False  # whether the user was warned that one window exhausts the corpus
 
@@ -82,8 +89,8 @@ class WindowedStream(ABC, Generic[P, W, B]):
             self._seek(cursor)
 
     @abstractmethod
-    def read(self, start: P) -> W:
-        """Reads the window that starts at a place."""
+    def read(self, start: P, size: int) -> W:
+        """Reads the window that starts at a place, of about so many samples at most."""
 
     @abstractmethod
     def samples(self, window: W, which: NDArray[np.int64]) -> B:
@@ -101,8 +108,8 @@ class WindowedStream(ABC, Generic[P, W, B]):
             "tokenizer": self._tokenizer,
         }
 
-    def take(self, n: int, rows: slice = slice(None)) -> B:
-        """The next n samples, of which only ``rows`` (a slice of range(n)) are made: a data-parallel rank's own.
+    def take(self, n: int, rows: Rows = slice(None)) -> B:
+        """The next n samples, of which only ``rows`` of range(n) are made: a data-parallel rank's own.
 
         The cursor moves by n whatever the rows, and the samples do not depend on how calls split them.
         """
@@ -122,13 +129,27 @@ class WindowedStream(ABC, Generic[P, W, B]):
                 self._go(window.end)
         return _joined(batches)
 
+    @property
+    def over(self) -> bool:
+        """Whether all the epochs that are wanted were read."""
+        return self.epochs is not None and self._start.epoch >= self.epochs
+
+    def ready(self) -> int:
+        """How many samples can be taken before the text may be over; 0 where it is."""
+        while not self.over:
+            window, _ = self._current()
+            if len(window):
+                return len(window) - self._drawn
+            self._go(window.end)
+        return 0
+
     def _go(self, start: P, drawn: int = 0, following: P | None = None) -> None:
         self._start, self._drawn, self._next = start, drawn, following
         self._window: tuple[W, NDArray[np.int64]] | None = None
 
     def _current(self) -> tuple[W, NDArray[np.int64]]:
         if self._window is None:
-            window = self.read(self._start)
+            window = self._read(self._start)
             if self._next not in (None, window.end):
                 raise UserError(
                     f"{self._path} is not what it was when the checkpoint was written: its text ends elsewhere"
@@ -138,16 +159,28 @@ class WindowedStream(ABC, Generic[P, W, B]):
             self._window = window, permuted(np.arange(len(window)), len(window), self._seed, *key)
         return self._window
 
+    def _read(self, start: P) -> W:
+        """The window that starts at a place: the largest, or the smallest that reaches where it is to end."""
+        size: int = self._cut["window"]
+        window = self.read(start, size)
+        limit = self._next or (None if self.epochs is None else self._place(epoch=self.epochs))  # type: ignore[call-arg]
+        if limit is None or _tuple(window.end) <= _tuple(limit):
+            return window
+        sizes = range(1, size)
+        least = bisect_left(sizes, True, key=lambda n: _tuple(self.read(start, n).end) >= _tuple(limit))
+        return self.read(start, sizes[least]) if least < len(sizes) else window
+
     def _say(self, epoch: int) -> None:
         """Warns that text comes again in a window that ends in this epoch: in every epoch up to the tenth, then in the
         20th, 30th and so on, the 200th and so on; once only if one window exhausts the corpus."""
         passes, documents = epoch - self._start.epoch, self.split.training
-        if self.held_out or self._tiny or not passes:
+        if self.held_out or self._tiny or not passes or epoch == self.epochs:
             return
         if passes == 1:
             number = epoch + 1
             if number % 10 ** (len(str(number)) - 1) == 0:
-                log.warning("all %d training documents were read: epoch %d begins", documents, number)
+                said = "all %d training documents of %s were read: epoch %d begins"
+                log.warning(said, documents, self._path, number)
             return
         self._tiny = True
         log.warning(
@@ -159,6 +192,11 @@ class WindowedStream(ABC, Generic[P, W, B]):
         )
 
     def _seek(self, cursor: dict[str, Any]) -> None:
+        if "sources" in cursor:
+            raise UserError(
+                f"data.corpus: the stage before had several corpora; give data.corpora here too, with {self._path} "
+                "alone if that is meant, so that it stays known where each of them goes on"
+            )
         if cursor["corpus"] != self._identity:
             raise UserError(
                 f"the data cursor is not of {self._path}: that corpus, the seed or the validation fraction"
@@ -170,6 +208,11 @@ class WindowedStream(ABC, Generic[P, W, B]):
             self._go(start, cursor["drawn"], following)
         else:
             self._go(following or start)
+
+
+def _tuple(place: Any) -> tuple[int, ...]:
+    """A place, to be compared: what comes later in the text is more."""
+    return astuple(place)
 
 
 def _joined(batches: list[B]) -> B:

@@ -115,7 +115,7 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
         corpus.tokenizer.legal(vocab)
         if seq_len < 8:
             raise UserError(f"a sequence length of {seq_len} has no room for two segments: give 8 or more")
-        self.corpus, self.seq_len, self.masking, self.pairs, self.window = corpus, seq_len, masking, pairs, window
+        self.corpus, self.seq_len, self.masking, self.pairs = corpus, seq_len, masking, pairs
         self.held_out = held_out
         self._vocab, self._segmentation = vocab, corpus.tokenizer.segmentation(vocab)
         self._text = seq_len - 3
@@ -133,16 +133,16 @@ class BertStream(WindowedStream[Place, Window, BertBatch]):
                 " prepare whole texts as documents"
             )
 
-    def read(self, start: Place) -> Window:
-        """About ``window`` samples from a place on, at least one unless the epoch or its documents end."""
-        budget = self.window * self.seq_len
+    def read(self, start: Place, size: int) -> Window:
+        """About ``size`` samples from a place on, at least one unless the epoch or its documents end."""
+        budget = size * self.seq_len
         while True:
-            window, cut = self._read(start, budget)
+            window, cut = self._within(start, budget)
             if len(window) or not cut:
                 return window
             budget *= 2  # a sentence longer than the window
 
-    def _read(self, start: Place, budget: int) -> tuple[Window, bool]:
+    def _within(self, start: Place, budget: int) -> tuple[Window, bool]:
         """A window of at most about ``budget`` tokens, and whether its last document was cut."""
         tokens = self.corpus.tokens
         mean = max(1, tokens.tokens // tokens.documents)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from pretrain.data.samples import Samples
+from pretrain.data.stream.windows import Rows
 from pretrain.errors import UserError
 from pretrain.families.bert.masking import Masking
 from pretrain.families.bert.stream import BertBatch, BertCorpus, BertStream
-from pretrain.families.common.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, Wanted, padded
+from pretrain.families.common.text import BYTES_PER_TOKEN, Feed, HeldOut, Taken, padded
 from pretrain.families.common.tokenizers import WORD_PIECE
 
 IGNORED = -100  # the next sentence of a sample that does not count, as torch's cross entropy has it
@@ -52,12 +53,12 @@ class BertFeed(Feed):
     def _opened(self, cursor: Mapping[str, Any] | None) -> BertStream:
         return self._stream(self.stage.model.vocab, self.stage.train.seq_len, False, cursor)
 
-    def _take(self, wanted: Wanted) -> Taken:
+    def _take(self, n: int, rows: Rows, progress: float) -> Taken:
         data = self.stage.data
         if data.mask_rate_end:
-            rate = data.mask_rate + wanted.progress * (data.mask_rate_end - data.mask_rate)
+            rate = data.mask_rate + progress * (data.mask_rate_end - data.mask_rate)
             self._text.masking = replace(self._text.masking, rate=rate)
-        return Taken(_samples(self._text.take(wanted.n, wanted.rows)), None)
+        return Taken(_samples(self._text.take(n, rows)), None)
 
     def held_out(self, unit: int) -> HeldOut:
         t = self.stage.train

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pretrain.data.samples import Samples, causal
 from pretrain.data.stream.packed import PackedBatch, PackedStream, read_documents
 from pretrain.data.stream.stream import Batch, Position, Stream
 from pretrain.data.stream.validation import probe, validation_set
-from pretrain.data.stream.windows import WindowedStream
+from pretrain.data.stream.windows import Rows
 from pretrain.errors import UserError
 from pretrain.families.common.tokenizers import SENTENCE_PIECE, Kind, Tokenizer
 
@@ -56,20 +56,35 @@ class Taken:
     bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
     seen: how many tokens the document of a token has in its sample, in the mean over the tokens of the global batch,
     where documents are kept apart; else None. labels: how many labels of the global batch count; None: all.
+    shares: of each of several corpora, by name, its share of the stage's samples up to these.
     """
 
     samples: Samples
     bytes: int | None
     seen: float | None = None
     labels: int | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Validation samples, padded to whole micro-batches on every rank with some that do not count; bytes: see Taken."""
+    """Validation samples, padded to whole micro-batches on every rank with some that do not count; bytes: see Taken.
+
+    source: of several corpora, the name of the one that they are of; share: its part of what the stage is trained on.
+    """
 
     samples: Samples
     bytes: int | None
+    source: str = ""
+    share: float = 1.0
+
+
+class HasCursor(Protocol):
+    """Training text that is read."""
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """Where the next sample comes from, for JSON."""
 
 
 class Feed(ABC):
@@ -85,7 +100,7 @@ class Feed(ABC):
     """Whether its losses say something about bits per byte of the text: see Taken."""
     causal: ClassVar[bool]
     """Whether its samples are running text, whose documents may be kept apart."""
-    _text: WindowedStream[Any, Any, Any]
+    _text: HasCursor
     _cursor: dict[str, Any]
     _thread: ThreadPoolExecutor | None = None
     _ahead: tuple[Wanted, Future[tuple[Taken, dict[str, Any]]]] | None = None
@@ -117,13 +132,18 @@ class Feed(ABC):
         the same."""
         return ""
 
+    @property
+    def source(self) -> str:
+        """What the text is, in words."""
+        return str(self.corpus.path)
+
     @abstractmethod
-    def _opened(self, cursor: Mapping[str, Any] | None) -> WindowedStream[Any, Any, Any]:
+    def _opened(self, cursor: Mapping[str, Any] | None) -> HasCursor:
         """The training text from a cursor on; None: from the beginning."""
 
     @abstractmethod
-    def _take(self, wanted: Wanted) -> Taken:
-        """The next samples of the text."""
+    def _take(self, n: int, rows: Rows, progress: float) -> Taken:
+        """The next n samples of the text, of which only `rows` are made; progress: see Wanted."""
 
     def seek(self, cursor: Mapping[str, Any] | None) -> None:
         """Go on at a parent's or an earlier run's cursor; None: at the beginning. What was made ahead is dropped."""
@@ -161,7 +181,7 @@ class Feed(ABC):
 
     def _made(self, wanted: Wanted, pinned: bool = False) -> tuple[Taken, dict[str, Any]]:
         """The next samples, and the cursor behind them."""
-        taken = self._take(wanted)
+        taken = self._take(wanted.n, wanted.rows, wanted.progress)
         if pinned:
             taken = replace(taken, samples={name: rows.pin_memory() for name, rows in taken.samples.items()})
         return taken, self._text.cursor
@@ -169,6 +189,10 @@ class Feed(ABC):
     @abstractmethod
     def held_out(self, unit: int) -> HeldOut:
         """The validation samples, about train.eval_bytes of text, padded to a multiple of `unit`."""
+
+    def measured(self, unit: int) -> tuple[HeldOut, ...]:
+        """The same, apart for each of several corpora."""
+        return (self.held_out(unit),)
 
     @abstractmethod
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
@@ -211,10 +235,10 @@ class CausalFeed(Feed):
             window=data.window,
         )
 
-    def _take(self, wanted: Wanted) -> Taken:
-        batch = self._text.take(wanted.n)
+    def _take(self, n: int, rows: Rows, progress: float) -> Taken:
+        batch = self._text.take(n)
         samples, labels = self._samples(batch)
-        own = {name: rows[wanted.rows] for name, rows in samples.items()}
+        own = {name: values[rows] for name, values in samples.items()}
         return Taken(own, int(batch.bytes.sum()), documents.seen(samples), labels)
 
     def _samples(self, batch: Batch | PackedBatch) -> tuple[Samples, int | None]:

@@ -106,7 +106,7 @@ def test_what_goes_wrong_ahead_is_raised_by_take(opened: Callable[[], Feed], mon
     feed = opened()
     feed.seek(None)
 
-    def broken(wanted: Wanted) -> Taken:
+    def broken(*wanted: Any) -> Taken:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(feed, "_take", broken)

@@ -150,14 +150,14 @@ def test_whole_words(bert: BertCorpus) -> None:
     assert not (apart[:, 1:] == apart[:, :-1])[inside].all()
 
 
-def epoch(bert: BertCorpus, **changes: object) -> list[tuple[int, ...]]:
+def epoch(bert: BertCorpus, window: int, **changes: object) -> list[tuple[int, ...]]:
     """All samples of the first epoch, sorted."""
-    source, place = stream(bert, **changes), Place()
+    source, place = stream(bert, window=window, **changes), Place()
     samples: list[tuple[int, ...]] = []
     while place.epoch == 0:
-        window = source.read(place)
-        samples += [tuple(row) for row in source.samples(window, np.arange(len(window))).labels]
-        place = window.end
+        read = source.read(place, window)
+        samples += [tuple(row) for row in source.samples(read, np.arange(len(read))).labels]
+        place = read.end
     return sorted(samples)
 
 
@@ -174,7 +174,7 @@ def test_windows_do_not_show(bert: BertCorpus, pairs: str) -> None:
 def test_no_text_left_out(bert: BertCorpus, sizes: list[list[int]]) -> None:
     """The ranges of an epoch's samples are all text of the documents with two sentences, each place once."""
     source = stream(bert, pairs="sop", window=10**6)
-    window = source.read(Place())
+    window = source.read(Place(), 10**6)
     assert window.end.epoch == 1
     drawn = np.concatenate([window.tokens[a:stop] for a, stop in zip(window.a, window.stop, strict=True)])
     documents = source.split.training_documents(0, np.arange(source.split.training))
@@ -214,7 +214,7 @@ def test_next_stage(bert: BertCorpus) -> None:
 
 def test_stage_spells_the_full_vocabulary(bert: BertCorpus) -> None:
     """The same sentences in fewer pieces: what a stage reads is the full encoding, decomposed."""
-    full, stage = (stream(bert, vocab=v, seq_len=4096, window=1, pairs="sop").read(Place()) for v in (1000, 60))
+    full, stage = (stream(bert, vocab=v, seq_len=4096, window=1, pairs="sop").read(Place(), 1) for v in (1000, 60))
     table = bert.tokenizer.segmentation(60)
     assert np.array_equal(table.apply(full.tokens), stage.tokens)
 
