@@ -6,6 +6,7 @@ examples:
   python tools/bench.py step --generations 1,2,4,8
   python tools/bench.py grow --only hidden
   python tools/bench.py published
+  python tools/bench.py rates --corpus data/kjv --out runs/rates
   python tools/bench.py recovery --kills 30 --cluster 5
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "gpu": "MFU, tokens a second, memory and what the time goes into, on one GPU",
     "grow": "growth plans in memory against a plain copy, per operator",
     "published": "published rules of growth beside the operators here, on one trained model",
+    "rates": "the best learning rate by width, with train.mup and without it, on real text",
     "recovery": "from the kill of a rank, or a power cut, to the next optimizer step",
     "step": "a training step against bare Megatron-core and transformers, or of several generations",
     "teacher": "a step with a teacher against one without, and the teacher's forward pass",

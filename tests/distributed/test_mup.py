@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,8 @@ from pretrain.state import State
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_layouts import assemble
+from tests.distributed.test_stage import curriculum, stage
+from tests.distributed.test_stage import state as checkpoint
 
 WIDTHS = (64, 128, 256, 512)
 STD = 0.1
@@ -101,6 +105,36 @@ def test_coordinate_check(family: str) -> None:
     assert without[0] == each[0]
 
 
+def deep(layers: int, mup: Mup | None) -> tuple[float, float]:
+    """By how much ten steps change the residual stream after the last layer, and the logits."""
+    engine, _ = begun(model("llama2", 64).replace({"layers": layers}), mup, {})
+    batch, found = ranks.batches(engine.arch, 1)[0], list[Tensor]()
+    engine.chunks[0].decoder.layers[-1].register_forward_hook(lambda m, args, output: found.append(output[0].detach()))
+    logits = [engine.logits(part(batch, 0, 3))]
+    before = found[-1]
+    for _ in range(10):
+        engine.train_step(batch, 1e-2)
+    logits.append(engine.logits(part(batch, 0, 3)))
+    return _change(before, found[-1]), _change(*logits)
+
+
+def _change(before: Tensor, after: Tensor) -> float:
+    return float((after - before).square().mean().sqrt())
+
+
+def deepened() -> Any:
+    return [deep(layers, Mup(64, layers=2)) for layers in (2, 16)], deep(16, Mup(64))
+
+
+def test_depth() -> None:
+    """CompleteP, from 2 to 16 layers: what is learned does not grow with the depth, and logits learn as much; with
+    factors of the width alone the stream grows with the depth, which the same check sees."""
+    (((shallow, complete), width_alone),) = run(1, deepened)
+    assert 0.4 < complete[0] / shallow[0] < 1.1
+    assert complete[1] == pytest.approx(shallow[1], rel=0.1)
+    assert width_alone[0] / shallow[0] > 3
+
+
 BASE = Mup(32, ffn=64)
 
 
@@ -144,3 +178,28 @@ def test_a_grown_engine_goes_on_as_the_small_one(tmp_path: Path) -> None:
         )
         off = np.abs(after["weight", name] - expected.numpy()).max()
         assert off <= 1e-3 * np.abs(expected.numpy()).max(), name
+
+
+def test_a_stage_that_grows_and_resumes(corpus: Path, tmp_path: Path) -> None:
+    """A curriculum with the key: several generations with factors of their own, and
+    a resume in the middle that is the same bit for bit."""
+    train = {"seq_len": 32, "global_batch": 8, "micro_batch": 4, "lr": 3e-3, "precision": "fp32", "eval_bytes": 1024}
+    train |= {"tokens": 4 * 32 * 8, "mup": {"base_hidden": 16, "base_layers": 1}}
+    model_of = {"family": "gpt2", "vocab": 350, "layers": 2, "head_dim": 8, "ffn": 64}
+    stages = [
+        {"name": "small", "model": {**model_of, "hidden": 32, "heads": 4}},
+        {"name": "large", "model": {**model_of, "hidden": 48, "heads": 6, "layers": 3}, "grow": {"new_lr": 2.0}},
+    ]
+    path = curriculum(corpus, tmp_path / "alone", train=train, stages=stages)
+    assert run(1, stage, str(path), "small", []) == [""]
+    shutil.copytree(tmp_path / "alone/run", tmp_path / "cut/run")
+    cut = curriculum(corpus, tmp_path / "cut", train=train, stages=stages)
+    assert run(1, stage, str(path), "large", []) == [""]
+    assert run(1, stage, str(cut), "large", [], 2) == [""]
+    assert run(1, stage, str(cut), "large", []) == [""]
+    one, other = (checkpoint(tmp_path / which / "run/large/checkpoints") for which in ("alone", "cut"))
+    assert all(np.array_equal(value, other[key]) for key, value in one.items())
+    event = json.loads((tmp_path / "alone/run/large/events/step-00000000.json").read_text())
+    assert event["plan"]["mup"] == {"hidden": 16, "heads": 0, "ffn": 0, "layers": 1}
+    assert event["certificate"]["preserved"]
+    assert event["certificate"]["dead_share"] == 0

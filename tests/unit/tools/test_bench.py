@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from growth.operators import OPERATORS
+from pretrain.data.corpus.corpus import Corpus
 from tests.distributed.harness import run
 from tools.bench import main
 
@@ -31,6 +32,21 @@ def step(*arguments: str) -> str:
     """What `bench.py step` prints, in a process of its own: it keeps process groups that other tests would inherit."""
     (said,) = run(1, _said, "step", *TINY, "--seq-len", "8", *arguments)
     return said
+
+
+def test_rates_at_two_widths(corpus: Corpus, tmp_path: Path) -> None:
+    """The base once, the other width with muP and without; what was run is not run again."""
+    arguments = ["rates", "--corpus", str(corpus.path), "--widths", "16,32", "--rates", "1e-3,1e-2", "--vocab", "640"]
+    arguments += ["--layers", "1", "--tokens", "2048", "--out", str(tmp_path), "--json"]
+    (said,) = run(1, _said, *arguments)
+    rows = json.loads(said)["rows"]
+    assert [(row["width"], row["rates"]) for row in rows] == [("16", "base"), ("32", "without"), ("32", "muP")]
+    made = [json.loads(line) for line in (tmp_path / "rates.jsonl").read_text().splitlines()]
+    assert len({line["loss"] for line in made}) == len(made) == 6
+    assert all(row["best"] in ("0.001", "0.01") for row in rows)
+    assert (tmp_path / "rates.png").stat().st_size > 1000
+    assert run(1, _said, *arguments) == [said]
+    assert len((tmp_path / "rates.jsonl").read_text().splitlines()) == 6
 
 
 def _said(*arguments: str) -> str:

@@ -460,6 +460,17 @@ def test_a_resume_may_change_only_what_is_listed(tmp_path: Path) -> None:
     assert "parallel.tp:" not in str(error.value)
 
 
+def test_a_checkpoint_from_before_a_key_has_its_default(tmp_path: Path) -> None:
+    curriculum = config.load(write(tmp_path))
+    two = curriculum.stage("two")
+    old = two.to_dict()
+    del old["train"]["mup"]
+    config.compare_for_resume(old, two.to_dict())
+    changed = curriculum.override(two, ["--train.mup.base_hidden", "64"])
+    with pytest.raises(UserError, match=r"train.mup.base_hidden: 0 in the checkpoint, 64 now"):
+        config.compare_for_resume(old, changed.to_dict())
+
+
 def test_the_shipped_configurations_load() -> None:
     folder = Path(__file__).parents[4] / "configs"
     paths = sorted(folder.glob("*.yaml"))
