@@ -70,6 +70,10 @@ def activations(engine: Engine, probe: Any) -> dict[str, Tensor]:
     return {**{name: x.detach().clone() for name, x in found.items()}, "logits": logits}
 
 
+def change(before: Tensor, after: Tensor) -> float:
+    return float((after - before).square().mean().sqrt())
+
+
 def learned(family: str, width: int, mup: Mup | None) -> dict[str, float]:
     """By how much ten steps change each activation: the root of the mean square."""
     engine, _ = begun(model(family, width), mup, {})
@@ -78,7 +82,7 @@ def learned(family: str, width: int, mup: Mup | None) -> dict[str, float]:
     for _ in range(10):
         engine.train_step(batch, 3e-3)
     after = activations(engine, part(batch, 0, 3))
-    return {name: float((after[name] - x).square().mean().sqrt()) for name, x in before.items()}
+    return {name: change(x, after[name]) for name, x in before.items()}
 
 
 def checked(family: str) -> Any:
@@ -115,11 +119,7 @@ def deep(layers: int, mup: Mup | None) -> tuple[float, float]:
     for _ in range(10):
         engine.train_step(batch, 1e-2)
     logits.append(engine.logits(part(batch, 0, 3)))
-    return _change(before, found[-1]), _change(*logits)
-
-
-def _change(before: Tensor, after: Tensor) -> float:
-    return float((after - before).square().mean().sqrt())
+    return change(before, found[-1]), change(*logits)
 
 
 def deepened() -> Any:
