@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from benchmarks.report import Report
+from benchmarks.step import joined
 from pretrain.cli.command import positive
 from pretrain.errors import UserError
 from pretrain.report.files import writing
 
-WIDTHS, RATES = "64,256", "1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"
+WIDTHS, RATES = "64,256", "2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2"
 Key = tuple[int, bool, float]
 """Width, whether with muP, and rate of a run."""
 
@@ -34,32 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rates", default=RATES, help="default: %(default)s")
     parser.add_argument("--vocab", type=positive, default=1024, help="default: %(default)s")
     parser.add_argument("--layers", type=positive, default=2, help="default: %(default)s")
-    parser.add_argument("--tokens", type=positive, default=150_000, help="of each run (default: %(default)s)")
+    parser.add_argument("--tokens", type=positive, default=120_000, help="of each run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/rates"), help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> Report:
     """All runs that are missing. Raises UserError for numbers that are none, and for a corpus that is not there."""
-    from pretrain.runtime.ranks import join
-
     widths, rates = _numbers("widths", options.widths, int), _numbers("rates", options.rates, float)
     settings = {key: getattr(options, key) for key in ("corpus", "family", "vocab", "layers", "tokens")}
     keys = [(w, mup, rate) for w in widths for mup in (False, True) for rate in rates if w != widths[0] or mup]
     losses = _known(options.out / "rates.jsonl", settings)
     missing = [key for key in keys if key not in losses]
     torch.set_num_threads(1)
-    alone = not dist.is_initialized()
-    if alone:
-        join()
-    try:
+    with joined():
         for key in tqdm(missing, desc="runs", disable=None, leave=False):
             losses[key] = _trained(key, settings, widths[0])
             line = {**settings, "width": key[0], "mup": key[1], "rate": key[2], "loss": losses[key]}
             with writing(options.out / "rates.jsonl"), open(options.out / "rates.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
-    finally:
-        if alone:
-            dist.destroy_process_group()
     report = _report(losses, keys, settings)
     with writing(options.out / "table.md"):
         (options.out / "table.md").write_text(f"```text\n{report}\n```\n\n![loss over the rate](rates.png)\n")
