@@ -1,7 +1,8 @@
-"""Imports a checkpoint of Megatron-LM with the state of its optimizer, so that its run can be grown.
+"""Imports a checkpoint of Megatron-LM or DeepSpeed with the state of its optimizer, so that its run can be grown.
 
 FOLDER is what Megatron-LM calls --save (its newest checkpoint is taken), or one checkpoint in it: as torch_dist, or as
-the older format with a file for each rank (mp_rank_00/model_optim_rng.pt).
+the older format with a file for each rank (mp_rank_00/model_optim_rng.pt); or of DeepSpeed's ZeRO, stages 1 and 2
+(zero_pp_rank_0_mp_rank_00_optim_states.pt).
 STAGE is a folder runs/NAME/STAGE; name that stage first in the curriculum, with the model's own shape, and the next
 stage grows from it, with its moments. The pickles in such a folder are read as data, and nothing that they name is
 run: one that asks for anything but tensors and plain data is refused. Tensors are read a piece at a time. An import
@@ -10,6 +11,7 @@ that was stopped goes on when it is started again.
 examples:
   python tools/import_megatron.py checkpoints/gpt runs/gpt/base --tokenizer models/Llama-2-7b-hf
   python tools/import_megatron.py checkpoints/gpt/iter_0005000 runs/gpt/base --weights-only
+  python tools/import_megatron.py checkpoints/zero runs/zero/base --args model.json
 """
 
 import argparse

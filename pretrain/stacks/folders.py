@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from pretrain.runtime.documents import show
 from pretrain.stacks.ranks import FOLDER, open_ranks
 from pretrain.stacks.source import Opened
 from pretrain.stacks.torch_dist import COMMON, METADATA, open_torch_dist
+from pretrain.stacks.zero import OPTIMIZER, STAGE_3, open_zero
 
 TRACKER = "latest_checkpointed_iteration.txt"
+LATEST = "latest"  # DeepSpeed's
 
 
 def opened(folder: Path, given: Mapping[str, Any] | None = None, moments: bool = True) -> Opened:
@@ -29,6 +32,8 @@ def opened(folder: Path, given: Mapping[str, Any] | None = None, moments: bool =
             f"{folder}: a checkpoint of torch's own distributed checkpoint (there is no {COMMON}), as FSDP writes it: "
             "save it as torch_dist in Megatron-LM"
         )
+    if any(OPTIMIZER.fullmatch(path.name) or STAGE_3.fullmatch(path.name) for path in folder.iterdir()):
+        return open_zero(folder, given, moments)
     if any(FOLDER.fullmatch(path.name) for path in folder.iterdir()):
         return open_ranks(folder, given, moments)
     raise UserError(
@@ -38,9 +43,14 @@ def opened(folder: Path, given: Mapping[str, Any] | None = None, moments: bool =
 
 
 def _newest(folder: Path) -> Path:
-    """The folder of the iteration that Megatron-LM's tracker names; the folder itself where there is no tracker."""
+    """The folder that Megatron-LM's tracker or DeepSpeed's names; the folder itself where there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    if (folder / LATEST).is_file() and not (folder / TRACKER).is_file():
+        tag = (folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()
+        if not re.fullmatch(r"[\w-]+", tag, re.ASCII) or not (folder / tag).is_dir():
+            raise UserError(f"{folder / LATEST}: it names {show(tag)}, which is no folder beside it")
+        return folder / tag
     if not (folder / TRACKER).is_file():
         return folder
     text = (folder / TRACKER).read_bytes()[:100].decode("ascii", "replace").strip()

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from growth import Architecture
 from pretrain import families
+from pretrain.data.samples import part
 from pretrain.engine.cpu import adapt
 from pretrain.layout import Layout
 from tests.distributed import ranks
@@ -187,6 +188,47 @@ def trained_and_saved(arch: Architecture, tp: int, before: int, after: int, root
     run.save(Path(root) / "torch_dist", before)
     run.save_legacy(Path(root) / "torch", before)
     return run.train(data[before:])
+
+
+def zero_trained_and_saved(arch: Architecture, tp: int, stage: int, before: int, after: int, root: str) -> list[float]:
+    """As above under DeepSpeed's ZeRO, saved by DeepSpeed itself with what Megatron-DeepSpeed gives it to keep."""
+    from types import SimpleNamespace
+
+    import deepspeed
+    from megatron.core import parallel_state
+
+    from pretrain.engine.zero import _mpu
+
+    run = Run(arch, tp)
+    dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    groups = [{**group, "params": list(group["params"])} for group in run.optimizer.param_groups]
+    adam = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPS)
+    config = {
+        "train_micro_batch_size_per_gpu": ranks.GLOBAL_BATCH // dp,
+        "gradient_accumulation_steps": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, "overlap_comm": False},
+    }
+    args = SimpleNamespace(device_rank=0)
+    engine, *_ = deepspeed.initialize(
+        args=args, model=run.model, optimizer=adam, mpu=_mpu(), config=config, dist_init_required=False
+    )
+    losses = []
+    for number, batch in enumerate(ranks.batches(arch, before + after)):
+        if number == before:
+            state = {"args": argparse.Namespace(**arguments(arch, run.layout)), "iteration": before}
+            engine.save_checkpoint(root, client_state={**state, "checkpoint_version": 3.0})
+        here = part(batch, dp_rank, dp)
+        inputs = here["inputs"]
+        mask = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool).triu(1)[None, None]
+        position = torch.arange(inputs.shape[1]).expand_as(inputs)
+        loss = engine(inputs, position, mask, labels=here["labels"]).mean()
+        engine.backward(loss)
+        engine.step()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean, group=parallel_state.get_data_parallel_group())
+        losses.append(mean.item() / dp)
+    return losses[before:]
 
 
 def imported_and_trained(arch: Architecture, how: dict[str, Any], path: str, before: int, after: int) -> list[float]:

@@ -11,6 +11,7 @@ import torch
 
 from growth import Architecture, Box
 from pretrain.checkpoint import KINDS, find, is_done, step_folder
+from pretrain.errors import UserError
 from pretrain.stacks.export import export_megatron
 from pretrain.stacks.folders import opened
 from pretrain.stacks.imports import import_stack
@@ -92,3 +93,21 @@ def test_a_file_of_each_rank_is_what_the_rank_had(arch: Architecture, name: str,
     for (kind, tensor), value in own.items():
         read = checkpoint.source.read(kind, tensor, Box.whole(value.shape))
         np.testing.assert_array_equal(read.numpy(), value, err_msg=f"{kind} {tensor}")
+
+
+def test_zero_goes_on_here_as_it_does_there(tmp_path: Path) -> None:
+    """Of two groups of parameters, cut over data-parallel ranks in the middle of matrices."""
+    losses = run(4, megatron_lm.zero_trained_and_saved, ARCH, 2, 1, BEFORE, AFTER, str(tmp_path / "zero"))[0]
+    imported = import_stack(tmp_path / "zero", tmp_path / "run" / "base")
+    assert (imported.format, imported.step, imported.iteration, imported.moments) == ("zero", BEFORE, BEFORE, True)
+    how: dict[str, Any] = {"tp": 2}
+    ours = run(2, megatron_lm.imported_and_trained, ARCH, how, str(imported.checkpoint), BEFORE, AFTER)
+    np.testing.assert_allclose(ours[0], losses, rtol=0, atol=1e-5)
+    (tag,) = (path for path in (tmp_path / "zero").iterdir() if path.is_dir())
+    assert opened(tag, moments=False).source.kinds == ["weight"]
+    (tag / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    with pytest.raises(UserError, match=r"zero_pp_rank_1_mp_rank_00_optim_states\.pt: it is not there"):
+        opened(tag)
+    (tag / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    with pytest.raises(UserError, match="ZeRO's stage 3"):
+        opened(tag)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from growth import Architecture, GrowthError
@@ -46,12 +46,14 @@ SIZES = {
 @dataclass(frozen=True)
 class MegatronForm:
     """fixed: the arguments that tell this family from others, with the values that it has; the first is Megatron's own
-    word. sizes: axes that other families may not have -> arguments. scalars: logical scalars -> arguments. grouped:
-    whether query heads share keys, so that there is an axis kv_heads."""
+    word. sizes: axes that other families may not have -> arguments. scalars: logical scalars -> arguments.
+    constants: logical scalars that Megatron-LM has as they are here. grouped: whether query heads share keys, so that
+    there is an axis kv_heads."""
 
     fixed: Mapping[str, tuple[Any, ...]]
     sizes: Mapping[str, str]
     scalars: Mapping[str, str]
+    constants: Mapping[str, float] = field(default_factory=dict)
     grouped: bool = False
 
     def odd(self, args: Mapping[str, Any]) -> list[str]:
@@ -71,10 +73,10 @@ class MegatronForm:
             sizes["kv_heads"] = groups
         elif groups != heads:
             raise UserError(f"{where}: num_query_groups = {groups}: Cambium's {family} has a key for each query head")
-        defaults = {"norm_epsilon": 1e-5, "rotary_base": 10_000.0}
+        defaults = {"norm_epsilon": 1e-5, "rotary_base": 10_000.0, "rope_scaling_factor": 8.0}
         scalars = {name: positive(args, key, defaults[key], where) for name, key in self.scalars.items()}
         try:
-            return Architecture(family, sizes, scalars)
+            return Architecture(family, sizes, {**self.constants, **scalars})
         except GrowthError as error:
             raise UserError(f"{where}: {error}") from error
 
@@ -86,11 +88,11 @@ class MegatronForm:
                 "Megatron-LM has no such model: its layers are all alike, none is shared, none has adapters, and its "
                 "rotary frequencies follow from rotary_base"
             )
-        if not math.isclose(arch.scalars["softmax_scale"], usual, rel_tol=1e-12):
-            raise UserError(
-                f"Megatron-LM has no such model: its softmax scale is {arch.scalars['softmax_scale']:g}, and theirs is "
-                f"head_dim ** -0.5 = {usual:g}"
-            )
+        for name, theirs in {"softmax_scale": usual, **self.constants}.items():
+            if not math.isclose(arch.scalars[name], theirs, rel_tol=1e-12):
+                raise UserError(
+                    f"Megatron-LM has no such model: its {name} is {arch.scalars[name]:g}, and theirs is {theirs:g}"
+                )
         groups = s.get("kv_heads", s["heads"])
         return {
             **{key: values[0] for key, values in {**NOTHING, **self.fixed}.items()},

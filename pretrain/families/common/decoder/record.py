@@ -4,6 +4,7 @@ from typing import Any
 
 from growth.family import Family as Table
 from pretrain.data.samples import causal
+from pretrain.families.common.decoder.arguments import megatron
 from pretrain.families.common.decoder.layout import parameters
 from pretrain.families.common.decoder.reference import REFERENCE
 from pretrain.families.common.hf.form import HfForm
@@ -23,5 +24,6 @@ def decoder(table: Table, hf: HfForm, **more: Any) -> Family:
         model_module="pretrain.families.common.decoder.model",
         text_module="pretrain.families.common.text",
         hf=hf,
+        megatron=megatron(table),
         **more,
     )

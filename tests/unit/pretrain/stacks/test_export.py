@@ -20,7 +20,7 @@ from pretrain.stacks.export import export_megatron
 from pretrain.stacks.folders import opened
 from pretrain.stacks.imports import import_stack
 from pretrain.state import State
-from tests.unit.pretrain.stacks.folders import GPT2, KINDS, LLAMA2, SIZES, drawn
+from tests.unit.pretrain.stacks.folders import GPT2, KINDS, LLAMA2, SIZES, TIED, drawn
 from tools.export_megatron import main
 
 IMPORTED = {
@@ -50,7 +50,7 @@ def checkpoint_of(
     return path
 
 
-@pytest.mark.parametrize("arch", [LLAMA2, GPT2], ids=lambda arch: arch.family)
+@pytest.mark.parametrize("arch", [LLAMA2, GPT2, TIED], ids=lambda arch: arch.family)
 def test_what_goes_out_comes_back_bit_for_bit(
     arch: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,147 @@
+"""Checkpoints of DeepSpeed's ZeRO (stages 1 and 2): each rank's flat part of the fp32 masters and of Adam's moments.
+
+A rank says of each parameter how long its fragment is and where in the rank's part it begins. Which elements of the
+parameter these are follows: the fragments of a parameter follow each other over the data-parallel ranks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pretrain import families
+from pretrain.errors import UserError
+from pretrain.layout import fragment_boxes
+from pretrain.layout.cuts import Parameter, Place
+from pretrain.runtime.documents import show
+from pretrain.stacks.archive import Stored, load
+from pretrain.stacks.arguments import architecture_of, arguments_of, constants
+from pretrain.stacks.names import canonical
+from pretrain.stacks.pickles import Record
+from pretrain.stacks.source import MOMENTS, Opened, Source, number
+
+OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d{2,})_optim_states\.pt", re.ASCII)
+MODEL = re.compile(r"mp_rank_(\d{2,})_model_states\.pt", re.ASCII)
+STAGE_3 = re.compile(r"(?:bf16_)?zero_pp_rank_\d+_mp_rank_\d{2,}_model_states\.pt", re.ASCII)
+PIPELINE = re.compile(r"layer_\d+-model_\d+-model_states\.pt", re.ASCII)
+
+
+def open_zero(folder: Path, given: Mapping[str, Any] | None, moments: bool) -> Opened:
+    """The checkpoint in `folder`, one step. given: its arguments, where it has none. Raises UserError."""
+    names = sorted(path.name for path in folder.iterdir())
+    if any(STAGE_3.fullmatch(name) for name in names):
+        raise UserError(f"{folder}: a checkpoint of ZeRO's stage 3: only stages 1 and 2 can be imported")
+    if any(PIPELINE.fullmatch(name) for name in names):
+        raise UserError(
+            f"{folder}: a checkpoint of DeepSpeed's PipelineModule (layer_*-model_states.pt): save it without pipeline "
+            "parallelism (Megatron-DeepSpeed's --no-pipeline-parallel)"
+        )
+    files = {tuple(map(int, m.groups())): folder / m[0] for name in names if (m := OPTIMIZER.fullmatch(name))}
+    models = {int(m[1]): folder / m[0] for name in names if (m := MODEL.fullmatch(name))}
+    state = _model(models.get(0), folder)
+    args = arguments_of(state, given, folder)
+    arch = architecture_of(args, str(folder))
+    tp = max([tp_rank for _, tp_rank in files] + list(models)) + 1
+    dp = max(dp_rank for dp_rank, _ in files) + 1
+    source = Source(folder, arch)
+    step, optimizer = 0, dict[str, Any]()
+    iteration = number(state.get("iteration", state.get("global_steps", 0)), f"{folder}: iteration")
+    for tp_rank in range(tp):
+        place = Place(tp_rank, tp, tuple(enumerate(arch.blocks)), True, True)
+        expected = {p.name: p for p in families.of(arch.family).layout(arch, place)}
+        at = dict.fromkeys(expected, 0)
+        for dp_rank in range(dp):
+            path = files.get((dp_rank, tp_rank))
+            if path is None:
+                name = f"zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt"
+                raise UserError(f"{folder / name}: it is not there, and there are {dp} x {tp} ranks")
+            part = _Part(path, dp)
+            for fragment in part.fragments():
+                if (parameter := expected.get(fragment.name)) is None:
+                    raise UserError(f"{path}: {fragment.name} is unknown to Cambium's {arch.family}")
+                if parameter.owner:
+                    fragment.hold(source, parameter, at[fragment.name], moments)
+                at[fragment.name] += fragment.length
+            step, optimizer = constants(part.inner, str(path), iteration)
+        for name, parameter in expected.items():
+            if at[name] != prod(parameter.shape):
+                raise UserError(f"{folder}: {name} has {at[name]} of {prod(parameter.shape)} elements in its ranks")
+    source.check()
+    has = len(source.kinds) > 1
+    return Opened(source, "zero", args, iteration, step if has else 0, optimizer if has else {})
+
+
+def _model(path: Path | None, folder: Path) -> dict[str, Any]:
+    if path is None:
+        raise UserError(f"{folder / 'mp_rank_00_model_states.pt'}: it is not there")
+    state = load(path)
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: it holds no dict, so it is not what DeepSpeed saves")
+    return state
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    """Elements of a parameter that a rank has: `length` of them from `begin` on, in its flat part of each kind."""
+
+    name: str
+    flats: Mapping[str, Stored]
+    begin: int
+    length: int
+
+    def hold(self, source: Source, parameter: Parameter, first: int, moments: bool) -> None:
+        """Tells a source of it. first: which element of the parameter it begins with."""
+        for kind, flat in self.flats.items():
+            if kind in MOMENTS and not moments:
+                continue
+            for box in fragment_boxes(parameter, first, self.length):
+                place = flat.begin + (self.begin + box.offset) * flat.dtype.itemsize
+                strides = (box.stride, 1)[-len(box.box.shape) :]
+                stored = replace(flat, begin=place, shape=box.box.shape, strides=strides)
+                source.hold_box(kind, box.tensor, box.box, stored)
+
+
+class _Part:
+    """The file of one rank."""
+
+    def __init__(self, path: Path, dp: int) -> None:
+        self.path = path
+        try:
+            state = load(path)["optimizer_state_dict"]
+            self.masters = list(state["single_partition_of_fp32_groups"])
+            self.slices = list(state["param_slice_mappings"])
+            self.inner = state["base_optimizer_state"]
+            counts = state["partition_count"]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: it is not what DeepSpeed's ZeRO saves since 0.7 ({show(error)})") from error
+        if (given := set(counts if isinstance(counts, (list, tuple)) else [counts])) != {dp}:
+            raise UserError(f"{path}: it is of {show(sorted(given, key=str))} data-parallel ranks, and there are {dp}")
+
+    def fragments(self) -> Iterator[_Fragment]:
+        """The fragments of this rank, in order."""
+        for group, slices in enumerate(self.slices):
+            flats = {"weight": self.masters[group], **self._moments(group)}
+            for name, address in slices.items():
+                numel, start = _address(address, self.path, name)
+                for kind, flat in flats.items():
+                    if not isinstance(flat, Stored) or len(flat.shape) != 1 or start + numel > flat.shape[0]:
+                        raise UserError(f"{self.path}: {kind} of {name} is not where its rank says it is")
+                yield _Fragment(canonical(re.sub(r"^\d+\.", "", name)), flats, start, numel)
+
+    def _moments(self, group: int) -> dict[str, Any]:
+        inner = self.inner
+        states = inner.get("state", {}) if isinstance(inner, dict) else dict(enumerate(inner))
+        state = states.get(group, {})
+        return {kind: state[kind] for kind in MOMENTS if kind in state}
+
+
+def _address(address: Any, path: Path, name: str) -> tuple[int, int]:
+    fields = address.fields if isinstance(address, Record) else {}
+    numel, start = fields.get("numel"), fields.get("start")
+    if type(numel) is not int or type(start) is not int or numel < 0 or start < 0:
+        raise UserError(f"{path}: {show(name)} has no place in its part")
+    return numel, start
