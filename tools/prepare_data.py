@@ -5,10 +5,15 @@ examples:
   python tools/prepare_data.py shard-*.parquet --text-key content --output data/web --workers 8
   python tools/prepare_data.py corpus.jsonl --tokenizer llama2/tokenizer.model --output data/corpus
   python tools/prepare_data.py --dataset bookcorpus --split "train[:5%]" --join 100 --wordpiece --output data/bert
+  python tools/prepare_data.py --pipeline configs/maths/maths_college.yaml --workers 8
 
 Without --tokenizer, a SentencePiece BPE (byte fallback, no normalisation) of --vocab-size pieces is trained on the
 text. A stage of a curriculum trains on any legal number of its oldest pieces. A run that was stopped goes on where it
 was when it is started again.
+
+A pipeline (--pipeline) is a file that says what is read, by which rules documents are left out, how duplicates are
+found and which corpus of shards it becomes; docs/data.md has its keys. It needs the extra `data`: pip install
+'cambium[data]'. slurm/prepare.sh does the same work as SLURM arrays.
 """
 
 import argparse
@@ -19,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pretrain.cli import command
+from pretrain.cli import command, preparation
 from pretrain.data.corpus.encoders import ByteLevelEncoder, Encoder, SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import ALL, Source
@@ -36,7 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=".txt, .md, .json, .jsonl or .parquet, also compressed (.gz, .xz, .bz2, .zst)",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--output", type=Path, help="folder to make")
+    parser.add_argument("--pipeline", type=Path, help="instead of all other options but --workers: a YAML file")
     parser.add_argument(
         "--tokenizer",
         type=Path,
@@ -60,7 +66,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="rows that make a document, where a row is a sentence (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=command.positive, default=2, help="threads (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=command.positive, default=2, help="threads, or processes (default: %(default)s)"
+    )
     parser.add_argument(
         "--wordpiece", action="store_true", help="for BERT: sentences of WordPiece; --tokenizer is then a vocab.txt"
     )
@@ -69,6 +77,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError for what cannot be prepared, and for an option that would have no effect."""
+    if options.pipeline:
+        if options.files or options.output or options.dataset or options.tokenizer:
+            raise UserError("--pipeline: the file says what is read and what is made; leave the other options out")
+        return preparation.whole(options.pipeline, options.workers)
+    if not options.output:
+        raise UserError("give --output, the folder to make")
     source = Source(
         tuple(options.files),
         "text" if options.text_key is None else options.text_key,
@@ -101,12 +115,7 @@ def work(options: argparse.Namespace) -> command.Answer:
             threads=options.workers,
             progress=bars.advance,
         )
-    text = (
-        f"{options.output}{' is there already' if existed else ''}: {description['documents']:,} documents,"
-        f" {description['bytes']:,} bytes of text,"
-        f" {description['tokens']:,} tokens of a vocabulary of {description['vocab_size']:,}"
-    )
-    return command.Answer(text, description)
+    return preparation.answer(options.output, description, existed)
 
 
 main = partial(command.run, __doc__, arguments, work)

@@ -86,14 +86,14 @@ def prepare(
         raise UserError(f"--workers {threads}: give 1 to {THREADS}")
     request = {"source": source.describe(), **encoder.request()}
     if output.exists():
-        return _existing(output, request), True
+        return existing(output, request), True
     partial = output.with_name(output.name + ".partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with Lock(partial / LOCK):
             if output.exists():  # another process was first
                 shutil.rmtree(partial, ignore_errors=True)
-                return _existing(output, request), True
+                return existing(output, request), True
             _drop_other_request(partial, request)
             tokenizer = _tokenizer(partial / TOKENIZER, source, encoder, threads, progress)
             encoder.check(tokenizer, _beginning(source))
@@ -109,7 +109,7 @@ def prepare(
     return description, False
 
 
-def _existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
+def existing(output: Path, request: dict[str, Any]) -> dict[str, Any]:
     try:
         description = documents.read(output / DESCRIPTION, Prepared)
     except UserError as error:
