@@ -20,18 +20,19 @@ from tests.distributed.test_growth_on_load import same
 from tests.distributed.test_layouts import LAYOUTS, assemble
 
 SIZES = {"vocab": 101, "hidden": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 12, "ffn": 48}
-ARCHITECTURES = {name: Architecture(name, SIZES, {"norm_eps": 1e-3}) for name in ("qwen3", "qwen3_tied")}
+ARCHITECTURES = {name: Architecture(name, SIZES, {"norm_eps": 1e-3}) for name in ("qwen3", "qwen3_tied", "qwen2_tied")}
+ARCHITECTURES["llama3"] = Architecture("llama3", SIZES, {"rope_theta": 1e7, "rope_original_length": 12.0})
 LAYOUTS_OF = {
-    2: ("tp2", "tp2-sp", "pp2", "dp2", "pp2-interleaved"),
+    2: ("tp2", "tp2-sp", "pp2", "dp2"),
     4: ("tp2-pp2", "tp2-pp2-sp"),
 }
-SEVERAL = {"qwen3_tied": (4,)}
-"""Of what is a variant, the layouts in which it may differ."""
+IN = {"qwen3_tied": ("tp2-pp2",), "llama3": ("tp2", "tp2-pp2")}
+"""The layouts of what differs in some only."""
 
 
-def _each(archs: list[Architecture], hows: list[dict[str, Any]], steps: int) -> Any:
+def _each(cases: list[tuple[Architecture, dict[str, Any]]], steps: int) -> Any:
     """For each architecture and layout: see ranks.initial_and_trained."""
-    return [ranks.initial_and_trained(arch, how, "fp32", "none", steps) for arch in archs for how in hows]
+    return [ranks.initial_and_trained(arch, how, "fp32", "none", steps) for arch, how in cases]
 
 
 def _kernels(arch: Architecture, how: dict[str, Any], steps: int) -> Any:
@@ -44,7 +45,7 @@ def _kernels(arch: Architecture, how: dict[str, Any], steps: int) -> Any:
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Any]:
     """Five steps in one process: {family: (values before, losses, values after)}."""
-    (found,) = run(1, _each, list(ARCHITECTURES.values()), [{}], 5)
+    (found,) = run(1, _each, [(arch, {}) for arch in ARCHITECTURES.values()], 5)
     return {
         name: (assemble(arch, [before]), losses, assemble(arch, [after]))
         for (name, arch), (before, losses, after) in zip(ARCHITECTURES.items(), found, strict=True)
@@ -54,12 +55,11 @@ def one_process() -> dict[str, Any]:
 @pytest.mark.parametrize("world", LAYOUTS_OF)
 def test_agrees_with_one_process(world: int, one_process: dict[str, Any]) -> None:
     """Bitwise the same initial tensors; losses and gradient norms of five clipped steps to fp32 rounding."""
-    archs = {name: arch for name, arch in ARCHITECTURES.items() if world in SEVERAL.get(name, LAYOUTS_OF)}
-    found = run(world, _each, list(archs.values()), [LAYOUTS[how] for how in LAYOUTS_OF[world]], 5)
-    cases = [(name, how) for name in archs for how in LAYOUTS_OF[world]]
+    cases = [(name, how) for name in ARCHITECTURES for how in LAYOUTS_OF[world] if how in IN.get(name, LAYOUTS)]
+    found = run(world, _each, [(ARCHITECTURES[name], LAYOUTS[how]) for name, how in cases], 5)
     for case, each in zip(cases, zip(*found, strict=True), strict=True):
         before, losses, after = one_process[case[0]]
-        arch = archs[case[0]]
+        arch = ARCHITECTURES[case[0]]
         same(assemble(arch, [rank[0] for rank in each]), before)
         for _, theirs, _ in each:
             np.testing.assert_allclose(theirs, losses, rtol=1e-5, err_msg=str(case))

@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "llama2": Architecture("llama2", {**COMMON, "kv_heads": 2, "ffn": 192}),
     "gpt2": Architecture("gpt2", {**COMMON, "ffn": 256, "positions": SEQ_LEN}),
     "bert": Architecture("bert", {**COMMON, "ffn": 256, "positions": SEQ_LEN, "types": 2, "labels": 2}),
+    "qwen3_tied": Architecture("qwen3_tied", {**COMMON, "kv_heads": 2, "head_dim": 24, "ffn": 192}),
 }
 ops = torch.ops.aten
 # torch counts the fused attention of GPUs and not that of CPUs: the same formulas for it.
@@ -95,6 +96,7 @@ FROZEN: list[tuple[str, str, flops.Frozen]] = [
     ("gpt2", "none", {0, 1, "embedding"}),
     ("bert", "none", {0, 1, "embedding", "head"}),
     ("bert", "full", {1, 2, "head"}),
+    ("qwen3_tied", "none", {0, 1, "embedding"}),
 ]
 
 

@@ -10,7 +10,7 @@ from growth import Architecture, Plan, between
 from growth.family import family as table
 from tests.unit.growth.models import STD
 
-FAMILIES = ("llama2", "bert", "gpt2", "qwen3", "qwen3_tied")
+FAMILIES = ("llama2", "bert", "gpt2", "qwen3", "qwen3_tied", "qwen2_tied", "llama3")
 
 
 @st.composite

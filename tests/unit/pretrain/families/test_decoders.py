@@ -31,9 +31,20 @@ CONFIG = {
     "eos_token_id": 2,
     "attention_dropout": 0.1,
 }
+SCALED = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,  # some pairs of a head are slow, some between and some fast
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 8, "rope_theta": 1e6, "max_window_layers": 28}),
     "qwen3_tied": ("Qwen3", {"head_dim": 6, "rope_theta": 5e3, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {"rope_theta": 1e6}),
+    "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True, "sliding_window": 32}),
+    "llama3": ("Llama", {"rope_theta": 5e5, "rope_scaling": SCALED}),
+    "llama3_tied": ("Llama", {"rope_theta": 1e7, "tie_word_embeddings": True}),
 }
 IDS = torch.randint(0, 40, (3, 20), generator=torch.Generator().manual_seed(0))
 
