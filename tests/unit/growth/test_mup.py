@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from growth import Architecture, Box, Plan, between, initial
+from growth.adapters import Adapters
 from growth.mup import Factors, Mup
+from pretrain import families
+from pretrain.families.parameters import parameters
+from pretrain.layout import Layout
 from tests.unit.growth.models import whole
 from tests.unit.growth.test_moments import CASES, assert_follows
 
+CASES = {**CASES, "qwen3_tied": CASES["llama2"]}  # norms inside of heads, and a tied head
 COPY = {"operator": "replicate", "snr_db": None}
 POLICY = dict.fromkeys(("hidden", "heads", "ffn"), COPY)
 
@@ -99,6 +104,18 @@ def test_a_tied_head_is_in_the_last_norm() -> None:
     plan = initial(arch, 0, 0.1, Mup(3))
     assert (whole(plan, "transformer.ln_f.weight", ones) == 1 / 4).all()
     assert (whole(plan, "transformer.h.0.ln_1.weight", ones) == 1).all()
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_what_is_fused_learns_at_one_rate(family: str) -> None:
+    """A parameter of Megatron-core's is made of logical tensors with the same factors; those of adapters too."""
+    sizes = {"vocab": 64, "hidden": 32, "layers": 4, "heads": 8, "kv_heads": 4, "head_dim": 4, "ffn": 96}
+    sizes |= {"positions": 8, "types": 2, "labels": 2}
+    arch = Architecture(family, {axis: sizes[axis] for axis in ("layers", *families.of(family).table.axes)})
+    arch, mup = arch.with_adapters(Adapters(2, 4.0, ("attention", "mlp"))), Mup(16, heads=2, ffn=32, layers=2)
+    by = factors(mup, arch)
+    for parameter in parameters(arch, Layout.make(arch.layers), 0, 0):
+        assert len({by[piece.tensor] for piece in parameter.pieces}) == 1, parameter.name
 
 
 @pytest.mark.parametrize("family", CASES)
