@@ -70,4 +70,4 @@ class Mup:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Mup:
-        return Mup(**data)
+        return Mup(data["hidden"], data["heads"], data["ffn"], data["layers"])
