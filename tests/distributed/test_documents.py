@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,19 @@ from torch.nn.functional import cross_entropy
 
 import growth
 from growth import Architecture, Box
-from pretrain import families
+from pretrain import config, families
 from pretrain.data.documents import apart
 from pretrain.data.samples import Samples
 from pretrain.engine.megatron import Numerics
+from pretrain.estimate.flops import training_flops
 from pretrain.families.reference import logits
+from pretrain.families.text import open_feed
 from pretrain.kernels import fused
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
 from tests.distributed.test_layouts import LAYOUTS
+from tests.distributed.test_stage import curriculum, losses, stage, state
 
 CAUSAL = {arch.family: arch for arch in (ranks.GQA, GPT2)}
 END = 2
@@ -117,3 +122,45 @@ def test_under_every_kind_of_layout(one_by_one: Any) -> None:
     ways.append((LAYOUTS["tp2-sp"], WAYS["kernels, selective"]))
     for each in zip(*run(2, all_of, one_by_one[0], ways), strict=True):
         check(one_by_one, list(each))
+
+
+def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
+    """Whole documents apart: a resume is bitwise, FLOPs are of the text that was read, and of the positions that no
+    document reaches none counts as dead when more of them come."""
+    given: dict[str, Any] = {
+        "data": {"corpus": str(corpus), "validation_fraction": 0.05, "window": 16}
+        | {"packing": "best_fit", "reset_attention": True},
+        "model": {"family": "gpt2", "vocab": 350, "hidden": 32, "layers": 1, "heads": 4, "ffn": 64},
+        "stages": [
+            {"name": "small", "parallel": {"dp": 2}},
+            {"name": "large", "parallel": {"tp": 2}, "train": {"seq_len": 320}, "model": {"layers": 2}},
+        ],
+        "train": {"seq_len": 256, "global_batch": 4, "micro_batch": 2, "lr": 3e-3, "precision": "fp32"}
+        | {"tokens": 5 * 4 * 256, "eval_bytes": 4096},
+    }
+    alone, cut = (curriculum(corpus, tmp_path / which, **given) for which in ("alone", "cut"))
+    assert run(2, stage, str(alone), "small", []) == ["", ""]
+    for stop_after in (3, None):
+        assert run(2, stage, str(cut), "small", [], stop_after) == ["", ""]
+    one, other = (state(tmp_path / which / "run/small/checkpoints") for which in ("alone", "cut"))
+    assert all(np.array_equal(value, other[key]) for key, value in one.items())
+    assert losses(tmp_path / "alone/run/small") == losses(tmp_path / "cut/run/small")
+
+    small = config.load(alone).stage("small")
+    train, feed = small.train, open_feed(small)
+    feed.seek(None)
+    expected, per_step = 0.0, train.global_batch * train.seq_len
+    for _ in range(train.steps()):
+        taken = feed.take(train.global_batch, 0.0, 0, 1)
+        assert taken.labels == int(taken.samples["mask"].sum()) <= per_step
+        assert taken.seen is not None
+        assert taken.seen < 0.9 * train.seq_len
+        expected += per_step * training_flops(small.architecture(), train.seq_len, seen=taken.seen)
+    records = [json.loads(line) for line in (tmp_path / "alone/run/small/metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["flops"] == pytest.approx(expected)
+
+    assert run(2, stage, str(alone), "large", []) == ["", ""]
+    certificate = json.loads((tmp_path / "alone/run/large/events/step-00000000.json").read_text())["certificate"]
+    assert certificate["claims"]
+    assert certificate["error"] <= 1e-5
+    assert certificate["dead_share"] == 0
