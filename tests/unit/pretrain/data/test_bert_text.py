@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,9 @@ def test_what_is_measured_has_a_masked_token(path: Path, rate: float, n: int) ->
         },
         "here",
     )
+    for key, value in (("reset_attention", True), ("packing", "best_fit")):
+        with pytest.raises(UserError, match=f"data.{key}: {value}, but samples of bert are pairs of segments"):
+            BertFeed.check(replace(stage, data=replace(stage.data, **{key: value})))
     feed = BertFeed(stage, BertCorpus.open(path))
     for found in (feed.probe(n, 1000, 16), feed.batch(n)):
         assert found["mask"].any()

@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import config
 from pretrain.data.corpus.corpus import Corpus, Split
 from pretrain.data.packing import best_fit, of_best_fit, of_concatenation, pieces
 from pretrain.data.stream.packed import PackedStream, read_documents
 from pretrain.data.stream.stream import Position, Stream
+from pretrain.estimate import cost
+from pretrain.estimate.speed import GPUS
+from pretrain.families.text import open_feed
+from tools import plan
 
 SEED, VALIDATION = 7, 0.1
 
@@ -110,6 +117,30 @@ def test_goes_on_where_another_packing_ended(corpus: Corpus) -> None:
     assert first == rest[len(rest) - len(first) :]
     back = Stream(corpus, vocab=800, seq_len=24, seed=SEED, validation=VALIDATION, window=8, cursor=child.cursor)
     assert {key: back.cursor[key] for key in place} == child.cursor["next"]
+
+
+def test_the_plan_knows_what_is_read(corpus_path: Path, tmp_path: Path) -> None:
+    """Padding and what a token sees, of the samples of the first window; FLOPs fall with it."""
+    (tmp_path / "plan.yaml").write_text(
+        f"{{name: plan, data: {{corpus: {corpus_path}, window: 64, packing: best_fit, reset_attention: true}},"
+        " model: {vocab: 800, hidden: 32, heads: 4, ffn: 64, layers: 1},"
+        " train: {seq_len: 128, global_batch: 8, lr: 1e-3, tokens: 1e6}, stages: [{name: one}]}"
+    )
+    curriculum = config.load(tmp_path / "plan.yaml")
+    (found,) = cost.of_curriculum(curriculum, gpu=GPUS["a100-80gb"])
+    (stage,) = curriculum.stages
+    whole = replace(stage, data=replace(stage.data, reset_attention=False))
+    feed = open_feed(stage)
+    feed.seek(None)
+    rest = feed._text.ready()  # of the first window
+    taken = feed.take(rest, 0.0, 0, 1)
+    packed = found.packings["best_fit"]
+    assert taken.labels is not None
+    assert packed.padding == pytest.approx(1 - taken.labels / (rest * 128))
+    assert packed.seen == pytest.approx(taken.seen)
+    assert found.flops < cost.of_stage(whole, None, gpu=GPUS["a100-80gb"]).flops
+    assert found.packings["concatenate"].truncations > packed.truncations > 0
+    assert plan.main([str(tmp_path / "plan.yaml")]) == 0
 
 
 def test_what_becomes_of_documents() -> None:
