@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.cli import command
 from pretrain.cli.command import Answer
 from pretrain.errors import UserError
-from pretrain.report import history, plot, tasks
+from pretrain.report import history, mixture, plot, tasks
 from pretrain.report.continuation import Sampling, continuations, writes
 from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
@@ -72,6 +72,7 @@ def markdown(name: str, stages: Sequence[StageHistory], texts: Sequence[str] | N
     parts = [f"# {name}", _summary(stages), "## Stages", _stage_table(stage_rows(stages))]
     if events := event_rows(stages):
         parts += ["## Growth events", _event_table(events), EVENT_NOTES]
+    parts += mixture.markdown(stages)
     parts += _trained(stages)
     parts += tasks.markdown(stages)
     parts += ["## Curves", "![loss and bits per byte over tokens, FLOPs and time](plot.png)"]
@@ -195,6 +196,7 @@ def work(options: argparse.Namespace) -> Answer:
     figures = {
         "stages": stage_rows(stages),
         "events": event_rows(stages),
+        "corpora": mixture.rows(stages),
         "tasks": tasks.figures(stages),
         "texts": texts,
     }

@@ -23,6 +23,7 @@ from pretrain.checkpoint import Manifest, model_of
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
 from pretrain.config.orders import in_words
+from pretrain.data.stream.mixture import entries
 from pretrain.report import summary
 
 
@@ -102,16 +103,19 @@ def _head(data: dict[str, Any]) -> str:
         ["run", f"{progress.get('tokens', 0):,} tokens, {progress.get('flops', 0):.4g} FLOPs, {seconds} of training"],
     ]
     if cursor:
-        where = (
-            f"epoch {cursor['epoch'] + 1}, document {cursor['document']:,} of it"
-            if {"epoch", "document"} <= cursor.keys()
-            else cursor
-        )
-        rows.append(["data", str(where)])
+        rows += [["data", _place(each)] for each in entries(cursor)]
     if data["parallel"]:
         written = {key: value for key, value in data["parallel"].items() if value not in (None, False)}
         rows.append(["written by", " x ".join(f"{key} {value}" for key, value in written.items())])
     return table(rows)
+
+
+def _place(cursor: Mapping[str, Any]) -> str:
+    """Where one corpus goes on, and what it has given as one of several."""
+    if not {"epoch", "document"} <= cursor.keys():
+        return str(cursor)
+    given = f"; {cursor['tokens']:,} tokens of it, weight {cursor['weight']:g}" if "weight" in cursor else ""
+    return f"epoch {cursor['epoch'] + 1}, document {cursor['document']:,} of it{given}"
 
 
 def _parts(data: dict[str, Any]) -> str:

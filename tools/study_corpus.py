@@ -6,6 +6,7 @@ for where Debian puts them, under --root. The fifth kind, the King James Bible, 
 examples:
   python tools/study_corpus.py data/study.jsonl                 after apt-get install of the packages that it names
   python tools/study_corpus.py data/study.jsonl --root debs     after dpkg-deb -x PACKAGE.deb debs, for each of them
+  python tools/study_corpus.py data/manuals.jsonl --package python3-doc --package perl-doc
 """
 
 import argparse
@@ -14,7 +15,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -81,22 +82,28 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
 """Of each Debian package where its files are, and how they are read."""
 
 
-def documents(root: Path) -> Iterator[tuple[str, Document]]:
-    """All documents, each with the package that it is of. Raises UserError that names what is not there."""
-    files = {package: sorted({f.resolve() for f in root.glob(pattern)}) for package, (pattern, _) in SOURCES.items()}
+def documents(root: Path, packages: Sequence[str] = tuple(SOURCES)) -> Iterator[tuple[str, Document]]:
+    """All documents of these packages, each with its own. Raises UserError that names what is not there."""
+    files = {package: sorted({f.resolve() for f in root.glob(SOURCES[package][0])}) for package in packages}
     if absent := [package for package, found in files.items() if not found]:
         raise UserError(
             f"{root}: nothing there of {', '.join(absent)}: apt-get install them, or unpack them with dpkg-deb -x and "
             "give the folder as --root"
         )
-    for package, (_, read) in SOURCES.items():
+    for package in packages:
         for file in files[package]:
-            for document in read(file):
+            for document in SOURCES[package][1](file):
                 yield package, document
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="JSON lines file to write (replaced if it exists)")
+    parser.add_argument(
+        "--package",
+        action="append",
+        choices=list(SOURCES),
+        help="only the text of this one (may be repeated; default: all)",
+    )
     parser.add_argument("--root", type=Path, default=Path("/"), help="where the Debian packages are (default: /)")
 
 
@@ -104,7 +111,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError where a package is not there."""
     sizes: dict[str, int] = {}
     with writing(options.output), open(options.output, "w", encoding="utf-8") as out:
-        for package, document in documents(options.root):
+        for package, document in documents(options.root, options.package or list(SOURCES)):
             if document["text"]:
                 print(json.dumps(document, ensure_ascii=False), file=out)
                 sizes[package] = sizes.get(package, 0) + len(document["text"].encode())

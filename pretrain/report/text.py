@@ -18,7 +18,7 @@ def held_out(stage: StageHistory) -> dict[str, Any]:
     """All that decides which text validation uses; see pretrain.data.corpus.corpus.Split."""
     data, train = stage.config["data"], stage.config["train"]
     return {
-        "data.corpus": _corpus(str(data["corpus"])),
+        **_corpora(data),
         "seed": stage.config.get("seed", 0),
         "data.validation_fraction": data.get("validation_fraction"),
         "train.eval_bytes": train.get("eval_bytes"),
@@ -27,7 +27,18 @@ def held_out(stage: StageHistory) -> dict[str, Any]:
 
 def trained(stage: StageHistory) -> dict[str, Any]:
     """All that decides which text is trained on, except for its order."""
-    return {"data.corpus": _corpus(str(stage.config["data"]["corpus"]))}
+    return _corpora(stage.config["data"])
+
+
+def _corpora(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The text of a stage: its corpus, or all of them with what it has of each."""
+    if not (sources := data.get("corpora")):
+        return {"data.corpus": _corpus(str(data["corpus"]))}
+    amounts = [
+        f"{_words(_corpus(str(source['corpus'])))} x {[source.get(key) for key in ('weight', 'tokens', 'epochs')]}"
+        for source in sources
+    ]
+    return {"data.corpus": ", ".join(amounts)}
 
 
 def difference(texts: Iterable[Mapping[str, Any]]) -> str:

@@ -24,10 +24,10 @@ class Validation:
     def __call__(self) -> dict[str, float]:
         """validation_loss in nats per label, its terms if there are several, validation_bits_per_byte (collective).
 
-        Of several sources: these of each, and their means by share.
+        Of a mixture: these of each source, and their means by share.
         """
         records = [self._of(text, counts) for text, counts in zip(self._texts, self._counts, strict=True)]
-        if len(records) == 1:
+        if not self._texts[0].source:
             return records[0]
         shares = [text.share for text in self._texts]
         mean = {

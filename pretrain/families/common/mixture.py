@@ -32,7 +32,7 @@ class MixedFeed(Feed):
         """feeds: one for each of data.corpora. Raises UserError for tokenizers that differ, and for a text that is
         there twice."""
         self.stage, self.feeds, self.tokenizer = stage, feeds, feeds[0].tokenizer
-        self.names = _names([source.corpus for source in stage.data.corpora])
+        self.names = names([source.corpus for source in stage.data.corpora])
         known: dict[str, int] = {}
         for number, feed in enumerate(feeds):
             where = f"data.corpora[{number}].corpus: {feed.source}"
@@ -171,10 +171,10 @@ def _bytes(parts: Sequence[Taken | HeldOut]) -> int | None:
     return sum(known) if known else None
 
 
-def _names(folders: Sequence[str]) -> list[str]:
+def names(folders: Sequence[str]) -> list[str]:
     """What to call each corpus: the last parts of its folder's path, as many as tell them all apart."""
     parts = [PurePath(folder).parts for folder in folders]
-    for n in range(1, max(map(len, parts)) + 1):
+    for n in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-n:]) for part in parts]
         if len(set(names)) == len(names):
             break
