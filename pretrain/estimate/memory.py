@@ -14,7 +14,8 @@ from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 
 CHUNK = 1 << 24
-"""How many logits the cross entropy converts to fp32 at a time where it is not a fused kernel (pretrain.kernels)."""
+"""How many logits the cross entropy converts to fp32 at a time where it is not a fused kernel (pretrain.kernels), and
+how many elements of relations are compared at a time (pretrain.losses.relations)."""
 CONTEXT = 1_500_000_000
 """Bytes of a CUDA context and NCCL's channels, which do not follow from shapes."""
 FRAGMENTATION = 0.05
@@ -307,10 +308,10 @@ def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int
 def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, workspace: int) -> tuple[int, int]:
     """(bytes saved for the backward pass, bytes of the largest temporary) with a teacher, from those without one.
 
-    What is compared has temporaries of its own: logarithms of either side and a probability, in fp32, and their
-    difference as it is differentiated. Of that difference, or of the gradients that come of it, is kept what the
-    backward pass needs. Where the labels have no share, a student of relations has no head, and of its last block
-    nothing behind queries, keys and values.
+    What is compared has temporaries of its own: of words logarithms of either side and a probability, in fp32, and
+    their difference as it is differentiated; of some heads at a time scores and relations of either side, in fp32. Of
+    that difference, or of the gradients that come of it, is kept what the backward pass needs. Where the labels have no
+    share, a student of relations has no head, and of its last block nothing behind queries, keys and values.
     """
     element, tokens = shapes.element, shapes.tokens
     side = 12 + (element if element < 4 else 0)
@@ -319,7 +320,9 @@ def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, w
         return activations + int(element * logits), max(workspace, int((side + element) * logits))
     head = int(shapes.head() * tokens)
     kept = int(2 * taught.relations * element * shapes.queries * tokens)
-    compared = int((side * taught.heads / shapes.layout.tp + 5) * tokens * train.seq_len)  # 5: what is hidden
+    pairs = tokens * train.seq_len
+    heads = min(taught.heads // shapes.layout.tp, max(1, CHUNK // pairs))
+    compared = (16 * heads + 5) * pairs  # 5: what is hidden
     if taught.distill.share:
         return activations + kept, max(workspace, compared - head)
     last = shapes.norm() + element * (shapes.hidden + shapes.queries + 2 * shapes.keys)

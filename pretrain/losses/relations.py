@@ -24,6 +24,10 @@ from torch import Tensor
 from pretrain.data.documents import parted
 from pretrain.data.samples import Samples
 
+CHUNK, CPU_CHUNK = 1 << 24, 1 << 20
+"""Elements of the relations of so many heads as are compared at a time, at least of one: on a CPU they stay in the
+cache."""
+
 
 class Attended(NamedTuple):
     """What enters the attention of a layer: query [S, B, N, H], key and value [S, B, G, H], of all heads or of those of
@@ -83,8 +87,8 @@ def _relations(kind: str, attended: Attended, relation_heads: int) -> Iterator[t
 class _Divergence(torch.autograd.Function):
     """The sum over heads and rows of KL(teacher || student) of two relations, softmax(a b^T scale) of either.
 
-    Nothing of the size of a relation is kept: the gradients of a and b are worked out on the way forward, since the
-    derivative by the student's scores is the difference of the two relations.
+    Nothing of the size of a relation is kept, and there are those of some heads at a time: the gradients of a and b are
+    worked out on the way forward, since the derivative by the student's scores is the difference of the two relations.
     """
 
     @staticmethod
@@ -99,13 +103,20 @@ class _Divergence(torch.autograd.Function):
         hidden: Tensor,
         rows: Tensor,
     ) -> Tensor:
-        logs = _log_relation(a * scale, b, hidden)
-        target = _log_relation(teacher_a * teacher_scale, teacher_b, hidden)
-        expected = target.exp()
-        each = target.sub_(logs).mul_(expected).sum(-1, keepdim=True)
-        difference, weight = logs.exp_().sub_(expected).to(a.dtype), (rows * scale).to(a.dtype)
-        ctx.save_for_backward(difference @ b * weight, difference.transpose(-1, -2) @ (a * weight))
-        return (each * rows).sum()
+        weight, batch, length = (rows * scale).to(a.dtype), a.shape[0], a.shape[2]
+        at_once = max(1, (CPU_CHUNK if a.device.type == "cpu" else CHUNK) // (batch * length * length))
+        total, of_a, of_b = [], [], []
+        heads = zip(*(x.split(at_once, 1) for x in (a, b, teacher_a * teacher_scale, teacher_b)), strict=True)
+        for a_part, b_part, teacher_a_part, teacher_b_part in heads:
+            each, difference = _compared(
+                _scores(a_part * scale, b_part, hidden), _scores(teacher_a_part, teacher_b_part, hidden)
+            )
+            difference = difference.to(a.dtype)
+            total.append((each * rows).sum())
+            of_a.append(difference @ b_part * weight)
+            of_b.append(difference.transpose(-1, -2) @ (a_part * weight))
+        ctx.save_for_backward(torch.cat(of_a, 1), torch.cat(of_b, 1))
+        return torch.stack(total).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -113,7 +124,21 @@ class _Divergence(torch.autograd.Function):
         return of_a * grad, of_b * grad, *(None,) * 6
 
 
-def _log_relation(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
-    """log softmax(a b^T + hidden), [B, A, S, S], as wide as hidden, which is the lowest number there is where a token
-    may not look: its product with a probability of 0 is 0."""
-    return (a @ b.transpose(-1, -2)).to(hidden.dtype).add_(hidden).log_softmax(-1)
+def _scores(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
+    """a b^T + hidden, [B, A, S, S], as wide as hidden, which is the lowest number there is where a token may not look:
+    its product with a probability of 0 is 0."""
+    return (a @ b.transpose(-1, -2)).to(hidden.dtype).add_(hidden)
+
+
+def _compared(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """(KL(teacher || student) of each row [B, A, S, 1], the student's relation less the teacher's) of their scores,
+    which are overwritten. The logarithms of relations come out of their largest elements: one exponential each."""
+    relation, expected = student.softmax(-1), teacher.softmax(-1)
+    shift = _log_total(student, relation) - _log_total(teacher, expected)
+    each = teacher.sub_(student).add_(shift).mul_(expected).sum(-1, keepdim=True)
+    return each, relation.sub_(expected)
+
+
+def _log_total(scores: Tensor, relation: Tensor) -> Tensor:
+    """The logarithm of what softmax divides each row by."""
+    return scores.amax(-1, keepdim=True) - relation.amax(-1, keepdim=True).log()
