@@ -47,7 +47,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=Path,
         help="to use instead of training one: a SentencePiece BPE model with byte fallback, or the tokenizer.json (or "
-        "its folder) of a model with a byte-level BPE, whose vocabulary cannot grow",
+        "its folder) of a model with a byte-level BPE",
+    )
+    parser.add_argument(
+        "--by-age",
+        action="store_true",
+        help="byte-level BPE: number its pieces by age, special ones first, so that stages may begin with the first of "
+        "them; not for a model that was trained with it, whose rows are in the order of its own ids",
     )
     parser.add_argument("--vocab-size", type=int, help=f"pieces of a trained tokenizer (default: {VOCAB_SIZE})")
     parser.add_argument("--text-key", help="JSON, Parquet, data sets: the column with the text (default: text)")
@@ -94,6 +100,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     for option, given, has_effect, what in (
         ("--cased", options.cased, options.wordpiece, "WordPiece: add --wordpiece"),
         ("--vocab-size", options.vocab_size is not None, not options.tokenizer, "a tokenizer that is trained here"),
+        ("--by-age", options.by_age, options.tokenizer and is_byte_level(options.tokenizer), "a byte-level BPE"),
         ("--document", options.document, source.kind == "text", "text files"),
         ("--text-key", options.text_key is not None, source.kind != "text", "JSON, Parquet and data sets"),
     ):
@@ -104,7 +111,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     if options.wordpiece:
         encoder = WordPieceEncoder(options.tokenizer, size, lowercase=not options.cased)
     elif options.tokenizer and is_byte_level(options.tokenizer):
-        encoder = ByteLevelEncoder(options.tokenizer)
+        encoder = ByteLevelEncoder(options.tokenizer, options.by_age)
     else:
         encoder = SentencePieceEncoder(options.tokenizer, size)
     with _Bars(disable=not sys.stderr.isatty()) as bars:

@@ -81,7 +81,7 @@ class Vocabulary:
         elif isinstance(self.tokenizer, WordPiece):
             export_wordpiece(self.tokenizer, folder, self.size)
         elif isinstance(self.tokenizer, ByteLevel):
-            self.tokenizer.save(folder)
+            self.tokenizer.save(folder, self.size)
         elif self.tokenizer:
             export_tokenizer(self.tokenizer, folder, self.size)
 

@@ -105,8 +105,10 @@ class ByteLevelEncoder(Encoder[ByteLevel]):
 
     file = JSON_FILE
 
-    def __init__(self, tokenizer: Path) -> None:
-        self.given = self.tokenizer = ByteLevel.load(tokenizer)
+    def __init__(self, tokenizer: Path, by_age: bool = False) -> None:
+        """by_age: with its pieces numbered by age."""
+        loaded = ByteLevel.load(tokenizer)
+        self.given = self.tokenizer = loaded.by_age() if by_age else loaded
         self.vocab_size = self.tokenizer.size
 
     def load(self, folder: Path) -> ByteLevel:

@@ -1,6 +1,7 @@
 """A byte-level BPE tokenizer from a ``tokenizer.json``, as GPT-2 and LLaMA 3 have it: for models that others trained.
 
-Ids are the tokenizer's own, so it serves at its one size: its vocabulary is neither cut nor grown. Every character of a
+Ids are the tokenizer's own. Where they are in the order of age (see ``nested_bpe``) its first pieces serve a stage, and
+``by_age`` is the same tokenizer with such ids; else it serves at its one size. Every character of a
 piece stands for one byte of text (after the tokenizer's own normalizer, if it has one), and special pieces for none; in
 the text itself the names of special pieces are plain characters.
 """
@@ -16,7 +17,8 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
-from pretrain.data.tokenizers.segmentation import Segmentation
+from pretrain.data.tokenizers.nested_bpe import Bpe, by_age, cut_off
+from pretrain.data.tokenizers.segmentation import GrowingVocabulary, Segmentation
 from pretrain.data.tokenizers.sentencepiece import MODEL_FILE
 from pretrain.errors import UserError
 from pretrain.runtime import documents
@@ -31,14 +33,15 @@ def is_byte_level(path: Path) -> bool:
     return path.suffix == ".json" or ((path / JSON_FILE).is_file() and not (path / MODEL_FILE).is_file())
 
 
-class ByteLevel:
-    """A byte-level BPE tokenizer of one size; ``ByteLevel.load(folder_or_json)``."""
+class ByteLevel(GrowingVocabulary):
+    """A byte-level BPE tokenizer; ``ByteLevel.load(folder_or_json)``."""
 
     prefix_bytes = 0
 
     def __init__(self, data: bytes, eos: str | int, name: str) -> None:
         """data: the content of a tokenizer.json; eos: the piece that ends a document, or its id; name: what errors call
         it."""
+        super().__init__()
         self.data, self.name = data, name
         content = documents.checked(documents.Object, documents.parse(data, name), name)
         try:
@@ -58,6 +61,7 @@ class ByteLevel:
         if piece not in pieces:
             raise UserError(f"{name} has no end-of-text piece {documents.show(eos)}: documents could not be told apart")
         self.size = max(pieces.values()) + 1
+        self.permutation = np.arange(self.size, dtype=np.int32)
         self.eos_piece, self.eos = piece, pieces[piece]
         self.piece_bytes: NDArray[np.int32] = np.zeros(self.size, dtype=np.int32)
         for piece, i in pieces.items():
@@ -79,8 +83,26 @@ class ByteLevel:
             raise UserError(f"cannot read the tokenizer {file}: {error.strerror}") from error
         return cls(data, _eos(file.parent), str(file))
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer.json, as it is, and a tokenizer_config.json with the end-of-text piece."""
+    def by_age(self) -> "ByteLevel":
+        """The same tokenizer with its pieces in the order of their age."""
+        aged = json.dumps(by_age(json.loads(self.data)), ensure_ascii=False)
+        return ByteLevel(aged.encode(), self.eos_piece, self.name)
+
+    @cached_property
+    def _bpe(self) -> Bpe:
+        bpe = Bpe.of(json.loads(self.data))
+        given = self._tokenizer.get_vocab(with_added_tokens=True)
+        if odd := sorted({**bpe.pieces, **bpe.added}.items() ^ given.items()):
+            raise UserError(f"{self.name} gives the piece {documents.show(odd[0][0])} another id than it comes to have")
+        return bpe
+
+    def save(self, folder: Path, vocab: int | None = None) -> None:
+        """Write the tokenizer.json, as it is or of the first ``vocab`` pieces, and a tokenizer_config.json with the
+        end-of-text piece. Raises UserError for a vocabulary that is not legal."""
+        data = self.data
+        if vocab is not None and vocab < self.size:
+            self.legal(vocab)
+            data = json.dumps(cut_off(json.loads(data), vocab), ensure_ascii=False).encode()
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -88,7 +110,7 @@ class ByteLevel:
             "clean_up_tokenization_spaces": False,
         }
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        (folder / JSON_FILE).write_bytes(self.data)
+        (folder / JSON_FILE).write_bytes(data)
 
     @cached_property
     def hash(self) -> str:
@@ -96,23 +118,33 @@ class ByteLevel:
         return xxhash.xxh3_128_hexdigest(self.data + b"\0" + self.eos_piece.encode())
 
     def legal(self, vocab: int) -> None:
-        """Raise UserError for a vocabulary that has no row for each piece; rows beyond are never asked for."""
-        if vocab < self.size:
-            raise UserError(
-                f"a vocabulary of {vocab} is not possible with {self.name}: it has {self.size} pieces, and a "
-                f"byte-level tokenizer is not cut; use {self.size}"
-            )
+        """Raise UserError, naming the nearest legal sizes, unless the first ``vocab`` pieces are a tokenizer. There may
+        be more rows than pieces: they are never asked for."""
+        if vocab >= self.size or (vocab >= 0 and self._bpe.cut[vocab]):
+            return
+        sizes = np.flatnonzero(self._bpe.cut)
+        near = [*sizes[sizes < vocab][-1:], *sizes[sizes > vocab][:1]]
+        how = "" if len(sizes) > 1 else ", or number its pieces by age, with tools/prepare_data.py --by-age"
+        raise UserError(
+            f"a vocabulary of {vocab} is not possible with {self.name}: it has {self.size} pieces, and a byte-level "
+            f"tokenizer is not cut where special pieces, bytes or earlier merges would be lost; use "
+            f"{' or '.join(map(str, near)) or self.size}{how}"
+        )
+
+    def spellings(self, vocab: int) -> list[list[int]]:
+        return self._bpe.spellings(vocab)
 
     def segmentation(self, vocab: int) -> Segmentation:
-        """The table that leaves every piece as it is."""
+        """The table that spells full-vocabulary ids with the first ``vocab`` pieces, or leaves every piece as it is."""
         self.legal(vocab)
-        return Segmentation.of(self.size, [])
+        return super().segmentation(min(vocab, self.size))
 
     def new_pieces(self, old: int, new: int) -> list[list[int]]:
-        """Raises UserError, since this vocabulary does not grow."""
-        raise UserError(
-            f"the vocabulary of {self.name} cannot grow from {old} to {new}: its ids are in no order of age"
-        )
+        """For each row of the vocabulary from ``old`` to ``new``, the rows below ``old`` that its text was made of.
+        Raises UserError where there are fewer pieces."""
+        if new > self.size:
+            raise UserError(f"the vocabulary of {self.name} cannot grow from {old} to {new}: it has {self.size} pieces")
+        return super().new_pieces(old, new)
 
     def stock_order(self, vocab: int) -> NDArray[np.int64]:
         """For each row the row of the exported model, which is the same (int64 [vocab])."""

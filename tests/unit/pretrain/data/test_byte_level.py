@@ -83,6 +83,36 @@ def test_a_corpus(folder: Path, tmp_path: Path) -> None:
         Stream(corpus, **{**where, "vocab": 200})
 
 
+def test_a_corpus_by_age(folder: Path, tmp_path: Path) -> None:
+    """A stage may have the first pieces of a tokenizer whose special ones were behind its merges; a model of that size
+    goes out with the tokenizer of these pieces."""
+    behind = json.loads((folder / "tokenizer.json").read_text())
+    pieces = sorted(behind["model"]["vocab"], key=behind["model"]["vocab"].__getitem__)[1:]
+    behind["model"]["vocab"] = {piece: i for i, piece in enumerate(pieces)}
+    behind["added_tokens"][0]["id"] = len(pieces)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(behind))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"{t} {i}"}) + "\n" for t in TEXTS for i in "abc"))
+    given = [str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "data"), "--tokenizer", str(tmp_path)]
+    with pytest.raises(UserError, match=r"number its pieces by age, with tools/prepare_data\.py --by-age"):
+        ByteLevel.load(tmp_path).legal(280)
+    assert prepare_data([*given, "--by-age"]) == 0
+    corpus = Corpus.open(tmp_path / "data")
+    tokenizer = corpus.tokenizer
+    assert isinstance(tokenizer, ByteLevel)
+    assert (tokenizer.eos, tokenizer.size) == (0, 300)
+    where: dict[str, Any] = {"seq_len": 16, "seed": 1, "validation": 0.2}
+    assert len({validation_set(corpus, vocab=vocab, **where).bytes for vocab in (260, 300)}) == 1
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        tokenizer.save(tmp_path / "small", 260)
+        small = ByteLevel.load(tmp_path / "small")
+        assert small.encode_batch([text])[0] == tokenizer.segmentation(260).apply(np.array(ids)).tolist()
+    assert small.size == 260
+    news = tokenizer.new_pieces(260, 264)
+    assert len(news) == 4
+    assert max(map(max, news)) < 260
+
+
 def test_refused(folder: Path, tmp_path: Path) -> None:
     def error(change: dict[str, Any], config: str = '{"eos_token": "<|end|>"}') -> str:
         found = json.loads((folder / "tokenizer.json").read_text())
