@@ -222,7 +222,7 @@ class Step(TypedDict):
 class Mup(TypedDict):
     """A base model, as growth.mup.Mup.to_json writes it."""
 
-    hidden: Annotated[Count, Field(gt=0)]
+    hidden: Positive
     heads: Count
     ffn: Count
     layers: Count
