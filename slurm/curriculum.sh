@@ -5,7 +5,8 @@
 #
 # Where there is sbatch they are submitted as a chain of dependent jobs, with a copy of the code and the config, so that
 # a requeue runs what was submitted; with --here, inside a job, and where there is no sbatch, they run here. Everything
-# is checked before the first is submitted. --test-only checks, asks SLURM when each would start, and submits nothing.
+# is checked before the first is submitted; of a file with `yours` the model is imported and the corpus prepared before
+# that, and what runs here ends with an export. --test-only checks, asks SLURM when each would start, and submits nothing.
 # slurm/site.sh says where jobs go. Call it again at any time: what is queued or running is not submitted twice.
 set -euo pipefail
 
@@ -37,6 +38,7 @@ run_here() {
     while IFS=$'\t' read -r name _ _ _ folder <&3; do # what processes beside training have not come to yet
         [[ ! -d $folder/evaluations ]] || bash "$root/slurm/evaluate.sh" "$folder" || true # said, and no reason to fail
     done 3<<<"$stages"
+    if grep -q '^yours:' "$config" && [[ -z ${chosen[*]} ]]; then once "$root/tools/yours.py" "$config" --end; fi
 }
 
 snapshot() { # what jobs will run: the same content is the same folder
@@ -98,6 +100,9 @@ submit() {
     done 3<<<"$stages"
 }
 
+if grep -q '^yours:' "$config"; then # its model and its corpus, where they are not there yet
+    once "$root/tools/yours.py" "$config" --begin
+fi
 if [[ -n $here ]] || ! command -v sbatch >/dev/null; then
     [[ -z $test_only ]] || fail "--test-only asks sbatch, and there is none on this machine"
     stages=$(once -m pretrain.cli.submission "$config" "${chosen[@]}")
@@ -117,4 +122,5 @@ if [[ -z $test_only ]]; then
     read_queue
 fi
 submit
+if grep -q '^yours:' "$config"; then echo "then: python tools/yours.py $config --end exports the last stage"; fi
 [[ -z $test_only ]] || echo "next: python tools/dryrun.py $config runs what each stage would do on a GPU, here, without one"

@@ -61,6 +61,7 @@ def work(options: argparse.Namespace) -> Answer:
     # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
     nodes = None if options.suggest else options.nodes
     costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=nodes, mfu=_mfu(options.mfu))
+    costs = costs[1:] if curriculum.yours else costs  # the first stage is the model as it came
     if options.suggest:
         world = options.nodes and options.nodes * per_node
         return _suggested(costs, world, options, gpu)

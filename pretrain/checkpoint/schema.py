@@ -240,8 +240,16 @@ class Plan(TypedDict):
     mup: NotRequired[Mup]
 
 
+class Averaged(TypedDict):
+    """By which rule the weights of which checkpoints (hashes of their manifests) were averaged."""
+
+    rule: Text
+    of: list[Text]
+
+
 class Event(TypedDict):
-    """A growth event, or the import that a lineage of models began with."""
+    """A growth event, an average of weights (whose plan changes nothing), or the import that a lineage of models began
+    with."""
 
     stage: Text
     plan: NotRequired[Plan]
@@ -249,6 +257,7 @@ class Event(TypedDict):
     seconds: NotRequired[Seconds]
     clip_scale: NotRequired[Number]
     imported: NotRequired[Imported]
+    averaged: NotRequired[Averaged]
 
 
 class Config(TypedDict):

@@ -1,7 +1,8 @@
 """A curriculum: read from YAML, checked, overridden from the command line, compared with a checkpoint's.
 
-A file holds `name`, `seed`, `output` and a list of `stages`; the sections `data`, `model`, `parallel`, `train`, `grow`,
-`checkpoint`, `guard`, `log` and `eval` at its top are defaults, merged under every stage. See configs/demo.yaml.
+A file holds `name`, `seed`, `output`, `yours` and a list of `stages`; the sections `data`, `model`, `parallel`,
+`train`, `grow`, `checkpoint`, `guard`, `log` and `eval` at its top are defaults, merged under every stage. See
+configs/demo.yaml.
 """
 
 import re
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from growth.family import family
 from pretrain.config import checks, mixtures, reading, recipes
-from pretrain.config.keys import Stage
+from pretrain.config.keys import Stage, Yours
 from pretrain.config.section import Section
 from pretrain.errors import UserError
 
@@ -59,6 +60,8 @@ class _Document(Section):
     """Seed of everything random."""
     output: str = "runs"
     """Folder that holds the runs."""
+    yours: Yours | None = None
+    """The model that the first stage is made of; absent: it begins with nothing."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def curriculum_of(raw: Mapping[str, Any], path: Path) -> Curriculum:
     merged = recipes.expand(reading.merge_defaults(raw, SECTIONS), str(path))
     merged = mixtures.expand(merged, raw, str(path))
     document = _validate(_Document, merged, str(path), raw)
-    curriculum = Curriculum(document.name, document.stages, document.seed, document.output, path)
+    curriculum = Curriculum(document.name, document.stages, document.seed, document.output, document.yours, path)
     misnamed = [*checks.bad_name(curriculum.name), *checks.bad_output(curriculum.output)]
     checks.raise_for([*misnamed, *checks.problems(curriculum.stages)], str(path))
     return curriculum

@@ -205,6 +205,19 @@ class Log(Section):
 
 
 @dataclass(frozen=True)
+class Yours(Section):
+    """A finished model that is the first stage of a curriculum, and is not trained: what is grown is what you have.
+    tools/yours.py does what it says, and slurm/curriculum.sh calls it."""
+
+    model: str
+    """Folder of the model in Hugging Face's format. The first stage in the file has its shape."""
+    text: tuple[str, ...] = ()
+    """Files of text that become data.corpus, in the model's own tokens, where that is not there; none: it is there."""
+    export: str = ""
+    """Folder for the model of the last stage, in Hugging Face's format, once that is finished; empty: none."""
+
+
+@dataclass(frozen=True)
 class Stage(Section):
     """One stage, with every default filled in."""
 

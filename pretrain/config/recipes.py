@@ -130,6 +130,16 @@ def llama_pro(old: int, new: int) -> Keys:
 
 
 @_recipe
+def solar(old: int, new: int) -> Keys:
+    """The model on top of itself, where the first loses its last layers and the second its first ones, so that the seam
+    is less of a break; all of it trains. Kim et al. 2023, "SOLAR 10.7B: depth up-scaling", section 2: 32 layers become
+    48, so each loses 8. For an even number of layers up to twice the old one."""
+    cut = max(0, old - new // 2)
+    at = [{"index": old - 2 * cut + layer, "source": layer} for layer in range(cut, old - cut)]
+    return {"layers": {"operator": "insert", "init": "copy", "at": at}, "schedule": "restart"}
+
+
+@_recipe
 def sparkling(old: int, new: int) -> Keys:
     """Twice as wide by copies, so that the mean square of the residual stream stays; the moments of the new half alone
     are reset and its rate alone warms up again, which parts the copies. 2026, "SPARKLING", 2602.02472: in the middle of

@@ -88,6 +88,11 @@ class Model:
     rows: NDArray[np.int64] | None
 
 
+def shape_of(source: Path) -> Architecture:
+    """The architecture of the model in a folder, by its config alone. Raises UserError as `import_model` does."""
+    return _architecture(source, _config(source))[1]
+
+
 def look(source: Path, progress: bool = False) -> Model:
     """Checks everything in a folder before anything is made of it. Raises UserError as `import_model` does."""
     config = _config(source)

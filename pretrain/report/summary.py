@@ -28,13 +28,16 @@ def history(manifest: Manifest) -> list[dict[str, Any]]:
     """The events of a lineage, oldest first.
 
     Each has its stage, the parameters before and after, the operators, the certificate (or None) and the seconds. An
-    import has the name of the model and what is known of its vocabulary.
+    import has the name of the model and what is known of its vocabulary, an average its rule and whose it is.
     """
     rows: list[dict[str, Any]] = []
     for event in manifest.events:
         if "imported" in event:
             imported = {key: event["imported"][key] for key in ("name", "vocabulary")}
             rows.append({"stage": event["stage"], "imported": imported})
+            continue
+        if "averaged" in event:
+            rows.append({"stage": event["stage"], "averaged": dict(event["averaged"])})
             continue
         plan = event["plan"]
         rows.append(
@@ -62,6 +65,8 @@ def in_one_line(row: Mapping[str, Any]) -> str:
         vocabulary = row["imported"]["vocabulary"]
         why = f" ({vocabulary['reason']})" if vocabulary.get("reason") else ""
         return f"imported from {row['imported']['name']}; vocabulary in {vocabulary['order']} order{why}"
+    if "averaged" in row:
+        return f"weights of {len(row['averaged']['of'])} checkpoints averaged ({row['averaged']['rule']})"
     text = f"grown from {row['parameters_before']:,} to {row['parameters_after']:,} parameters"
     text += f" ({', '.join(row['operators']) or 'same shape'})"
     if not row["certificate"]:

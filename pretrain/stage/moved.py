@@ -117,7 +117,8 @@ def _share(total: Mapping[tuple[str, int], tuple[float, float]], keys: Iterable[
 def _sums(engine: Engine, state: State) -> Sums:
     """Of the part of the model that this rank writes. Raises UserError where the parent is not there any more."""
     assert state.parent
-    plan = Plan.from_json(next(event["plan"] for event in reversed(state.events) if "plan" in event))
+    growths = [event["plan"] for event in state.events if "plan" in event and "averaged" not in event]
+    plan = Plan.from_json(growths[-1])
     if plan.new != state.arch:
         raise UserError("layers came inside the stage")
     sums: Sums = {}
