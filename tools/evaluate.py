@@ -27,8 +27,9 @@ from typing import Any
 import torch
 
 from growth.describe import table
-from pretrain.checkpoint import Manifest
+from pretrain.checkpoint import Manifest, find
 from pretrain.checkpoint.locate import locate
+from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.cli import command
 from pretrain.config import Stage, stage_from
 from pretrain.errors import UserError
@@ -82,19 +83,30 @@ def work(options: argparse.Namespace) -> command.Answer:
 
 
 def _due(options: argparse.Namespace) -> command.Answer:
-    """One process at a time evaluates a stage; another waits, and then finds less to do."""
+    """One process at a time evaluates a stage, and first what it has grown from; another waits, and then finds less to
+    do."""
     folder: Path = options.model
     stage = stage_from(history.load_stage(folder).config, str(folder))
     make_folder(folder / records.FOLDER)
     done = []
     with _alone(folder / records.FOLDER / "lock"):
-        while paths := records.waiting(folder, stage):
-            record = _judged(paths[0], stage, options)
-            if not paths[0].exists() or Manifest.load(paths[0]).hash != record.checkpoint:
+        while paths := _before(folder) or records.waiting(folder, stage):
+            path = paths[0]
+            record = _judged(path, stage, options)
+            if not path.exists() or Manifest.load(path).hash != record.checkpoint:
                 continue  # the stage has gone back behind it
-            records.keep(folder, record)
-            done.append((str(paths[0]), record.results, record.failed))
+            records.keep(path.absolute().parents[1], record)
+            done.append((str(path), record.results, record.failed))
     return _answer(done, {}) if done else command.Answer(f"{folder}: nothing is due", {"models": []})
+
+
+def _before(folder: Path) -> list[Path]:
+    """The checkpoint from which a stage has grown, where it is there and has no record: an import, say."""
+    newest = find(folder / "checkpoints").manifest
+    path = Path(newest.parent["path"]) if newest and newest.parent else None
+    if path is None or path.parent.name != "checkpoints" or not (path / MANIFEST).is_file():
+        return []
+    return [] if records.find(path.absolute().parents[1], Manifest.load(path)) else [path]
 
 
 def _judged(checkpoint: Path, stage: Stage, options: argparse.Namespace) -> Record:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretrain.judge import records
 from pretrain.judge.records import Record
 from pretrain.report.history import Event, StageHistory
 from pretrain.report.markdown import table
@@ -17,10 +18,21 @@ def headline(metrics: Mapping[str, float]) -> str:
     return (named or sorted(metrics))[0]
 
 
+def evaluations(stages: Sequence[StageHistory]) -> list[tuple[str, Record]]:
+    """All evaluations of a run with the names of their stages, in order: first those of a stage that was not trained
+    here, which an import made."""
+    run, known = stages[0].folder.parent, {stage.name for stage in stages}
+    imported = [path.parent for path in sorted(run.glob(f"*/{records.FOLDER}")) if path.parent.name not in known]
+    return [
+        *((folder.name, record) for folder in imported for record in records.read(folder)),
+        *((stage.name, record) for stage in stages for record in stage.evaluations),
+    ]
+
+
 def series(stages: Sequence[StageHistory]) -> dict[str, list[tuple[Record, float]]]:
     """For each task the evaluations that have it, in the order of the run, with its headline's value."""
     found: dict[str, list[tuple[Record, float]]] = {}
-    for record in (record for stage in stages for record in stage.evaluations):
+    for _, record in evaluations(stages):
         for task, result in record.results.items():
             if result["metrics"]:
                 name = headline(result["metrics"])
@@ -33,7 +45,8 @@ def around(stages: Sequence[StageHistory], stage: StageHistory, event: Event) ->
 
     A stage that has grown from its parent is evaluated at step 0; a checkpoint of a patch's step is from before it.
     """
-    earlier = [record for other in stages[: stages.index(stage)] for record in other.evaluations]
+    later = {other.name for other in stages[stages.index(stage) :]}
+    earlier = [record for name, record in evaluations(stages) if name not in later]
     own = [record for record in stage.evaluations if event.step and record.step <= event.step]
     after = [record for record in stage.evaluations if record.step > event.step or not event.step]
     before = [*earlier, *own]
@@ -57,17 +70,16 @@ def change(before: Record | None, after: Record | None) -> str:
 def markdown(stages: Sequence[StageHistory]) -> list[str]:
     """The table of all evaluations, and what failed; empty where there are none."""
     cells, failures = [], []
-    for stage in stages:
-        for record in stage.evaluations:
-            place = [stage.name, str(record.step), f"{record.tokens:,}", f"{record.flops:.3g}"]
-            for task, result in record.results.items():
-                values = ", ".join(_value(name, result) for name in result["metrics"])
-                shots = f", {result['fewshot']} shots" if result["fewshot"] else ""
-                cells.append([*place, task, values, f"{result['samples']}{shots}"])
-            failures += [f"- {stage.name}, step {record.step}: {task}: {why}" for task, why in record.failed.items()]
+    for name, record in evaluations(stages):
+        place = [name, str(record.step), f"{record.tokens:,}", f"{record.flops:.3g}"]
+        for task, result in record.results.items():
+            values = ", ".join(_value(metric, result) for metric in result["metrics"])
+            shots = f", {result['fewshot']} shots" if result["fewshot"] else ""
+            cells.append([*place, task, values, f"{result['samples']}{shots}"])
+        failures += [f"- {name}, step {record.step}: {task}: {why}" for task, why in record.failed.items()]
     if not cells and not failures:
         return []
-    harnesses = sorted({record.harness for stage in stages for record in stage.evaluations})
+    harnesses = sorted({record.harness for _, record in evaluations(stages)})
     header = ["stage", "step", "tokens", "FLOPs", "task", "metrics", "samples"]
     parts = ["## Tasks", f"By {', '.join(harnesses)}; behind ± the standard error."]
     parts += [table(header, cells)] if cells else []
@@ -76,7 +88,7 @@ def markdown(stages: Sequence[StageHistory]) -> list[str]:
 
 def figures(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
     """All evaluations, for machines."""
-    return [{"stage": stage.name, **vars(record)} for stage in stages for record in stage.evaluations]
+    return [{"stage": name, **vars(record)} for name, record in evaluations(stages)]
 
 
 def _value(name: str, result: Mapping[str, Any]) -> str:

@@ -73,8 +73,10 @@ def test_what_is_known_of_tasks_and_of_what_was_trained(tmp_path: Path) -> None:
     ]
     trained.keep(run / "wide", moved)
     assert matplotlib.image.imread(plot_of(run)).shape[0] > plain
+    records.keep(run / "imported", record(0, 0, 0.05))  # which nothing was trained of
     assert report.main([str(run)]) == 0
     text = (run / "report.md").read_text()
+    assert "| imported | 0 | 0 | 0 | mine | acc 0.0500" in text
     assert "| 3 s (5.0% of the stage's training) | mine 0.100 to 0.200 |" in text
     assert "| wide | 4 | 10,000 | 1e+13 | mine | acc 0.6000, acc_norm 0.3000 ± 0.0100 | 9, 5 shots |" in text
     assert "- wide, step 0: other: no network" in text
