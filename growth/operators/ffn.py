@@ -9,7 +9,7 @@ import numpy as np
 from growth.architecture import Architecture
 from growth.maps import AxisMap
 from growth.operators.registry import operator
-from growth.operators.width import appended, balanced_map, births_of, factor_of, noise_of, shares
+from growth.operators.width import ahead, appended, balanced_map, births_of, factor_of, noise_of, shares
 from growth.step import Step
 
 
@@ -73,3 +73,12 @@ def net2net_ffn(
     "Net2Net: accelerating learning via knowledge transfer", section 2.2."""
     old, new = arch.sizes["ffn"], sizes["ffn"]
     return _copied(arch, new, balanced_map("ffn", old, new, mapping, seed), snr_db)
+
+
+@operator("ffn", "aki")
+def aki_ffn(arch: Architecture, sizes: Mapping[str, int], seed: int, mapping: str = "round_robin") -> Step:
+    """As net2net, but new neurons are those of the next layer: breaks the symmetry, does not preserve. Chen et al.,
+    2022, "bert2BERT", section 3.3 (AKI)."""
+    old, new = arch.sizes["ffn"], sizes["ffn"]
+    step = _copied(arch, new, balanced_map("ffn", old, new, mapping, seed), None)
+    return ahead(step, {"ffn": old}, "neurons")

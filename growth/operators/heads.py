@@ -11,7 +11,7 @@ from growth.architecture import Architecture
 from growth.errors import GrowthError
 from growth.maps import AxisMap
 from growth.operators.registry import operator
-from growth.operators.width import appended, balanced_map, births_of, factor_of, noise_of, shares
+from growth.operators.width import ahead, appended, balanced_map, births_of, factor_of, noise_of, shares
 from growth.step import Step
 
 
@@ -135,6 +135,14 @@ def net2net_heads(
             f"{heads // groups} queries; keep heads / kv_heads, or use zero or replicate"
         )
     return _copied(arch, sizes, balanced_map("kv_heads", groups, new_groups, mapping, seed), snr_db)
+
+
+@operator("heads", "aki")
+def aki_heads(arch: Architecture, sizes: Mapping[str, int], seed: int, mapping: str = "round_robin") -> Step:
+    """As net2net, but new heads are those of the next layer: breaks the symmetry, does not preserve. Chen et al., 2022,
+    "bert2BERT", section 3.3 (AKI)."""
+    step = net2net_heads(arch, sizes, seed, mapping, None)
+    return ahead(step, {axis: arch.sizes[axis] for axis in step.axes}, "heads")
 
 
 @operator("head_dim", "rotary")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -77,6 +78,13 @@ def balanced_map(axis: str, old: int, new: int, mapping: str, seed: int) -> np.n
         drawn = np.random.Generator(np.random.Philox(key=seed % 2**128)).integers(0, old, new - old)
         return np.concatenate((np.arange(old), drawn))
     raise GrowthError(f"{axis}: there is no mapping {mapping!r}: choose round_robin or random")
+
+
+def ahead(step: Step, old: Mapping[str, int], what: str) -> Step:
+    """A step of copies in which what writes the new indices, those from old[axis] on, is made of the next layer."""
+    axes = {axis: m.made_ahead(np.arange(len(m.source)) >= old[axis]) for axis, m in step.axes.items()}
+    note = f"{', '.join(axes)}: moments of new {what} are of another layer"
+    return replace(step, preserves=False, axes=axes, approximate=(note,))
 
 
 @operator("hidden", "zero")
@@ -180,10 +188,15 @@ def net2net_hidden(
 
 
 @operator("hidden", "aki")
-def aki_hidden(arch: Architecture, sizes: Mapping[str, int], snr_db: float | None = None) -> Step:
+def aki_hidden(
+    arch: Architecture,
+    sizes: Mapping[str, int],
+    seed: int,
+    mapping: str = "round_robin",
+    snr_db: float | None = None,
+) -> Step:
     """As net2net, but what writes the new channels inside a layer comes from the next layer: breaks the symmetry, does
     not preserve. Chen et al., 2022, "bert2BERT", section 3.3 (AKI)."""
     old, new = arch.sizes["hidden"], sizes["hidden"]
-    step = _copied(arch, new, np.arange(new) % old, snr_db, False)
-    m = step.axes["hidden"].made_ahead(np.arange(new) >= old)
-    return Step(arch, step.new, (), False, axes={"hidden": m}, approximate=("hidden: moments of another layer",))
+    step = _copied(arch, new, balanced_map("hidden", old, new, mapping, seed), snr_db, False)
+    return ahead(step, {"hidden": old}, "channels")

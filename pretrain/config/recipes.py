@@ -44,9 +44,13 @@ def g_stack(old: int, new: int) -> Keys:
 
 @_recipe
 def midas(old: int, new: int) -> Keys:
-    """The middle block once more after itself, at each of several equally spaced events; one schedule, and Adam's
-    moments copied with the layers. Saunshi et al. 2024, "On the inductive bias of stacking", section 3."""
-    return {"layers": "middle", "moments": "copy", "schedule": "continue"}
+    """Of blocks of as many layers as are new the middle one, ceil(n / 2) of n, once more after itself, at each of
+    several equally spaced events; one schedule, and Adam's moments copied with the layers. Saunshi et al. 2024, "On the
+    inductive bias of stacking", section 3. (The operator `middle` takes the exact middle, whatever the blocks.)"""
+    block = max(1, new - old)
+    end = (max(1, old // block) + 1) // 2 * block
+    at = [{"index": end + i, "source": end - block + i} for i in range(block)]
+    return {"layers": {"operator": "insert", "init": "copy", "at": at}, "moments": "copy", "schedule": "continue"}
 
 
 @_recipe
@@ -86,17 +90,18 @@ def bert2bert_fpi(old: int, new: int) -> Keys:
 
 @_recipe
 def bert2bert_aki(old: int, new: int) -> Keys:
-    """Advanced knowledge initialization: as bert2bert_fpi, but new channels are made of the layer above, which breaks
-    the symmetry and does not keep the function. Chen et al. 2022, "bert2BERT", section 3.3."""
-    return {**bert2bert_fpi(old, new), "hidden": "aki"}
+    """Advanced knowledge initialization: as bert2bert_fpi, but new channels, heads and neurons are made of those of the
+    layer above, which breaks the symmetry and does not keep the function. Chen et al. 2022, "bert2BERT", section
+    3.3."""
+    return {**bert2bert_fpi(old, new), **_wider("aki", mapping="random")}
 
 
 @_recipe
 def staged(old: int, new: int) -> Keys:
     """Exact operators (copies in width, the identity in depth), with moments and the schedule carried on, as if the
     model had always been so large. Shen et al. 2022, "Staged training for transformer language models", sections 3.1
-    and 3.2; their copies are side by side, without the halves that mix them here."""
-    return {**_wider("replicate", snr_db=None), "layers": "identity", "moments": "transform", "schedule": "continue"}
+    and 3.2; their copies stand side by side and stay copies, here noise that cancels parts them."""
+    return {**_wider("replicate"), "layers": "identity", "moments": "transform", "schedule": "continue"}
 
 
 @_recipe

@@ -16,15 +16,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 import growth
-from benchmarks import rules
+from benchmarks import rules, width_rules
 from benchmarks.report import Report
 from benchmarks.rules import Grown, Weights
 from growth import Architecture, Box
 from growth.family import GENERAL
+from pretrain.config.recipes import RECIPES
 from pretrain.families.reference import logits, loss
 from pretrain.verify import probe
 
 STD, LR, STEPS, BATCH, LENGTH = 0.08, 3e-3, 100, 4, 64
+DRAWS = 16  # of rules that copy at random
 AFTER = (0, 1, 10)  # steps of Adam after which dead and locked are counted
 SAME = 1e-4  # relative difference below which a channel still is a copy
 LLAMA = {"vocab": 256, "hidden": 32, "layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn": 64}
@@ -40,23 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @dataclass(frozen=True)
 class Figures:
     """What one rule does. error: largest difference of a logit over the largest logit, fp32; loss: its rise in nats;
-    dead: share of new parameters without gradient, and locked: share of copied channels that still are copies, both
-    after 0, 1 and 10 steps of Adam."""
+    spread: the standard errors of these two where they are means over draws; dead: share of new parameters without
+    gradient, and locked: share of copied channels that still are copies, both after 0, 1 and 10 steps of Adam."""
 
     error: float
     loss: float
     dead: tuple[float, ...]
     locked: tuple[float, ...] | None
+    spread: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A published rule and the operators here that do the same: `policy` for the axes that it grows."""
+    """A published rule and the operators here that do the same: `policy` for the axes that it grows. Where they copy at
+    random, error and loss are means over `draws`."""
 
     name: str
     family: str
     rule: Callable[[Architecture, Weights, torch.Generator], Grown]
     policy: Mapping[str, Any]
+    draws: int = 1
+
+
+def _recipe(name: str, *axes: str, layers: int = LLAMA["layers"]) -> dict[str, Any]:
+    """The operators that a recipe of `grow.recipe` has for these axes, when it leads to so many layers."""
+    keys = RECIPES[name](LLAMA["layers"], layers)
+    return {axis: keys[axis] for axis in axes}
 
 
 QUIET, WIDE = {"operator": "replicate", "snr_db": None}, ("hidden", "heads", "ffn")
@@ -77,6 +88,12 @@ PAIRS = (
     Pair("SwiGLU down = 0", "llama2", rules.zero_neurons("down"), {"ffn": "zero"}),
     Pair("SwiGLU gate = 0", "llama2", rules.zero_neurons("gate"), {"ffn": "zero"}),
     Pair("SwiGLU up = 0", "llama2", rules.zero_neurons("up"), {"ffn": "zero"}),
+    Pair("MIDAS 4 to 6 layers", "llama2", rules.middle_block, _recipe("midas", "layers", layers=6)),
+    Pair("MSLT 4 to 6 layers", "llama2", rules.top_layers, _recipe("mslt", "layers", layers=6)),
+    Pair("staged training, width x2", "llama2", rules.block_diagonal, _recipe("staged", *WIDE)),
+    Pair("LEMON x2 in width and depth", "llama2", width_rules.lemon, _recipe("lemon", *WIDE, "layers", layers=8)),
+    Pair("bert2BERT FPI x2", "llama2", width_rules.fpi, _recipe("bert2bert_fpi", *WIDE), DRAWS),
+    Pair("bert2BERT AKI x2", "llama2", width_rules.aki, _recipe("bert2bert_aki", *WIDE), DRAWS),
 )
 
 
@@ -108,7 +125,10 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _words(policy: Mapping[str, Any]) -> str:
-    named = {how if isinstance(how, str) else ", ".join(str(v) for v in how.values()): 0 for how in policy.values()}
+    named = {
+        how if isinstance(how, str) else ", ".join(str(v) for k, v in how.items() if k != "at"): 0
+        for how in policy.values()
+    }
     return f"{', '.join(policy)}: {'; '.join(named)}"
 
 
@@ -119,12 +139,13 @@ def _shares(found: tuple[float, ...] | None) -> str | None:
 def compare(pair: Pair) -> tuple[Figures, Figures]:
     """The figures of the published rule, and of the operators here."""
     arch, weights = trained(pair.family)
-    theirs = pair.rule(arch, weights, torch.Generator().manual_seed(0))
-    return _figures(arch, weights, theirs), _figures(arch, weights, _here(arch, weights, theirs.arch, pair.policy))
+    theirs = [pair.rule(arch, weights, torch.Generator().manual_seed(draw)) for draw in range(pair.draws)]
+    ours = [_here(arch, weights, theirs[0].arch, pair.policy, draw) for draw in range(pair.draws)]
+    return _figures(arch, weights, theirs), _figures(arch, weights, ours)
 
 
-def _here(arch: Architecture, weights: Weights, wanted: Architecture, policy: Mapping[str, Any]) -> Grown:
-    plan = growth.between(arch, arch.replace(wanted.sizes), policy, seed=0, init_std=STD)
+def _here(arch: Architecture, weights: Weights, wanted: Architecture, policy: Mapping[str, Any], seed: int) -> Grown:
+    plan = growth.between(arch, arch.replace(wanted.sizes), policy, seed=seed, init_std=STD)
     read = _reader(weights)
     tensors = plan.new.tensors()
     new = {name: plan.evaluate(name, Box.whole(t.shape), read).clone() for name, t in tensors.items()}
@@ -173,15 +194,20 @@ def _steps(arch: Architecture, weights: Weights, lr: float, count: int, first: i
             optimizer.step()
 
 
-def _figures(arch: Architecture, weights: Weights, grown: Grown) -> Figures:
+@torch.no_grad()
+def _change(arch: Architecture, weights: Weights, grown: Grown) -> tuple[float, float]:
+    """The error, and the rise of the loss."""
     ids = _batch(-1)
-    with torch.no_grad():
-        before = logits(_reader(weights), arch, ids)
-        after = logits(_reader(grown.weights), grown.arch, ids)
-        rise = loss(_reader(grown.weights), grown.arch, ids, torch.float32) - loss(
-            _reader(weights), arch, ids, torch.float32
-        )
-    error = float((after - before).abs().max() / before.abs().max())
+    before, after = logits(_reader(weights), arch, ids), logits(_reader(grown.weights), grown.arch, ids)
+    rise = loss(_reader(grown.weights), grown.arch, ids, torch.float32) - loss(
+        _reader(weights), arch, ids, torch.float32
+    )
+    return float((after - before).abs().max() / before.abs().max()), float(rise)
+
+
+def _figures(arch: Architecture, weights: Weights, draws: list[Grown]) -> Figures:
+    changes, grown = torch.tensor([_change(arch, weights, grown) for grown in draws]), draws[0]
+    spread = changes.std(dim=0) / len(draws) ** 0.5 if len(draws) > 1 else torch.zeros(2)
     # In double precision: rounding, which Adam magnifies, would part copies that the rule leaves as they are.
     live = {name: w.double().requires_grad_() for name, w in grown.weights.items()}
     dead, locked = [], []
@@ -189,7 +215,8 @@ def _figures(arch: Architecture, weights: Weights, grown: Grown) -> Figures:
         if number in AFTER:
             dead.append(_dead(grown, gradients, _batch(10_000 + number)[:, :-1]))
             locked.append(_locked(grown, live, gradients))
-    return Figures(error, float(rise), tuple(dead), tuple(locked) if any(grown.copies.values()) else None)
+    (error, rise), (of_error, of_rise) = changes.mean(dim=0).tolist(), spread.tolist()
+    return Figures(error, rise, tuple(dead), tuple(locked) if any(grown.copies.values()) else None, (of_error, of_rise))
 
 
 def _dead(grown: Grown, gradients: Weights, inputs: Tensor) -> float:

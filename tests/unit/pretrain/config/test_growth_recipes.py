@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +15,7 @@ from growth import Architecture, Box, Plan
 from pretrain import config
 from pretrain.config.recipes import RECIPES
 from pretrain.errors import UserError
-from tools.benchmarks import rules
+from tools.benchmarks import rules, width_rules
 from tools.benchmarks.rules import Grown, Weights
 
 SMALL = {"vocab": 60, "hidden": 16, "heads": 2, "ffn": 24, "layers": 4, "head_dim": 8}
@@ -63,14 +64,18 @@ def test_a_name_that_is_no_recipe(tmp_path: Path) -> None:
         loaded(tmp_path, {"recipe": "gstack"}, SMALL, WIDE)
 
 
-def middle(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
-    """Layers a b c d become a b c b c d."""
-    return rules._layers(arch, old, [0, 1, 2, 1, 2, 3], [False] * 6)
+def the_draws(arch: Architecture) -> dict[str, Tensor]:
+    """The copies that the recipes draw with the seed of `planned`."""
+    seeds = {n: np.random.Generator(np.random.Philox(key=1)).integers(0, n, n) for n in (2, 16, 24)}
+    return width_rules.maps_of(arch, lambda n: torch.from_numpy(seeds[n]))
 
 
-def on_top(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
-    """Layers a b c d become a b c d c d."""
-    return rules._layers(arch, old, [0, 1, 2, 3, 2, 3], [False] * 6)
+def fpi(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
+    return width_rules.copied(arch, old, the_draws(arch), width_rules.evenly)
+
+
+def aki(arch: Architecture, old: Weights, generator: torch.Generator) -> Grown:
+    return width_rules.copied(arch, old, the_draws(arch), width_rules.evenly, upper=True)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +84,12 @@ def on_top(arch: Architecture, old: Weights, generator: torch.Generator) -> Grow
         ("g_stack", rules.g_stack, {**SMALL, "layers": 8}),
         ("stacking", rules.g_stack, {**SMALL, "layers": 8}),
         ("llama_pro", rules.llama_pro, {**SMALL, "layers": 8}),
-        ("midas", middle, {**SMALL, "layers": 6}),
-        ("mslt", on_top, {**SMALL, "layers": 6}),
+        ("midas", rules.middle_block, {**SMALL, "layers": 6}),
+        ("mslt", rules.top_layers, {**SMALL, "layers": 6}),
         ("hypercloning", rules.hyper_cloning, WIDE),
         ("sparkling", rules.hyper_cloning, WIDE),
-        ("staged", rules.hyper_cloning, WIDE),
+        ("bert2bert_fpi", fpi, WIDE),
+        ("bert2bert_aki", aki, WIDE),
     ],
 )
 def test_weights_are_those_of_the_papers_rule(
@@ -100,6 +106,31 @@ def test_weights_are_those_of_the_papers_rule(
     published = rule(plan.old, old, generator)
     for name, tensor in plan.new.tensors().items():
         torch.testing.assert_close(plan.evaluate(name, Box.whole(tensor.shape), read), published.weights[name])
+
+
+def test_midas_copies_the_middle_block(tmp_path: Path) -> None:
+    """Blocks of 2: 2, 4, 6, 8 layers, as in "On the inductive bias of stacking", section 3."""
+    sources = [
+        [entry["source"] for entry in RECIPES["midas"](layers, layers + 2)["layers"]["at"]] for layers in (2, 4, 6)
+    ]
+    assert sources == [[0, 1], [0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(("recipe", "before"), [("zero_layers", NOTHING), ("one_layer", {**SMALL, "layers": 1})])
+def test_a_model_without_layers_or_with_one_becomes_deep(recipe: str, before: dict[str, Any], tmp_path: Path) -> None:
+    """Bu 2025: what is no layer stays as it is; layers are copies of the one, or as in a fresh model."""
+    plan = planned(tmp_path, recipe, before, SMALL)
+    assert plan.old is not None
+    generator, fresh = torch.Generator().manual_seed(0), growth.initial(plan.new, 1, 0.02)
+    old = {name: torch.randn(t.shape, generator=generator) for name, t in plan.old.tensors().items()}
+    for name, tensor in plan.new.tensors().items():
+        values = plan.evaluate(name, Box.whole(tensor.shape), lambda kind, name, box: old[name][box.slices()])
+        source = name if tensor.layer is None else tensor.spec.name.format(layer=0)
+        if source in old:
+            assert torch.equal(values, old[source]), name
+        else:
+            wanted = fresh.evaluate(name, Box.whole(tensor.shape), lambda kind, name, box: torch.empty(0))
+            torch.testing.assert_close(values.double().std(), wanted.double().std(), rtol=0.2, atol=0, msg=name)
 
 
 def test_of_a_sparkling_width_the_new_half_alone_is_new(tmp_path: Path) -> None:

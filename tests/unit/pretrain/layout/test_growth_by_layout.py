@@ -37,8 +37,8 @@ REPLICATES = ("replicate", *({"operator": "replicate", "snr_db": None, "split": 
 CHOICES: dict[str, list[Any]] = {
     "layers": ["identity", "interleave", "middle", "average", {"operator": "insert", "at": [1]}, *STACKS],
     "hidden": ["zero", {"operator": "zero", "keep_eps": True}, "net2net", "aki", *REPLICATES],
-    "heads": ["zero", "replicate", "net2net"],
-    "ffn": ["zero", "zero_gate_and_down", "replicate", "net2net"],
+    "heads": ["zero", "replicate", "net2net", "aki"],
+    "ffn": ["zero", "zero_gate_and_down", "replicate", "net2net", "aki"],
     "vocab": ["random", "zero", "mean", "pieces"],
 }
 
