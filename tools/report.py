@@ -1,12 +1,14 @@
 """Writes RUN/report.md: the stages, the growth events, the curves, and text that the exported model writes.
 
-example:
+examples:
   python tools/report.py runs/demo --prompt "In the beginning"
+  python tools/report.py runs/demo --scratch configs/study/demo
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from typing import Any
 from pretrain.cli import command
 from pretrain.cli.command import Answer
 from pretrain.errors import UserError
-from pretrain.report import history, mixture, plot, tasks
+from pretrain.report import comparison, history, mixture, plot, tasks
+from pretrain.report.comparison import Line
 from pretrain.report.continuation import Sampling, continuations, writes
 from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
 from pretrain.report.markdown import table
 from pretrain.report.plot import duration, short
+from pretrain.report.scratch import Verdict, sentences, verdict
 from pretrain.stage import trained
 
 BITS = "validation_bits_per_byte"
@@ -67,14 +71,18 @@ def event_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(name: str, stages: Sequence[StageHistory], texts: Sequence[str] | None) -> str:
-    """The report."""
+def markdown(
+    name: str, stages: Sequence[StageHistory], texts: Sequence[str] | None, beside: Verdict | None = None
+) -> str:
+    """The report. beside: what the same FLOPs buy from scratch."""
     parts = [f"# {name}", _summary(stages), "## Stages", _stage_table(stage_rows(stages))]
     if events := event_rows(stages):
         parts += ["## Growth events", _event_table(events), EVENT_NOTES]
     parts += mixture.markdown(stages)
     parts += _trained(stages)
     parts += tasks.markdown(stages)
+    if beside is not None:
+        parts += ["## What the same FLOPs buy from scratch", "\n".join(f"- {line}" for line in sentences(beside))]
     parts += ["## Curves", "![loss and bits per byte over tokens, FLOPs and time](plot.png)"]
     if texts is not None:
         parts += ["## What the last model writes", "Sampled from `export/` through transformers."]
@@ -178,13 +186,23 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--scratch", metavar="DIR", type=Path, help="recorded runs of fixed sizes, to compare with")
     parser.add_argument("--prompt", action="append", help="what the exported model goes on from (may be repeated)")
+
+
+def _whole(run: Path) -> Line:
+    """The stages as one line. Raises UserError where some did not grow out of the others."""
+    lines = comparison.lines([run])
+    if len(lines) > 1:
+        raise UserError(f"--scratch: {run} has several stages without a parent, so it is not one run that grew")
+    return lines[0]
 
 
 def work(options: argparse.Namespace) -> Answer:
     """Writes the report and says where; the data are its figures."""
     run: Path = options.run
     stages = history.load(run)
+    beside = verdict(_whole(run), options.scratch) if options.scratch else None
     plot.draw(stages, run.resolve().name, run / "plot.png")
     texts = None
     if writes(run / "export"):
@@ -192,14 +210,16 @@ def work(options: argparse.Namespace) -> Answer:
     elif options.prompt:
         raise UserError(f"--prompt: there is no model in {run / 'export'} that writes text")
     with writing(run / "report.md"):
-        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts), encoding="utf-8")
-    figures = {
+        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts, beside), encoding="utf-8")
+    figures: dict[str, Any] = {
         "stages": stage_rows(stages),
         "events": event_rows(stages),
         "corpora": mixture.rows(stages),
         "tasks": tasks.figures(stages),
         "texts": texts,
     }
+    if beside is not None:
+        figures["from_scratch"] = {**asdict(beside), "pays": beside.pays}
     return Answer(str(run / "report.md"), figures)
 
 

@@ -187,3 +187,44 @@ def test_a_patch_inside_a_stage(tmp_path: Path) -> None:
     text = (run / "report.md").read_text()
     assert "\n| wide, step 4 | hidden: zero" in text
     assert "\n| wide | hidden: zero" in text
+
+
+def recorded(run: Path, folder: Path, shape: str, flops: float, loss: float) -> None:
+    """A run from scratch in the shape of a stage of `run`, which ended at this loss after so many FLOPs."""
+    into = folder / f"{shape}-{flops:g}" / "whole"
+    into.mkdir(parents=True)
+    (into / "config.yaml").write_text((run / shape / "config.yaml").read_text())
+    lines = [json.loads(line) for line in (run / "seed/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["flops"] *= flops / lines[-1]["flops"]
+    lines[-1]["validation_bits_per_byte"] = loss
+    (into / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_what_the_same_flops_buy_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run ends at 1.5 bits per byte with 1.2e13 FLOPs; what has used more does not count."""
+    run, folder = make_run(tmp_path), tmp_path / "scratch"
+    recorded(run, folder, "seed", 1.2e13, 1.6)
+    recorded(run, folder, "seed", 2e13, 1.1)
+    recorded(run, folder, "wide", 1.2e13, 1.9)
+    recorded(run, folder, "wide", 0.9e13, 1.95)
+    words = [str(run), "--scratch", str(folder)]
+    assert report.main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["from_scratch"]
+    assert (said["loss"], said["same_size"]["loss"], said["best"]["loss"], said["pays"]) == (1.5, 1.9, 1.6, True)
+    text = (run / "report.md").read_text()
+    assert "From scratch, this size (2.62M parameters, wide-1.2e+13) ended at 1.9000 with 1.2e+13 FLOPs." in text
+    assert "So growing paid" in text
+    recorded(run, folder, "seed", 1e13, 1.4)
+    assert report.main(words) == 0
+    assert "growing did not pay" in (run / "report.md").read_text()
+
+
+def test_nothing_from_scratch_to_compare_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, folder = make_run(tmp_path), tmp_path / "scratch"
+    folder.mkdir()
+    assert report.main([str(run), "--scratch", str(folder)]) == 2
+    assert "there are no runs from scratch here" in capsys.readouterr().err
+    recorded(run, folder, "seed", 5e13, 1.4)
+    assert report.main([str(run), "--scratch", str(folder)]) == 0
+    assert "at this size is not known" in (run / "report.md").read_text()
