@@ -167,8 +167,9 @@ def interleave(
 def middle(
     arch: Architecture, sizes: Mapping[str, int], grown: Architecture, init: str = "copy", noise: float = 0.0
 ) -> Step:
-    """The middle block, as long as there are new layers, once more after itself. Saunshi et al., 2024, "On the
-    inductive bias of stacking towards improving reasoning" (MIDAS). Raises GrowthError for more than 2 L layers."""
+    """The middle block, as long as there are new layers, once more after itself. After Saunshi et al., 2024, "On the
+    inductive bias of stacking towards improving reasoning" (MIDAS), where blocks are counted from the first layer.
+    Raises GrowthError for more than 2 L layers."""
 
     def rule(old: int, new: int) -> Made:
         if new > 2 * old:
