@@ -2,7 +2,7 @@
 
 examples:
   python tools/report.py runs/demo --prompt "In the beginning"
-  python tools/report.py runs/demo --scratch configs/study/demo
+  python tools/report.py runs/demo --scratch runs/study-demo
 """
 
 import argparse
