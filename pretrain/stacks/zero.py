@@ -7,8 +7,9 @@ parameter these are follows: the fragments of a parameter follow each other over
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from pretrain.stacks.source import MOMENTS, Opened, Source, number
 OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d{2,})_optim_states\.pt", re.ASCII)
 MODEL = re.compile(r"mp_rank_(\d{2,})_model_states\.pt", re.ASCII)
 STAGE_3 = re.compile(r"(?:bf16_)?zero_pp_rank_\d+_mp_rank_\d{2,}_model_states\.pt", re.ASCII)
-PIPELINE = re.compile(r"layer_\d+-model_\d+-model_states\.pt", re.ASCII)
+PIPELINE = re.compile(r"layer_\d+(?:-model_(\d+))?-model_states\.pt", re.ASCII)
+NUMBERED = re.compile(r"(\d+)\.(.*)", re.ASCII)
 
 
 def open_zero(folder: Path, given: Mapping[str, Any] | None, moments: bool) -> Opened:
@@ -35,44 +37,68 @@ def open_zero(folder: Path, given: Mapping[str, Any] | None, moments: bool) -> O
     names = sorted(path.name for path in folder.iterdir())
     if any(STAGE_3.fullmatch(name) for name in names):
         raise UserError(f"{folder}: a checkpoint of ZeRO's stage 3: only stages 1 and 2 can be imported")
-    if any(PIPELINE.fullmatch(name) for name in names):
-        raise UserError(
-            f"{folder}: a checkpoint of DeepSpeed's PipelineModule (layer_*-model_states.pt): save it without pipeline "
-            "parallelism (Megatron-DeepSpeed's --no-pipeline-parallel)"
-        )
+    chunks = {m[1] for name in names if (m := PIPELINE.fullmatch(name))}
     files = {tuple(map(int, m.groups())): folder / m[0] for name in names if (m := OPTIMIZER.fullmatch(name))}
     models = {int(m[1]): folder / m[0] for name in names if (m := MODEL.fullmatch(name))}
     state = _model(models.get(0), folder)
     args = arguments_of(state, given, folder)
     arch = architecture_of(args, str(folder))
-    tp = max([tp_rank for _, tp_rank in files] + list(models)) + 1
-    dp = max(dp_rank for dp_rank, _ in files) + 1
+    ranks, dp = (max(place[i] for place in files) + 1 for i in (1, 0))
+    parts = {place: _Part(_there(files, folder, *place), dp) for place in product(range(dp), range(ranks))}
+    # Under a PipelineModule a rank's number counts tensor-parallel ranks within pipeline ranks.
+    tp = len(chunks) or ranks
+    spelled = pipeline_names(parts.values()) if chunks else canonical
     source = Source(folder, arch)
-    step, optimizer = 0, dict[str, Any]()
-    iteration = number(state.get("iteration", state.get("global_steps", 0)), f"{folder}: iteration")
     for tp_rank in range(tp):
         place = Place(tp_rank, tp, tuple(enumerate(arch.blocks)), True, True)
         expected = {p.name: p for p in families.of(arch.family).layout(arch, place)}
         at = dict.fromkeys(expected, 0)
-        for dp_rank in range(dp):
-            path = files.get((dp_rank, tp_rank))
-            if path is None:
-                name = f"zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt"
-                raise UserError(f"{folder / name}: it is not there, and there are {dp} x {tp} ranks")
-            part = _Part(path, dp)
-            for fragment in part.fragments():
+        for rank, dp_rank in product(range(tp_rank, ranks, tp), range(dp)):
+            part = parts[dp_rank, rank]
+            for fragment in part.fragments(spelled):
+                if rank >= tp and fragment.name.startswith("embedding."):
+                    continue  # the last stage's copy of a tied embedding
                 if (parameter := expected.get(fragment.name)) is None:
-                    raise UserError(f"{path}: {fragment.name} is unknown to Cambium's {arch.family}")
+                    raise UserError(f"{part.path}: {fragment.name} is unknown to Cambium's {arch.family}")
                 if parameter.owner:
                     fragment.hold(source, parameter, at[fragment.name], moments)
                 at[fragment.name] += fragment.length
-            step, optimizer = constants(part.inner, str(path), iteration)
         for name, parameter in expected.items():
             if at[name] != prod(parameter.shape):
                 raise UserError(f"{folder}: {name} has {at[name]} of {prod(parameter.shape)} elements in its ranks")
+    iteration = number(state.get("iteration", state.get("global_steps", 0)), f"{folder}: iteration")
+    step, optimizer = constants(parts[0, 0].inner, str(parts[0, 0].path), iteration)
     source.check()
     has = len(source.kinds) > 1
     return Opened(source, "zero", args, iteration, step if has else 0, optimizer if has else {})
+
+
+def _there(files: Mapping[Any, Path], folder: Path, dp_rank: int, rank: int) -> Path:
+    if (dp_rank, rank) not in files:
+        name = f"zero_pp_rank_{dp_rank}_mp_rank_{rank:02d}_optim_states.pt"
+        raise UserError(f"{folder / name}: it is not there, and others are of more ranks")
+    return files[dp_rank, rank]
+
+
+def pipeline_names(parts: Iterable[_Part]) -> Callable[[str], str]:
+    """From the names of a PipelineModule to ours. Its modules are numbered through: between the embedding, the layers,
+    the norm and the head there are functions, and the numbers are not the same in all versions."""
+    names = {name for part in parts for slices in part.slices for name in slices}
+    numbered = [(int(m[1]), m[2]) for name in names if (m := NUMBERED.fullmatch(name))]
+    layers = sorted({n for n, rest in numbered if rest.startswith(("self_attention.", "attention."))})
+
+    def spelled(name: str) -> str:
+        match = NUMBERED.fullmatch(name)
+        if match is None:
+            return canonical(re.sub(r"^tied_modules\.\w+\.", "", name))
+        number, rest = int(match[1]), match[2]
+        if number in layers:
+            return canonical(f"decoder.layers.{layers.index(number)}.{rest}")
+        if rest == "lm_head.weight":
+            return "output_layer.weight"
+        return f"decoder.final_layernorm.{rest}" if rest in ("weight", "bias") else canonical(rest)
+
+    return spelled
 
 
 def _model(path: Path | None, folder: Path) -> dict[str, Any]:
@@ -121,7 +147,7 @@ class _Part:
         if (given := set(counts if isinstance(counts, (list, tuple)) else [counts])) != {dp}:
             raise UserError(f"{path}: it is of {show(sorted(given, key=str))} data-parallel ranks, and there are {dp}")
 
-    def fragments(self) -> Iterator[_Fragment]:
+    def fragments(self, spelled: Callable[[str], str]) -> Iterator[_Fragment]:
         """The fragments of this rank, in order."""
         for group, slices in enumerate(self.slices):
             flats = {"weight": self.masters[group], **self._moments(group)}
@@ -130,7 +156,7 @@ class _Part:
                 for kind, flat in flats.items():
                     if not isinstance(flat, Stored) or len(flat.shape) != 1 or start + numel > flat.shape[0]:
                         raise UserError(f"{self.path}: {kind} of {name} is not where its rank says it is")
-                yield _Fragment(canonical(re.sub(r"^\d+\.", "", name)), flats, start, numel)
+                yield _Fragment(spelled(name), flats, start, numel)
 
     def _moments(self, group: int) -> dict[str, Any]:
         inner = self.inner

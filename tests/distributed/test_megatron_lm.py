@@ -15,7 +15,7 @@ from pretrain.errors import UserError
 from pretrain.stacks.export import export_megatron
 from pretrain.stacks.folders import opened
 from pretrain.stacks.imports import import_stack
-from tests.distributed import megatron_lm, ranks
+from tests.distributed import megatron_deepspeed, megatron_lm, ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
 from tests.distributed.test_layouts import LAYOUTS, assemble, world
@@ -111,3 +111,26 @@ def test_zero_goes_on_here_as_it_does_there(tmp_path: Path) -> None:
     (tag / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
     with pytest.raises(UserError, match="ZeRO's stage 3"):
         opened(tag)
+
+
+def test_a_pipeline_module_comes_in(tmp_path: Path) -> None:
+    """Its modules are numbered through, and the head has a copy of the embedding; each rank has a part of a tensor."""
+    arch = GPT2.replace({"vocab": 102, "layers": 2})
+    parts = run(4, megatron_deepspeed.trained_and_saved, arch, 2, str(tmp_path))
+    source = opened(tmp_path).source
+    layer = "transformer.h.{}."
+    names = {
+        "tied_modules.embed.word_embeddings.weight": "transformer.wte.weight",
+        "tied_modules.embed.position_embeddings.weight": "transformer.wpe.weight",
+        **{f"{i}.input_layernorm.bias": layer.format(i) + "ln_1.bias" for i in range(2)},
+        **{f"{i}.self_attention.dense.weight": layer.format(i) + "attn.c_proj.weight" for i in range(2)},
+        **{f"{i}.mlp.dense_h_to_4h.weight": layer.format(i) + "mlp.c_fc.weight" for i in range(2)},
+        "3.weight": "transformer.ln_f.weight",
+    }
+    values = {**parts[2], **parts[0]}
+    for theirs, ours in names.items():
+        for kind, value in zip(KINDS, values[theirs], strict=True):
+            np.testing.assert_array_equal(source.read(kind, ours, Box.whole(value.shape)).numpy(), value)
+    qkv = values["1.self_attention.query_key_value.weight"][1].reshape(4, 3, 8, 32)
+    read = source.read("exp_avg", layer.format(1) + "attn.k_proj.weight", Box.whole((32, 32)))
+    np.testing.assert_array_equal(read.numpy().reshape(4, 8, 32), qkv[:, 1])
