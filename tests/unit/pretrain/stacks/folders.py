@@ -17,6 +17,7 @@ from pretrain.layout import Layout
 
 SIZES = {"vocab": 24, "hidden": 8, "layers": 3, "heads": 4, "head_dim": 2, "ffn": 12}
 LLAMA2 = Architecture("llama2", {**SIZES, "kv_heads": 2})
+QWEN2 = Architecture("qwen2", {**SIZES, "kv_heads": 2})
 QWEN3 = Architecture("qwen3", {**SIZES, "kv_heads": 2}, {"rope_theta": 5e5})
 TIED = Architecture("qwen3_tied", {**SIZES, "kv_heads": 4})
 GPT2 = Architecture("gpt2", {**SIZES, "positions": 6})

@@ -13,7 +13,7 @@ from pretrain.checkpoint import Reader, verify_all
 from pretrain.errors import UserError
 from pretrain.layout import Layout
 from pretrain.stacks.folders import opened
-from tests.unit.pretrain.stacks.folders import GPT2, LLAMA2, QWEN3, TIED, Values, drawn, legacy, save_ranks
+from tests.unit.pretrain.stacks.folders import GPT2, LLAMA2, QWEN2, QWEN3, TIED, Values, drawn, legacy, save_ranks
 from tools.import_megatron import main
 
 LAYOUTS = {
@@ -33,7 +33,7 @@ def same(arch: Architecture, read: Any, values: Values) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("names", ["core", "legacy"])
-@pytest.mark.parametrize("arch", [LLAMA2, GPT2, QWEN3, TIED], ids=lambda arch: arch.family)
+@pytest.mark.parametrize("arch", [LLAMA2, GPT2, QWEN2, QWEN3, TIED], ids=lambda arch: arch.family)
 def test_every_split_and_spelling_is_one_model(arch: Architecture, names: str, layout: str, tmp_path: Path) -> None:
     values = drawn(arch)
     how: dict[str, Any] = {"named": legacy} if names == "legacy" else {}
@@ -69,7 +69,7 @@ def test_the_command_line_makes_a_stage(tmp_path: Path, capsys: pytest.CaptureFi
         ({"swiglu": False, "squared_relu": True}, "no family of Cambium"),
         ({"normalization": "LayerNorm"}, "normalization = 'LayerNorm'"),
         ({"qk_layernorm": True}, "is not there, and the arguments say that it is"),
-        ({"add_qkv_bias": True}, "add_qkv_bias = True"),
+        ({"rotary_interleaved": True}, "rotary_interleaved = True"),
         ({"rotary_percent": 0.5}, "rotary_percent = 0.5"),
         ({"hidden_size": 16}, r"has shape \(12, 8\), and the arguments say \(12, 16\)"),
         ({"num_layers": 4}, "its ranks have 3 layers, and its arguments say 4"),
