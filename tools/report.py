@@ -1,4 +1,5 @@
-"""Writes RUN/report.md: the stages, the growth events, the curves, and text that the exported model writes.
+"""Writes RUN/report.md: the stages, the growth events, the curves, and text that the exported model, or with --prompt a
+checkpoint without an export, writes.
 
 examples:
   python tools/report.py runs/demo --prompt "In the beginning"
@@ -16,9 +17,12 @@ from typing import Any
 from pretrain.cli import command
 from pretrain.cli.command import Answer
 from pretrain.errors import UserError
+from pretrain.generate.sampling import Sampling as DrawnBy
+from pretrain.generate.write import continuation
+from pretrain.hf.words import Written, open_model
 from pretrain.report import comparison, history, mixture, plot, tasks
 from pretrain.report.comparison import Line
-from pretrain.report.continuation import Sampling, continuations, writes
+from pretrain.report.continuation import CONFIG, Sampling, continuations, writes
 from pretrain.report.files import writing
 from pretrain.report.history import StageHistory
 from pretrain.report.markdown import table
@@ -72,9 +76,13 @@ def event_rows(stages: Sequence[StageHistory]) -> list[dict[str, Any]]:
 
 
 def markdown(
-    name: str, stages: Sequence[StageHistory], texts: Sequence[str] | None, beside: Verdict | None = None
+    name: str,
+    stages: Sequence[StageHistory],
+    texts: Sequence[str] | None,
+    beside: Verdict | None = None,
+    source: str = "",
 ) -> str:
-    """The report. beside: what the same FLOPs buy from scratch."""
+    """The report. beside: what the same FLOPs buy from scratch. source: of the texts, in words."""
     parts = [f"# {name}", _summary(stages), "## Stages", _stage_table(stage_rows(stages))]
     if events := event_rows(stages):
         parts += ["## Growth events", _event_table(events), EVENT_NOTES]
@@ -85,7 +93,7 @@ def markdown(
         parts += ["## What the same FLOPs buy from scratch", "\n".join(f"- {line}" for line in sentences(beside))]
     parts += ["## Curves", "![loss and bits per byte over tokens, FLOPs and time](plot.png)"]
     if texts is not None:
-        parts += ["## What the last model writes", "Sampled from `export/` through transformers."]
+        parts += ["## What the last model writes", f"Sampled from {source}."]
         parts += ["\n".join(f"> {line}" for line in text.splitlines() or [""]) for text in texts]
     return "\n\n".join(parts) + "\n"
 
@@ -187,7 +195,9 @@ def _event_table(rows: Sequence[dict[str, Any]]) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--scratch", metavar="DIR", type=Path, help="recorded runs of fixed sizes, to compare with")
-    parser.add_argument("--prompt", action="append", help="what the exported model goes on from (may be repeated)")
+    parser.add_argument(
+        "--prompt", action="append", help="what the exported model, or the last checkpoint, goes on from"
+    )
 
 
 def _whole(run: Path) -> Line:
@@ -204,13 +214,16 @@ def work(options: argparse.Namespace) -> Answer:
     stages = history.load(run)
     beside = verdict(_whole(run), options.scratch) if options.scratch else None
     plot.draw(stages, run.resolve().name, run / "plot.png")
-    texts = None
+    texts, source = None, "`export/` through transformers"
     if writes(run / "export"):
         texts = continuations(run / "export", options.prompt or ["The"], Sampling())
-    elif options.prompt:
+    elif options.prompt and (run / "export" / CONFIG).is_file():
         raise UserError(f"--prompt: there is no model in {run / 'export'} that writes text")
+    elif options.prompt:
+        model = open_model(run)
+        texts, source = _written(model, options.prompt), f"`{model.source}` by the reference model"
     with writing(run / "report.md"):
-        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts, beside), encoding="utf-8")
+        (run / "report.md").write_text(markdown(run.resolve().name, stages, texts, beside, source), encoding="utf-8")
     figures: dict[str, Any] = {
         "stages": stage_rows(stages),
         "events": event_rows(stages),
@@ -221,6 +234,17 @@ def work(options: argparse.Namespace) -> Answer:
     if beside is not None:
         figures["from_scratch"] = {**asdict(beside), "pays": beside.pays}
     return Answer(str(run / "report.md"), figures)
+
+
+def _written(model: Written, prompts: Sequence[str]) -> list[str]:
+    """What a checkpoint writes by itself, where there is no export."""
+    usual = Sampling()
+    how, texts = DrawnBy(usual.temperature, top_p=usual.top_p), []
+    for prompt in prompts:
+        ids = model.encode(prompt)
+        new = continuation(model.read, model.arch, ids, tokens=usual.tokens, how=how, seed=usual.seed, ends=model.ends)
+        texts.append(model.decode([*ids, *new]))
+    return texts
 
 
 main = partial(command.run, __doc__, arguments, work)

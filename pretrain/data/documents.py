@@ -49,7 +49,10 @@ def joined(parts: Sequence[Samples]) -> Samples:
 
 
 def positions(samples: Samples) -> Tensor:
-    """The place of every input in its document, int64 [n, S]; without documents [S]."""
+    """The place of every input in its document, int64 [n, S]; without documents [S], which samples that go on behind
+    others have as `positions`."""
+    if "positions" in samples:
+        return samples["positions"]
     place = torch.arange(samples["inputs"].shape[1], device=samples["inputs"].device)
     if STARTS not in samples:
         return place

@@ -16,7 +16,7 @@ COLUMN = """
     pretrain.stage
     pretrain.event
     pretrain.engine
-    pretrain.search pretrain.study pretrain.judge pretrain.prepare
+    pretrain.search pretrain.study pretrain.judge pretrain.prepare pretrain.generate
     pretrain.state
     pretrain.schedule
     pretrain.estimate pretrain.verify

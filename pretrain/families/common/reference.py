@@ -20,6 +20,31 @@ from pretrain.families.common.kinds import ATTENTION, KINDS, MLP
 from pretrain.losses import Outputs
 
 
+class Continued(dict[str, torch.Tensor]):
+    """Samples that go on behind others of the same model, whose keys and values are kept, block after block: a causal
+    model computes of a text what is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._block = self._length = 0
+
+    def by(self, ids_BS: torch.Tensor) -> Continued:
+        """The next of them: what comes behind all before."""
+        end = self._length + ids_BS.shape[1]
+        self["inputs"], self["positions"] = ids_BS, torch.arange(self._length, end)
+        self._length, self._block = end, 0
+        return self
+
+    def behind(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, G, S, H] of the next attention on the way through the blocks, behind those before."""
+        if self._block < len(self._kept):
+            k, v = (torch.cat(pair, 2) for pair in zip(self._kept[self._block], (k, v), strict=True))
+        self._kept[self._block : self._block + 1] = [(k, v)]
+        self._block += 1
+        return k, v
+
+
 class Weights:
     """The tensors of a model by name, whole and in one precision, read when they are used; a matrix with an adapter is
     what the two of them come to."""
@@ -109,7 +134,8 @@ def attention(
     samples: Samples | None = None,
 ) -> torch.Tensor:
     """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] -> [B, S, N*H]; `turn` are rotary cosine and sine,
-    `valid_BS` (bool) the positions that may be looked at, `samples` those whose documents may not see each other."""
+    `valid_BS` (bool) the positions that may be looked at, `samples` those whose documents may
+    not see each other, or that go on behind others."""
     batch, length = q.shape[:2]
     heads, dim = arch.sizes["heads"], arch.sizes["head_dim"]
     groups = arch.sizes.get("kv_heads", heads)
@@ -117,10 +143,14 @@ def attention(
     k, v = (x.view(batch, length, groups, dim).transpose(1, 2) for x in (k, v))
     if turn:
         q, k = _turn(q, turn), _turn(k, turn)
+    if isinstance(samples, Continued):
+        k, v = samples.behind(k, v)
     q = q.reshape(batch, groups, heads // groups, length, dim)
     score = (q @ k.unsqueeze(2).transpose(-1, -2)) * arch.scalars["softmax_scale"]  # [B, G, Q, S, S]
     if causal:
-        score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+        keys = k.shape[2]
+        ahead = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(1 + keys - length)
+        score = score.masked_fill(ahead, float("-inf"))
     if valid_BS is not None:
         score = score.masked_fill(~valid_BS[:, None, None, None, :], float("-inf"))
     if samples is not None and (apart := parted(samples)) is not None:

@@ -1,0 +1,1 @@
+"""Text that a model writes, by the reference model with a cache of keys and values."""
