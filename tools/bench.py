@@ -10,6 +10,7 @@ examples:
   python tools/bench.py recovery --kills 30 --cluster 5
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
+  python tools/bench.py documents --documents 1000000
   python tools/bench.py teacher --seq-len 512
   python tools/bench.py gpu --minutes 5 --output runs/gpu
 """
@@ -22,6 +23,7 @@ import warnings
 
 BENCHMARKS = {
     "data": "samples a second against Megatron-core's data sets",
+    "documents": "memory of a rank that reads a corpus of many documents",
     "gpu": "MFU, tokens a second, memory and what the time goes into, on one GPU",
     "grow": "growth plans in memory against a plain copy, per operator",
     "published": "published rules of growth beside the operators here, on one trained model",

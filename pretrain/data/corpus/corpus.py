@@ -167,9 +167,10 @@ class Split:
         """The number of training documents."""
         return self.documents - self.validation
 
-    def validation_documents(self) -> NDArray[np.int64]:
-        """The validation documents, in the order in which they are read."""
-        return permuted(np.arange(self.validation), self.documents, self.seed, "split")
+    def validation_documents(self, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """The validation documents, in the order in which they are read; of these, the `first` to before the `stop`."""
+        last = self.validation if stop is None else min(stop, self.validation)
+        return permuted(np.arange(first, last), self.documents, self.seed, "split")
 
     def training_documents(self, epoch: int, positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """The documents at positions (0 to training - 1) of an epoch's permutation."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from pretrain.data.corpus.corpus import AnyCorpus, Split
 from pretrain.runtime.files import write_file
@@ -44,7 +45,11 @@ def training_tokens(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -
 def _count(corpus: AnyCorpus, vocab: int, fraction: float, seed: int) -> int:
     log.info("counting the tokens of %s, once", corpus.path)
     tokens, lengths = corpus.tokens, corpus.tokenizer.segmentation(vocab).lengths
-    held_out = Split(tokens.documents, fraction, seed).validation_documents()
-    training = np.setdiff1d(np.arange(tokens.documents), held_out)
-    chunks = np.split(training, range(CHUNK, len(training), CHUNK))
-    return sum(int(lengths[corpus.read(*tokens.document_ranges(chunk))].sum()) for chunk in chunks)
+    split = Split(tokens.documents, fraction, seed)
+
+    def of(documents: NDArray[np.int64]) -> int:
+        return int(lengths[corpus.read(*tokens.document_ranges(documents))].sum())
+
+    all_of_it = (np.arange(at, min(at + CHUNK, tokens.documents)) for at in range(0, tokens.documents, CHUNK))
+    held_out = (split.validation_documents(at, at + CHUNK) for at in range(0, split.validation, CHUNK))
+    return sum(map(of, all_of_it)) - sum(map(of, held_out))

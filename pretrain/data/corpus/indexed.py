@@ -18,6 +18,7 @@ HEADER = struct.Struct("<9sQBQQ")
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 DTYPES: dict[int, np.dtype] = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
+PART = 1 << 16  # documents that are looked at together
 AGAIN = "make the corpus again with tools/prepare_data.py"
 CODES: dict[np.dtype, int] = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -86,7 +87,8 @@ class IndexedTokens:
 
     def documents_of(self, sequences: int) -> int:
         """How many documents have at least so many sequences."""
-        return int((np.diff(self.bounds) >= sequences).sum())
+        parts = (self.bounds[at : at + PART + 1] for at in range(0, self.documents, PART))
+        return sum(int((np.diff(part) >= sequences).sum()) for part in parts)
 
     def first_sequences(self, documents: NDArray[np.integer]) -> NDArray[np.int64]:
         """The first sequence of each document; that after the last document is the end."""

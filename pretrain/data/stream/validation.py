@@ -9,6 +9,7 @@ from pretrain.data.corpus.corpus import Corpus, Split
 from pretrain.errors import UserError
 
 LIMIT = 4 << 20  # bytes of text
+FIRST = 1024  # documents that are looked at first, where only the beginning of the text is wanted
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def _validation_ids(
     corpus: Corpus, seed: int, validation: float, limit_bytes: int | None
 ) -> tuple[NDArray[np.int32], int]:
     """The validation text in full-vocabulary ids, and its length in bytes. Raises UserError if there is none."""
-    starts, counts = corpus.tokens.document_ranges(
-        Split(corpus.tokens.documents, validation, seed).validation_documents()
-    )
+    split = Split(corpus.tokens.documents, validation, seed)
+    stop = None if limit_bytes is None else FIRST
+    starts, counts = corpus.tokens.document_ranges(split.validation_documents(0, stop))
     if limit_bytes is not None:  # every token but eos and the dummy prefix is at least a byte
-        enough = int(np.searchsorted(np.cumsum(np.maximum(counts - 2, 0)), limit_bytes)) + 1
+        while (sizes := np.cumsum(np.maximum(counts - 2, 0)))[-1] < limit_bytes and len(counts) < split.validation:
+            starts, counts = corpus.tokens.document_ranges(split.validation_documents(0, 2 * len(counts)))
+        enough = int(np.searchsorted(sizes, limit_bytes)) + 1
         starts, counts = starts[:enough], counts[:enough]
     ids = corpus.read(starts, counts)
     size = corpus.tokenizer.piece_bytes[ids].astype(np.int64)
