@@ -55,6 +55,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="byte-level BPE: number its pieces by age, special ones first, so that stages may begin with the first of "
         "them; not for a model that was trained with it, whose rows are in the order of its own ids",
     )
+    parser.add_argument(
+        "--add-tokens",
+        metavar="FILE",
+        type=Path,
+        help="byte-level BPE: a file with a further piece in each line; a stage whose vocabulary has them begins with "
+        "the means of the pieces that spelled them before",
+    )
     parser.add_argument("--vocab-size", type=int, help=f"pieces of a trained tokenizer (default: {VOCAB_SIZE})")
     parser.add_argument("--text-key", help="JSON, Parquet, data sets: the column with the text (default: text)")
     parser.add_argument(
@@ -97,10 +104,12 @@ def work(options: argparse.Namespace) -> command.Answer:
         join=options.join,
         dataset=options.dataset,
     )
+    byte_level = options.tokenizer and is_byte_level(options.tokenizer)
     for option, given, has_effect, what in (
         ("--cased", options.cased, options.wordpiece, "WordPiece: add --wordpiece"),
         ("--vocab-size", options.vocab_size is not None, not options.tokenizer, "a tokenizer that is trained here"),
-        ("--by-age", options.by_age, options.tokenizer and is_byte_level(options.tokenizer), "a byte-level BPE"),
+        ("--by-age", options.by_age, byte_level and not options.add_tokens, "a byte-level BPE as it is"),
+        ("--add-tokens", options.add_tokens, byte_level, "a byte-level BPE"),
         ("--document", options.document, source.kind == "text", "text files"),
         ("--text-key", options.text_key is not None, source.kind != "text", "JSON, Parquet and data sets"),
     ):
@@ -110,8 +119,8 @@ def work(options: argparse.Namespace) -> command.Answer:
     encoder: Encoder[Any]
     if options.wordpiece:
         encoder = WordPieceEncoder(options.tokenizer, size, lowercase=not options.cased)
-    elif options.tokenizer and is_byte_level(options.tokenizer):
-        encoder = ByteLevelEncoder(options.tokenizer, options.by_age)
+    elif byte_level:
+        encoder = ByteLevelEncoder(options.tokenizer, by_age=options.by_age, added=_lines(options.add_tokens))
     else:
         encoder = SentencePieceEncoder(options.tokenizer, size)
     with _Bars(disable=not sys.stderr.isatty()) as bars:
@@ -123,6 +132,14 @@ def work(options: argparse.Namespace) -> command.Answer:
             progress=bars.advance,
         )
     return preparation.answer(options.output, description, existed)
+
+
+def _lines(path: Path | None) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line] if path else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--add-tokens: {path} cannot be read as UTF-8: {error}") from error
 
 
 main = partial(command.run, __doc__, arguments, work)

@@ -172,12 +172,15 @@ def _check_vocabulary(events: Sequence[Mapping[str, Any]], tokenizer: Tokenizer 
         if "imported" not in event:
             continue
         vocabulary = event["imported"]["vocabulary"]
-        if vocabulary["order"] == "identity" and grows:
+        own, base = vocabulary["tokenizer"], tokenizer.base if tokenizer else None
+        adds = base is not None and base.hash == own
+        if vocabulary["order"] == "identity" and grows and not adds:
             raise UserError(
                 f"the vocabulary of {event['imported']['name']} cannot grow: {vocabulary['reason']}, so its rows are "
-                "in the order of their ids and not of their age; keep model.vocab as it is"
+                "in the order of their ids and not of their age; keep model.vocab as it is, or add tokens to its "
+                "tokenizer: tools/prepare_data.py --add-tokens"
             )
-        if tokenizer and vocabulary["tokenizer"] != tokenizer.hash:
+        if tokenizer and own != tokenizer.hash and not adds:
             raise UserError(
                 f"{tokenizer.name} is not the tokenizer of {event['imported']['name']}, the imported model that this "
                 "stage grows from: prepare the corpus with tools/prepare_data.py --tokenizer and the tokenizer."

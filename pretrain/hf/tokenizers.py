@@ -74,7 +74,8 @@ class Vocabulary:
 
     def write(self, folder: Path) -> None:
         """Writes the tokenizer files of the exported model."""
-        if self.imported and (self.tokenizer is None or self.tokenizer.size == self.size):
+        added = self.tokenizer is not None and self.tokenizer.base is not None
+        if self.imported and not added and (self.tokenizer is None or self.tokenizer.size == self.size):
             for name in FILES:
                 if (self.imported / name).exists():
                     shutil.copyfile(self.imported / name, folder / name)
@@ -82,6 +83,10 @@ class Vocabulary:
             export_wordpiece(self.tokenizer, folder, self.size)
         elif isinstance(self.tokenizer, ByteLevel):
             self.tokenizer.save(folder, self.size)
+            if self.imported:  # beside the pieces, what the model came with
+                for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+                    if (self.imported / name).exists():
+                        shutil.copyfile(self.imported / name, folder / name)
         elif self.tokenizer:
             export_tokenizer(self.tokenizer, folder, self.size)
 
@@ -95,6 +100,14 @@ def vocabulary(checkpoint: Path, manifest: Manifest, given: Path | None) -> Voca
     event = imported(manifest)
     record = event["vocabulary"] if event else None
     files = imported_files(checkpoint, manifest) if record else None
+    if record and record["order"] == "identity" and size > event["config"].get("vocab_size", size):
+        more = _tokenizer(manifest, given)
+        if more.base is None or more.base.hash != record["tokenizer"]:
+            raise UserError(
+                f"{more.name} does not add to the tokenizer that the model was imported with: name that one"
+            )
+        more.legal(size)
+        return Vocabulary(size, more, files)
     if record and record["order"] == "identity":
         files = given or files
         if files is None:

@@ -16,6 +16,7 @@ from pretrain.data.tokenizers.sentencepiece import MODEL_FILE, Tokenizer
 from pretrain.data.tokenizers.train_sentencepiece import train_tokenizer
 from pretrain.data.tokenizers.wordpiece import VOCAB_FILE, WordPiece
 from pretrain.errors import UserError
+from pretrain.runtime import documents
 
 T = TypeVar("T", bound=AnyTokenizer)
 
@@ -105,10 +106,12 @@ class ByteLevelEncoder(Encoder[ByteLevel]):
 
     file = JSON_FILE
 
-    def __init__(self, tokenizer: Path, by_age: bool = False) -> None:
-        """by_age: with its pieces numbered by age."""
+    def __init__(self, tokenizer: Path, *, by_age: bool = False, added: Sequence[str] = ()) -> None:
+        """by_age: with its pieces numbered by age. added: further pieces, behind the rows of the model whose
+        config.json lies beside the tokenizer."""
         loaded = ByteLevel.load(tokenizer)
-        self.given = self.tokenizer = loaded.by_age() if by_age else loaded
+        loaded = loaded.by_age() if by_age else loaded
+        self.given = self.tokenizer = loaded.adding(added, model_rows(tokenizer)) if added else loaded
         self.vocab_size = self.tokenizer.size
 
     def load(self, folder: Path) -> ByteLevel:
@@ -123,6 +126,13 @@ class ByteLevelEncoder(Encoder[ByteLevel]):
         tokens = np.array([t for ids in documents for t in ids], dtype=np.int64)
         size = int(tokenizer.piece_bytes[tokens].sum())
         return Encoded(tokens, [len(ids) for ids in documents], [1] * len(documents), size)
+
+
+def model_rows(tokenizer: Path) -> int:
+    """The rows of the vocabulary of the model that a tokenizer came with; 0 where there is no model."""
+    config = (tokenizer if tokenizer.is_dir() else tokenizer.parent) / "config.json"
+    rows = documents.read(config, documents.Object).get("vocab_size", 0) if config.is_file() else 0
+    return rows if type(rows) is int else 0
 
 
 class WordPieceEncoder(Encoder[WordPiece]):

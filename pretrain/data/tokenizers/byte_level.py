@@ -1,13 +1,15 @@
 """A byte-level BPE tokenizer from a ``tokenizer.json``, as GPT-2 and LLaMA 3 have it: for models that others trained.
 
 Ids are the tokenizer's own. Where they are in the order of age (see ``nested_bpe``) its first pieces serve a stage, and
-``by_age`` is the same tokenizer with such ids; else it serves at its one size. Every character of a
+``by_age`` is the same tokenizer with such ids; else it serves at its one size, and at those of what a user has added to
+it (``adding``). Every character of a
 piece stands for one byte of text (after the tokenizer's own normalizer, if it has one), and special pieces for none; in
 the text itself the names of special pieces are plain characters.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,9 +18,10 @@ import numpy as np
 import tokenizers
 import xxhash
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from pretrain.data.tokenizers.nested_bpe import Bpe, by_age, cut_off
-from pretrain.data.tokenizers.segmentation import GrowingVocabulary, Segmentation
+from pretrain.data.tokenizers.segmentation import Base, GrowingVocabulary, Segmentation
 from pretrain.data.tokenizers.sentencepiece import MODEL_FILE
 from pretrain.errors import UserError
 from pretrain.runtime import documents
@@ -38,11 +41,11 @@ class ByteLevel(GrowingVocabulary):
 
     prefix_bytes = 0
 
-    def __init__(self, data: bytes, eos: str | int, name: str) -> None:
+    def __init__(self, data: bytes, eos: str | int, name: str, base: Base | None = None) -> None:
         """data: the content of a tokenizer.json; eos: the piece that ends a document, or its id; name: what errors call
-        it."""
+        it; base: what pieces were added to."""
         super().__init__()
-        self.data, self.name = data, name
+        self.data, self.name, self.base = data, name, base
         content = documents.checked(documents.Object, documents.parse(data, name), name)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
@@ -81,12 +84,40 @@ class ByteLevel(GrowingVocabulary):
             data = file.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {file}: {error.strerror}") from error
-        return cls(data, _eos(file.parent), str(file))
+        return cls(data, _eos(file.parent), str(file), _base(file.parent))
 
     def by_age(self) -> "ByteLevel":
         """The same tokenizer with its pieces in the order of their age."""
         aged = json.dumps(by_age(json.loads(self.data)), ensure_ascii=False)
         return ByteLevel(aged.encode(), self.eos_piece, self.name)
+
+    def adding(self, tokens: Sequence[str], rows: int) -> "ByteLevel":
+        """The same tokenizer with further pieces, which are found in a text before it is cut. A model of it has so many
+        rows: up to these there are pieces that are never used. Raises UserError for what is a piece already."""
+        known = set(self._tokenizer.get_vocab(with_added_tokens=True))
+        for token in tokens:
+            if not token or token in known:
+                raise UserError(f"the token {documents.show(token)} cannot be added to {self.name}: it has it already")
+            known.add(token)
+        more = tokenizers.Tokenizer.from_str(self.data.decode())
+        unused = [f"<|unused-{i}|>" for i in range(self.size, rows)]
+        more.add_special_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in unused])
+        more.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in tokens])
+        return ByteLevel(more.to_str().encode(), self.eos_piece, self.name, Base(self.hash, max(rows, self.size)))
+
+    def _first(self, vocab: int) -> bytes:
+        """The tokenizer.json of the first pieces."""
+        self.legal(vocab)
+        content = json.loads(self.data)
+        if self._adds(vocab):
+            content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocab]
+        else:
+            content = cut_off(content, vocab)
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    def _adds(self, vocab: int) -> bool:
+        """Whether all pieces from here on were added by a user."""
+        return self.base is not None and vocab >= self.base.rows
 
     @cached_property
     def _bpe(self) -> Bpe:
@@ -101,14 +132,15 @@ class ByteLevel(GrowingVocabulary):
         end-of-text piece. Raises UserError for a vocabulary that is not legal."""
         data = self.data
         if vocab is not None and vocab < self.size:
-            self.legal(vocab)
-            data = json.dumps(cut_off(json.loads(data), vocab), ensure_ascii=False).encode()
+            data = self._first(vocab)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos_piece,
             "clean_up_tokenization_spaces": False,
         }
+        if self.base:
+            config["extends"] = asdict(self.base)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         (folder / JSON_FILE).write_bytes(data)
 
@@ -120,7 +152,7 @@ class ByteLevel(GrowingVocabulary):
     def legal(self, vocab: int) -> None:
         """Raise UserError, naming the nearest legal sizes, unless the first ``vocab`` pieces are a tokenizer. There may
         be more rows than pieces: they are never asked for."""
-        if vocab >= self.size or (vocab >= 0 and self._bpe.cut[vocab]):
+        if vocab >= self.size or self._adds(vocab) or (vocab >= 0 and self._bpe.cut[vocab]):
             return
         sizes = np.flatnonzero(self._bpe.cut)
         near = [*sizes[sizes < vocab][-1:], *sizes[sizes > vocab][:1]]
@@ -132,7 +164,11 @@ class ByteLevel(GrowingVocabulary):
         )
 
     def spellings(self, vocab: int) -> list[list[int]]:
-        return self._bpe.spellings(vocab)
+        if not self._adds(vocab):
+            return self._bpe.spellings(vocab)
+        older = ByteLevel(self._first(vocab), self.eos_piece, self.name)
+        added = self._tokenizer.get_added_tokens_decoder()
+        return older.encode_batch([added[i].content for i in range(vocab, self.size)])
 
     def segmentation(self, vocab: int) -> Segmentation:
         """The table that spells full-vocabulary ids with the first ``vocab`` pieces, or leaves every piece as it is."""
@@ -154,6 +190,21 @@ class ByteLevel(GrowingVocabulary):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without eos."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _base(folder: Path) -> Base | None:
+    """What a tokenizer that `save` has written adds to."""
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    said = documents.read(folder / CONFIG_FILE, documents.Object).get("extends")
+    return Base(**documents.checked(Said, said, str(folder / CONFIG_FILE))) if said else None
+
+
+class Said(TypedDict):
+    """The key `extends` of tokenizer_config.json."""
+
+    hash: str
+    rows: int
 
 
 def _check_supported(content: dict[str, Any], name: str) -> None:

@@ -49,10 +49,20 @@ class Segmentation:
         return self.flat[self.offsets[t] : self.offsets[t] + self.lengths[t]].tolist()
 
 
+@dataclass(frozen=True)
+class Base:
+    """A tokenizer to which a user has added pieces: its hash, and the rows of a model of it, behind which they are."""
+
+    hash: str
+    rows: int
+
+
 class GrowingVocabulary(ABC):
-    """A tokenizer whose first V pieces are the vocabulary of a stage. ``permutation[i]``: the stock id of piece i."""
+    """A tokenizer whose first V pieces are the vocabulary of a stage. ``permutation[i]``: the stock id of piece i.
+    ``base``: what a user has added pieces to; None: nothing was added."""
 
     permutation: NDArray[np.int32]
+    base: Base | None = None
 
     def __init__(self) -> None:
         self._segmentations: dict[int, Segmentation] = {}
