@@ -3,7 +3,8 @@
 STAGE is a folder runs/NAME/STAGE; name that stage first in the curriculum, with the model's own shape, and the next
 stage grows from it. There are no moments in such a folder: training starts with fresh ones. A SentencePiece BPE
 vocabulary is put into the order in which it can grow; any other comes in as it is, and grows by tokens that are added
-to its tokenizer alone (tools/prepare_data.py --add-tokens). Weights are read from safetensors alone, a piece at a time. An import that was stopped goes on when it is started again.
+to its tokenizer alone (tools/prepare_data.py --add-tokens). Weights are read from safetensors alone, a piece at a
+time. An import that was stopped goes on when it is started again.
 
 examples:
   python tools/import_hf.py models/Llama-2-7b-hf runs/llama/base
