@@ -21,7 +21,8 @@ class Data(Section):
     """Where the text is and how it is drawn."""
 
     corpus: str = ""
-    """Folder of a prepared corpus: tokens and the tokenizer that encoded them, as tools/prepare_data.py makes it."""
+    """Folder of a prepared corpus: tokens and the tokenizer that encoded them, as tools/prepare_data.py makes it; or
+    the URL to which tools/publish_corpus.py copied one."""
     corpora: tuple[CorpusShare, ...] = ()
     """In its place: several of them, each with its share (a weight, tokens or epochs). See
     pretrain/config/mixtures.py."""

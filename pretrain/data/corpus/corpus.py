@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from pretrain.data.corpus import remote
 from pretrain.data.corpus.indexed import AGAIN, IndexedTokens
 from pretrain.data.corpus.shards import Shard, ShardedTokens
 from pretrain.data.permute import permuted
@@ -64,11 +65,11 @@ class AnyCorpus(ABC, Generic[T]):
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Opens a folder that was prepared.
+        """Opens a folder that was prepared, or a URL to which one was published (see `remote`).
 
         Raises UserError if it is missing, unfinished or corrupt, or its tokenizer is that of another corpus.
         """
-        path = Path(path)
+        path = remote.local(str(path)) if remote.is_url(path) else Path(path)
         if not (path / DESCRIPTION).is_file():
             raise UserError(
                 f"{path} is not a prepared corpus (it has no {DESCRIPTION}):"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.corpus.remote import Blocks
 from pretrain.data.ragged import ragged
 from pretrain.errors import UserError
 
@@ -79,6 +80,7 @@ class IndexedTokens:
         self._tokens: NDArray[np.integer] = np.empty(0, self.dtype)
         if self.tokens:  # an empty file cannot be mapped
             self._tokens = np.memmap(self.bin_path, mode="r", dtype=self.dtype)
+        self._blocks = Blocks.beside(self.bin_path)
 
     @property
     def documents(self) -> int:
@@ -122,4 +124,6 @@ class IndexedTokens:
             raise UserError(
                 f"{self.bin_path.with_suffix('.idx')} is damaged: it has documents outside of the file: {AGAIN}"
             )
+        if self._blocks:
+            self._blocks.want(starts * self.dtype.itemsize, (starts + lengths) * self.dtype.itemsize)
         return self._tokens[ragged(starts, lengths)].astype(np.int32)
