@@ -1,8 +1,10 @@
 """What the vectors of a masked language model know without being told: which book of the Bible a passage is of.
 
-Each STAGE is the folder of a finished stage. A passage is the beginning of a paragraph of TEXT, as tools/demo_corpus.py
-writes it, in one of the books with the most of them; its vector is that of [CLS] beside the mean over its pieces, of
-the last layer. A logistic regression learns from the odd chapters, and is measured on the even ones. DIR gets probe.md.
+Each STAGE is the folder of a finished stage. A passage is a sentence of TEXT, as tools/demo_corpus.py writes it, in one
+of the books with the most of them; its vector is that of [CLS] beside the mean over its pieces, of the last layer. A
+logistic regression learns from the odd chapters, and is measured on the even ones; passage by passage it is compared
+with that of the last STAGE. Beside it is the held-out loss with one share of the pieces masked, whatever a stage was
+trained with. DIR gets probe.md.
 
 example:
   python configs/comparisons/probe.py configs/comparisons/distill data/kjv.jsonl runs/comparison-distill/*/
@@ -10,9 +12,11 @@ example:
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -22,14 +26,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, logging
 
+from pretrain.checkpoint import Reader, model_of
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
+from pretrain.config import stage_from
 from pretrain.hf.export import export
 from pretrain.report.files import writing
 from pretrain.report.markdown import table
+from pretrain.verify import audit, pruning
 
-BOOKS, PASSAGES, LENGTH = 10, 400, 32
-"""How many books; the most passages of each; pieces of a passage."""
+BOOKS, PASSAGES, LENGTH, SHORTEST = 10, 800, 32, 40
+"""How many books; the most passages of each; pieces of a passage; characters of a sentence that is one."""
+MASKED, SAMPLES = 0.15, 512
+"""Share of the pieces that are masked for the held-out loss, and samples of it."""
 DECAY = 1e-2
 """Of the weights of the regression."""
 
@@ -44,12 +53,26 @@ def work(options: argparse.Namespace) -> command.Answer:
     """Writes the table."""
     logging.set_verbosity_error()
     texts, books, odd = passages(options.text)
-    found = {stage.name: accuracy(vectors(stage, texts), books, odd) for stage in options.stages}
-    tested = int((~odd).sum())
-    rows = [[name, f"{share:.1%}", *(f"{end:.1%}" for end in wilson(share, tested))] for name, share in found.items()]
-    words = table(["model", "right", "from", "to"], rows)
+    right = {}
+    for stage in options.stages:
+        known, pieces = vectors(stage, texts)
+        right[stage.name] = found_out(known, books, odd)
+    counted = float(found_out(pieces, books, odd).mean())
+    losses = {stage.name: held_out_loss(stage) for stage in options.stages}
+    tested, last = int((~odd).sum()), options.stages[-1].name
+    rows = []
+    for name, each in right.items():
+        low, high = wilson(float(each.mean()), tested)
+        more = each - right[last]
+        ahead = f"{more.mean():+.1%} ± {1.96 * more.std() / sqrt(tested):.1%}" if name != last else "-"
+        rows.append([name, f"{losses[name]:.4f}", f"{each.mean():.1%}", f"{low:.1%} to {high:.1%}", ahead])
+    words = table(["model", f"held-out, {MASKED:.0%} masked", "right", "95 %", f"more than {last}"], rows)
     most = int(torch.bincount(books[~odd]).max()) / tested
-    note = f"Of {tested} passages of {BOOKS} books, with Wilson's interval of 95 %; always the commonest: {most:.1%}."
+    note = (
+        f"Of {tested} passages of {BOOKS} books, with Wilson's interval of 95 %; always the commonest: {most:.1%}; "
+        f"from how often each piece occurs, without a model: {counted:.1%}."
+    )
+    found = {name: {"right": float(each.mean()), "held_out": losses[name]} for name, each in right.items()}
     with writing(options.folder / "probe.md"):
         options.folder.mkdir(parents=True, exist_ok=True)
         (options.folder / "probe.md").write_text(f"{words}\n\n{note}\n")
@@ -62,7 +85,8 @@ def passages(path: Path) -> tuple[list[str], Tensor, Tensor]:
     for line in path.read_text().splitlines():
         chapter = json.loads(line)
         book, number = chapter["title"].rsplit(" ", 1)
-        rows += [(text, book, int(number) % 2 == 1) for text in chapter["text"].split("\n") if text.strip()]
+        sentences = re.split(r"(?<=[.?!])\s", chapter["text"])
+        rows += [(text, book, int(number) % 2 == 1) for text in sentences if len(text) >= SHORTEST]
     names = [book for book, _ in Counter(book for _, book, _ in rows).most_common(BOOKS)]
     seen: Counter[str] = Counter()
     kept = []
@@ -75,13 +99,13 @@ def passages(path: Path) -> tuple[list[str], Tensor, Tensor]:
 
 
 @torch.no_grad()
-def vectors(stage: Path, texts: list[str]) -> Tensor:
-    """[passages, 2 hidden]: of [CLS], and the mean over the pieces."""
+def vectors(stage: Path, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """([passages, 2 hidden], of [CLS] and the mean over the pieces; [passages, vocab], how often each piece occurs)."""
     with tempfile.TemporaryDirectory() as folder:
         export(locate(stage), Path(folder) / "model", shard_bytes=1 << 30)
         model = AutoModel.from_pretrained(Path(folder) / "model").eval()
         tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "model")
-    found = []
+    found, pieces = [], []
     for start in range(0, len(texts), 64):
         batch = tokenizer(
             texts[start : start + 64], truncation=True, max_length=LENGTH, padding=True, return_tensors="pt"
@@ -89,11 +113,21 @@ def vectors(stage: Path, texts: list[str]) -> Tensor:
         last = model(**batch).last_hidden_state
         valid = batch["attention_mask"][..., None]
         found.append(torch.cat((last[:, 0], (last * valid).sum(1) / valid.sum(1)), dim=-1))
-    return torch.cat(found)
+        pieces.append(F.one_hot(batch["input_ids"], len(tokenizer)).mul(valid).sum(1))
+    return torch.cat(found), torch.cat(pieces).float()
 
 
-def accuracy(vectors: Tensor, books: Tensor, odd: Tensor) -> float:
-    """The share of the even chapters' passages that a logistic regression on the odd ones' gets right."""
+def held_out_loss(stage: Path) -> float:
+    """What training minimises without a teacher, nats, on held-out text with MASKED of the pieces masked."""
+    with Reader(locate(stage)) as reader:
+        given = stage_from(reader.manifest.config, str(stage))
+        feed = audit.open_corpus(replace(given, data=replace(given.data, mask_rate=MASKED, mask_rate_end=0.0)))
+        assert feed is not None
+        return pruning.held_out_loss(reader.read, model_of(reader.manifest, stage), feed.batch(SAMPLES))
+
+
+def found_out(vectors: Tensor, books: Tensor, odd: Tensor) -> Tensor:
+    """1 for each of the even chapters' passages that a logistic regression on the odd ones' gets right, else 0."""
     x = (vectors - vectors[odd].mean(0)) / vectors[odd].std(0).clamp(min=1e-6)
     weight = torch.zeros(BOOKS, x.shape[1], requires_grad=True)
     bias = torch.zeros(BOOKS, requires_grad=True)
@@ -106,7 +140,7 @@ def accuracy(vectors: Tensor, books: Tensor, odd: Tensor) -> float:
         return value
 
     optimizer.step(loss)
-    return float((F.linear(x[~odd], weight, bias).argmax(-1) == books[~odd]).float().mean())
+    return (F.linear(x[~odd], weight, bias).argmax(-1) == books[~odd]).float()
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -109,9 +109,11 @@ distill() {
     bible_in_wordpiece
     train $here/distill.yaml
     local run=runs/comparison-distill
-    compare distill $run/{teacher,assistant,logits,minilm,minilm2,by-assistant,alone}
-    "$PYTHON" $here/probe.py $here/distill data/kjv.jsonl \
-        $run/{teacher,assistant,logits,minilm,minilm2,by-assistant,alone,more-masked}
+    sed -e '/name: pruned/,/distill:/{s/pruned.*/pruned-alone/;/distill:/d}' $here/distill.yaml >$run/pruned-alone.yaml
+    bash slurm/stage.sh $run/pruned-alone.yaml pruned-alone
+    local stages=($run/{teacher,assistant,logits,minilm,minilm2,by-assistant,pruned,pruned-alone,alone})
+    compare distill "${stages[@]}"
+    "$PYTHON" $here/probe.py $here/distill data/kjv.jsonl $run/more-masked "${stages[@]}"
 }
 
 (($#)) || set -- layers stack growth layer_drop search orders diverging distill
