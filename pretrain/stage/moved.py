@@ -119,13 +119,13 @@ def _sums(engine: Engine, state: State) -> Sums:
     assert state.parent
     growths = [event["plan"] for event in state.events if "plan" in event and "averaged" not in event]
     plan = Plan.from_json(growths[-1])
-    if plan.new != state.arch:
-        raise UserError("layers came inside the stage")
     sums: Sums = {}
     cache: MixCache = {}
     with Reader(Path(state.parent["path"])) as reader:
         if reader.manifest.hash != state.parent["hash"]:
             raise UserError(f"{reader.path} is another checkpoint than the one that has grown")
+        if Architecture.from_json(reader.manifest.architecture) != plan.old:
+            raise UserError("layers came inside the stage")
         for name, box, view in boxes(engine)["weight"]:
             for part in box.parts(FILLED_AT_ONCE):
                 start = plan.evaluate(name, part, reader.read, cache=cache).double()
