@@ -42,8 +42,9 @@ def turns(weights: Sequence[int], had: Sequence[int], n: int, seed: int) -> NDAr
     # From when on it may, source.
     early = [(had[source] * total // weight, source) for source, weight in enumerate(weights) if weight]
     heapify(early)
-    order = np.empty(n, dtype=np.int64)
-    for number in range(n):
+    # After `total` turns every source is as far ahead or behind as it was, so the order repeats.
+    order = np.empty(min(n, total), dtype=np.int64)
+    for number in range(len(order)):
         while early and early[0][0] <= place + number:
             _, source = heappop(early)
             heappush(due, (-(-(had[source] + 1) * total // weights[source]), first[source], source))
@@ -51,4 +52,4 @@ def turns(weights: Sequence[int], had: Sequence[int], n: int, seed: int) -> NDAr
         order[number] = source
         had[source] += 1
         heappush(early, (had[source] * total // weights[source], source))
-    return order
+    return np.resize(order, n)

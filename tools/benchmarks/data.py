@@ -27,8 +27,10 @@ from pretrain.data.corpus.indexed import IndexedTokens, write_index
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
 from pretrain.data.ragged import ragged
+from pretrain.data.stream import stream as text_stream
 from pretrain.data.stream.stream import Stream
 from pretrain.data.tokenizers.sentencepiece import Tokenizer
+from pretrain.families.bert import stream as bert_stream
 from pretrain.families.bert.stream import BertCorpus, BertStream
 from pretrain.families.text import open_feed
 from pretrain.runtime.files import hash_of
@@ -61,12 +63,12 @@ def run(options: argparse.Namespace) -> Report:
             _row(BERT, _bert(bert, options), _bert_of_megatron(bert, options), options),
             _row(TEXT, _text(text, cut, options), _text_of_megatron(text, options), options),
         ]
-        for name, folder, vocab, theirs in (
-            (BERT, bert, options.vocab, _bert_of_megatron),
-            (TEXT, text, cut, _text_of_megatron),
+        for name, folder, family, vocab, window, theirs in (
+            (BERT, bert, "bert", options.vocab, bert_stream.WINDOW, _bert_of_megatron),
+            (TEXT, text, "llama2", cut, text_stream.WINDOW, _text_of_megatron),
         ):
             parts = _dealt(folder)
-            ours = _mixed(parts, "bert" if name == BERT else "llama2", vocab, options)
+            ours = _mixed(parts, family, vocab, window, options)
             blended = _blended([theirs(part, options) for part in parts], options)
             rows.append(_row(f"{name}; {SOURCES} sources", ours, blended, options))
     return Report(
@@ -197,12 +199,12 @@ def _dealt(folder: Path) -> list[Path]:
     return parts
 
 
-def _mixed(folders: list[Path], family: str, vocab: int, options: argparse.Namespace) -> Take:
+def _mixed(folders: list[Path], family: str, vocab: int, window: int, options: argparse.Namespace) -> Take:
     """What takes the next samples of a mixture."""
     corpora = [{"corpus": str(one), "weight": n} for one, n in zip(folders, WEIGHTS, strict=True)]
     raw = {
         "name": "mixed",
-        "data": {"validation_fraction": VALIDATION, "corpora": corpora},
+        "data": {"validation_fraction": VALIDATION, "corpora": corpora, "window": window},
         "model": {"family": family, "vocab": vocab, "hidden": 64, "layers": 1, "heads": 1, "ffn": 64},
         "train": {"seq_len": options.seq_len, "global_batch": 1, "micro_batch": 1, "lr": 1e-3, "tokens": 10**9},
         "stages": [{"name": "only"}],

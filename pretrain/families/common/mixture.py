@@ -163,7 +163,7 @@ def _by_turns(order: NDArray[np.int64], make: Sequence[Callable[[int], Samples]]
 def _in_order(parts: Sequence[Samples], places: NDArray[np.int64]) -> Samples:
     """Samples that were made source by source, sorted by their places in the batch."""
     order = torch.from_numpy(np.argsort(places))
-    return {name: rows[order] for name, rows in joined(parts).items()}
+    return {name: rows.index_select(0, order) for name, rows in joined(parts).items()}
 
 
 def _bytes(parts: Sequence[Taken | HeldOut]) -> int | None:

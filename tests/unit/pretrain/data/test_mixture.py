@@ -18,7 +18,7 @@ from pretrain.config.curriculum import curriculum_of
 from pretrain.config.mixtures import CorpusShare
 from pretrain.data import documents
 from pretrain.data.corpus.corpus import Corpus, Split
-from pretrain.data.corpus.encoders import SentencePieceEncoder
+from pretrain.data.corpus.encoders import SentencePieceEncoder, WordPieceEncoder
 from pretrain.data.corpus.prepare import prepare
 from pretrain.data.corpus.sources import Source
 from pretrain.data.stream.stream import Stream
@@ -238,6 +238,43 @@ def test_held_out_text(folders: dict[str, str]) -> None:
     assert feed.held_out(2).bytes == sum(part.bytes or 0 for part in parts)
     first, second = (opened(stages_of([folders[name]])[0]).batch(3)["inputs"].tolist() for name in NAMES[:2])
     assert sorted(feed.batch(4)["inputs"].tolist()) == sorted([*first, second[0]])
+
+
+def test_pairs_of_segments(tmp_path: Path) -> None:
+    """BERT's samples are mixed by the same mechanism: those of each source by itself, the masks too, and sources that
+    leave at the end of an epoch."""
+    draw, words = np.random.default_rng(0), [f"w{n}" for n in range(50)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"w0123456789", *(f"##{c}" for c in "w0123456789"), *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    for name in NAMES[:2]:
+        with (tmp_path / f"{name}.jsonl").open("w") as out:
+            for _ in range(12):
+                print(json.dumps({"text": "\n".join(" ".join(draw.choice(words, size=5)) for _ in range(6))}), file=out)
+        prepare(Source((tmp_path / f"{name}.jsonl",)), tmp_path / name, WordPieceEncoder(tmp_path / "vocab.txt"))
+    raw = {
+        "name": "x",
+        "seed": SEED,
+        "data": {"validation_fraction": HELD_OUT, "window": 4},
+        "model": {"family": "bert", "vocab": len(pieces), "hidden": 32, "layers": 1, "heads": 2, "ffn": 32},
+        "train": {"seq_len": 24, "global_batch": 1, "micro_batch": 1, "lr": 1e-3, "tokens": 8000},
+    }
+    corpora = [{"corpus": str(tmp_path / "first"), "weight": 1, "leave_after": 1}]
+    corpora += [{"corpus": str(tmp_path / "second"), "weight": 2}]
+    texts: list[Any] = [{"corpora": corpora}, *({"corpus": source["corpus"]} for source in corpora)]
+    stages = [{"name": f"s{number}", "data": text, "from_scratch": True} for number, text in enumerate(texts)]
+    feeds = [open_feed(stage) for stage in curriculum_of({**raw, "stages": stages}, Path("x.yaml")).stages]
+    for feed in feeds:
+        feed.seek(None)
+    mixed, alone = feeds[0].take(90, 0.0, 0, 1).samples, [feed.take(90, 0.0, 0, 1).samples for feed in feeds[1:]]
+    given = [entry["samples"] for entry in feeds[0].cursor["sources"]]
+    assert sum(given) == 90
+    assert given[0] < 30  # it has left
+    order = [*slow([1, 2], 3 * given[0], SEED)]
+    order = order[: [n for n, source in enumerate(order) if source == 0][given[0] - 1] + 1]
+    order += [1] * (90 - len(order))
+    for name, rows in mixed.items():
+        sources = [iter(samples[name]) for samples in alone]
+        assert all(torch.equal(row, next(sources[source])) for row, source in zip(rows, order, strict=True))
 
 
 def test_documents_apart(folders: dict[str, str]) -> None:
