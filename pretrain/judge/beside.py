@@ -54,10 +54,11 @@ class Beside:
                 return
             if os.environ.get("SLURM_JOB_ID") and shutil.which("sbatch"):
                 if waiting - asked:
-                    self._process = self._start(self._job(), clean=True)
+                    self._process = self._start(self._job())
             elif self._process is None or self._process.poll() is not None:
                 tool = [sys.executable, str(ROOT / "tools/evaluate.py"), str(self.folder), "--due", "--device", "cpu"]
-                self._process = self._start(["nice", "-n", "19", *tool])
+                few = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+                self._process = self._start(["nice", "-n", "19", *tool], **few)
         except (OSError, UserError) as error:
             log.warning("no evaluation has been started: %s", error)
 
@@ -84,16 +85,21 @@ class Beside:
             options.append("--gpus-per-node=1")
         return ["sbatch", *options, str(ROOT / "slurm/evaluate.sh"), str(folder)]
 
-    def _start(self, command: list[str], clean: bool = False) -> subprocess.Popen[bytes]:
-        """clean: without what this job says of itself, which sbatch would take for options."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        if clean:
-            environment = {key: value for key, value in os.environ.items() if not _of_this_job(key)}
+    def _start(self, command: list[str], **more: str) -> subprocess.Popen[bytes]:
+        """Begins a process that is none of these ranks, and outlives them. more: of its environment."""
+        environment = {key: value for key, value in os.environ.items() if not _of_a_rank(key)}
         with open(self.folder / records.FOLDER / "log", "ab") as out:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**environment, **more},
+                start_new_session=True,
             )
 
 
-def _of_this_job(variable: str) -> bool:
-    return variable.startswith(("SLURM_", "SRUN_", "PMI")) and variable != "SLURM_CONF"
+def _of_a_rank(variable: str) -> bool:
+    """Whether libraries would take a variable for a word to them: that they are a rank of this stage, or in its job."""
+    prefixes = ("SLURM_", "SRUN_", "PMI", "RANK", "WORLD_", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+    return variable.startswith(prefixes) and variable != "SLURM_CONF"

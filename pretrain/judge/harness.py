@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -108,8 +109,8 @@ def _result(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     errors: dict[str, float] = {}
     for key, value in answer["results"][name].items():
         metric, comma, filtered = key.partition(",")
-        if not comma or not isinstance(value, int | float):
-            continue  # its alias and the like; a metric without an error has N/A
+        if not comma or not isinstance(value, int | float) or not math.isfinite(value):
+            continue  # its alias and the like; a metric without an error has N/A; a perplexity may be infinite
         known = errors if metric.endswith("_stderr") else metrics
         known[metric.removesuffix("_stderr") + ("" if filtered == "none" else f"/{filtered}")] = float(value)
     samples = answer.get("n-samples", {}).get(name, {}).get("effective")

@@ -59,7 +59,7 @@ def change(before: Record | None, after: Record | None) -> str:
         return ""
     words = []
     for task, result in after.results.items():
-        name = headline(result["metrics"])
+        name = headline(result["metrics"]) if result["metrics"] else ""
         known = before.results.get(task, {"metrics": {}})["metrics"]
         if name in known:
             words.append(f"{task} {known[name]:.3f} to {result['metrics'][name]:.3f}")

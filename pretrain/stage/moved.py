@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from pathlib import Path
 
 from growth import Architecture, Generations, MixCache, Plan
@@ -111,7 +111,7 @@ def moved(engine: Engine, state: State, stage: Stage) -> list[Group]:
 def _share(total: Mapping[tuple[str, int], tuple[float, float]], keys: Iterable[tuple[str, int]]) -> float | None:
     sums = [total[key] for key in keys if key in total]
     change, start = sum(a for a, _ in sums), sum(b for _, b in sums)
-    return sqrt(change / start) if start else None
+    return sqrt(change / start) if start and isfinite(change / start) else None
 
 
 def _sums(engine: Engine, state: State) -> Sums:

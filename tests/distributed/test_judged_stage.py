@@ -17,7 +17,8 @@ from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, stage
 
 TOOL = """
-import json, pathlib, sys
+import json, os, pathlib, sys
+assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(os.environ)  # or libraries would join the ranks
 folder = pathlib.Path(sys.argv[1])
 assert sys.argv[2:] == ["--due", "--device", "cpu"]
 if pathlib.Path(__file__).with_name("broken").exists():

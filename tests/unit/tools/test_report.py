@@ -1,6 +1,7 @@
 """The report of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -73,6 +74,10 @@ def test_what_is_known_of_tasks_and_of_what_was_trained(tmp_path: Path) -> None:
     ]
     trained.keep(run / "wide", moved)
     assert matplotlib.image.imread(plot_of(run)).shape[0] > plain
+    infinite = replace(
+        record(5, 11000, 0.6), results={"mine": {**record(5, 11000, 0.6).results["mine"], "metrics": {}}}
+    )
+    records.keep(run / "wide", infinite)  # of a perplexity, say, of which nothing is kept
     records.keep(run / "imported", record(0, 0, 0.05))  # which nothing was trained of
     assert report.main([str(run)]) == 0
     text = (run / "report.md").read_text()

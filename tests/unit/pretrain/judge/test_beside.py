@@ -10,7 +10,7 @@ from pretrain.judge.beside import Beside
 from tests.unit.small import small_curriculum
 
 SBATCH = """#!/usr/bin/env bash
-{ printf '%s\\n' "$@"; env | grep ^SLURM_ || true; } >>"$0.said"
+{ printf '%s\\n' "$@"; env | grep -E '^(SLURM_|WORLD_SIZE)' || true; } >>"$0.said"
 """
 
 
@@ -21,7 +21,7 @@ def test_one_job_for_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sbatch.write_text(SBATCH)
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", str(sbatch.parent), prepend=":")
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "CAMBIUM_GPUS": "1"}.items():
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "WORLD_SIZE": "16", "CAMBIUM_GPUS": "1"}.items():
         monkeypatch.setenv(name, value)
     stage = replace(small_curriculum(tmp_path).stages[0], eval=config.Eval(("some_task",), interval=10))
     folder = tmp_path / "run" / stage.name
@@ -36,6 +36,7 @@ def test_one_job_for_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"--job-name=cambium-run-{stage.name}-eval\n--dependency=singleton\n" in said
     assert "--gpus-per-node=1\n" in said
     assert "SLURM_" not in said
+    assert "WORLD_SIZE" not in said
     assert beside.spared() == {10, 20}
     assert beside.news() == []
     monkeypatch.setattr("pretrain.judge.beside.subprocess.Popen", _refused)
