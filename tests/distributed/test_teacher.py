@@ -22,17 +22,18 @@ from pretrain.estimate.teaching import Taught, teaching_flops
 from pretrain.layout.work import work_of
 from tests.distributed import ranks
 from tests.distributed.harness import run
-from tests.distributed.test_families import BERT
+from tests.distributed.test_families import BERT, GPT2
 from tests.distributed.test_flops import ON_CPU
 from tests.distributed.test_layouts import LAYOUTS, assemble, world
 
-TEACHERS = {"bert": BERT, "llama2": ranks.GQA}
+TEACHERS = {"bert": BERT, "gpt2": GPT2, "llama2": ranks.GQA}
 STUDENTS = {name: arch.replace({"hidden": 24, "layers": 2, "ffn": 32}) for name, arch in TEACHERS.items()}
-FEWER = {"bert": {"heads": 2}, "llama2": {"heads": 2, "kv_heads": 2}}
+FEWER = {"bert": {"heads": 2}, "gpt2": {"heads": 2}, "llama2": {"heads": 2, "kv_heads": 2}}
 RECOMPUTE = ("none", "selective", "full")
 CASES = [
     ("bert", Distill(kind="minilm")),
     ("bert", Distill(kind="minilm2", relation_heads=8, teacher_layer=2, share=0.5)),
+    ("gpt2", Distill(kind="minilm2", relation_heads=4, share=0.5)),
     ("llama2", Distill(kind="minilm2", relation_heads=8)),
     ("llama2", Distill(kind="logits", temperature=2.0, share=0.25)),
 ]
