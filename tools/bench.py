@@ -11,6 +11,7 @@ examples:
   python tools/bench.py store --folder /scratch
   python tools/bench.py data --seq-len 512
   python tools/bench.py documents --documents 1000000
+  python tools/bench.py prepare --workers 4
   python tools/bench.py teacher --seq-len 512
   python tools/bench.py gpu --minutes 5 --output runs/gpu
 """
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "documents": "memory of a rank that reads a corpus of many documents",
     "gpu": "MFU, tokens a second, memory and what the time goes into, on one GPU",
     "grow": "growth plans in memory against a plain copy, per operator",
+    "prepare": "a pipeline's text made into shards, against the tokenizer alone",
     "published": "published rules of growth beside the operators here, on one trained model",
     "rates": "the best learning rate by width, with train.mup and without it, on real text",
     "recovery": "from the kill of a rank, or a power cut, to the next optimizer step",

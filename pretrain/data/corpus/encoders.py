@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -96,9 +97,10 @@ class SentencePieceEncoder(Encoder[Tokenizer]):
         documents = [
             [*ids, tokenizer.eos] for ids in tokenizer.processor().encode(list(texts), num_threads=threads) if ids
         ]
-        tokens = np.array([t for ids in documents for t in ids], dtype=np.int64)
+        lengths = [len(ids) for ids in documents]
+        tokens = np.fromiter(chain.from_iterable(documents), np.int64, sum(lengths))
         size = int(tokenizer.piece_bytes[tokens].sum()) - tokenizer.prefix_bytes * len(documents)
-        return Encoded(tokens, [len(ids) for ids in documents], [1] * len(documents), size)
+        return Encoded(tokens, lengths, [1] * len(documents), size)
 
 
 class ByteLevelEncoder(Encoder[ByteLevel]):
@@ -123,9 +125,10 @@ class ByteLevelEncoder(Encoder[ByteLevel]):
 
     def encode(self, tokenizer: ByteLevel, texts: Sequence[str], threads: int) -> Encoded:
         documents = [[*ids, tokenizer.eos] for ids in tokenizer.encode_batch(texts) if ids]
-        tokens = np.array([t for ids in documents for t in ids], dtype=np.int64)
+        lengths = [len(ids) for ids in documents]
+        tokens = np.fromiter(chain.from_iterable(documents), np.int64, sum(lengths))
         size = int(tokenizer.piece_bytes[tokens].sum())
-        return Encoded(tokens, [len(ids) for ids in documents], [1] * len(documents), size)
+        return Encoded(tokens, lengths, [1] * len(documents), size)
 
 
 def model_rows(tokenizer: Path) -> int:

@@ -1,0 +1,106 @@
+"""How fast a pipeline turns text into shards, against the tokenizer alone on the same text.
+
+The text is kept by a pipeline's first phase in as many parts as there are workers; its phase `tokens` is measured with
+one process and with more. Rounds alternate.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.report import Report, spread
+from pretrain.cli.command import positive
+from pretrain.data.tokenizers.train_sentencepiece import train_tokenizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench.py prepare`."""
+    parser.add_argument("--text", type=Path, help="JSON lines with the key text (default: the demo's text)")
+    parser.add_argument("--vocab", type=positive, default=8000, help="pieces of the tokenizer (default: %(default)s)")
+    parser.add_argument("--workers", type=positive, default=2, help="the most processes (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="measured rounds (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Time both; see the notes of the report for the columns."""
+    from pretrain.prepare.run import Executor
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job, texts = _job(folder, options)
+        phases = {phase.name: phase for phase in job.phases}
+        job.begin()
+        Executor(phases["clean"], job.work.work, 1).run()
+        processor = job.work.load_tokenizer().processor()
+
+        def tokens(workers: int) -> None:
+            shutil.rmtree(job.work.work / "done/tokens", ignore_errors=True)
+            Executor(phases["tokens"], job.work.work, workers).run()
+
+        counts = range(1, options.workers + 1)
+        alone: list[float] = []
+        times: dict[int, list[tuple[float, float]]] = {workers: [] for workers in counts}
+        for _ in range(options.rounds):
+            alone.append(_timed(lambda: processor.encode(texts))[0])
+            for workers in counts:
+                times[workers].append(_timed(partial(tokens, workers)))
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    own = spread(alone)[0]
+    rows = []
+    for workers, rounds in times.items():
+        ratio, low, high = spread([mine / cpu for mine, (cpu, _) in zip(alone, rounds, strict=True)])
+        wall = spread([first / all_ for (_, first), (_, all_) in zip(times[1], rounds, strict=True)])[0]
+        cpu = spread([cpu for cpu, _ in rounds])[0]
+        row = {"workers": workers, "tokenizer": size / own, "pipeline": size / cpu}
+        rows.append({**row, "ratio": ratio, "ratio_q1": low, "ratio_q3": high, "speedup": wall})
+    return Report(
+        "Text made into shards, against the tokenizer alone",
+        {"vocab": options.vocab, "megabytes": size, "rounds": options.rounds},
+        rows,
+        (
+            "MB of text a second of CPU time, of all processes together, and the ratio with its quartiles over rounds",
+            "speedup: elapsed time with one process over that with so many, which a busy machine hides",
+        ),
+    )
+
+
+def _job(folder: Path, options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """A pipeline without rules, begun, and its texts."""
+    from demo_corpus import chapters
+
+    from pretrain.data.tokenizers.sentencepiece import Tokenizer
+    from pretrain.prepare.run import Job
+
+    rows = [json.loads(line) for line in options.text.open()] if options.text else chapters()
+    texts = [row["text"] for row in rows if row["text"].strip()]
+    for part in range(options.workers):
+        lines = [json.dumps({"text": text}) for text in texts[part :: options.workers]]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    Tokenizer(train_tokenizer(texts, options.vocab), "bench.model").save(folder / "tokenizer")
+    pipeline = {
+        "output": str(folder / "corpus"),
+        "read": {"files": [str(folder / "*.jsonl")]},
+        "exact": False,
+        "near": {"bands": 0},
+        "tokens": {"tokenizer": str(folder / "tokenizer"), "least": 0},
+        "tasks": options.workers,
+    }
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
+    return Job(folder / "pipeline.yaml"), texts
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of CPU time, with that of children that have ended, and elapsed."""
+    before, start = os.times(), time.perf_counter()
+    work()
+    after = os.times()
+    return sum(after[:4]) - sum(before[:4]), time.perf_counter() - start
