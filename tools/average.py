@@ -80,9 +80,8 @@ def work(options: argparse.Namespace) -> command.Answer:
             raise UserError(f"{last.path} is an import, and of no stage: there is no text to measure on")
         stage = stage_from(last.manifest.config, str(last.path))
         if (feed := audit.open_corpus(stage, options.corpus)) is None:
-            raise UserError(
-                f"{options.corpus or stage.data.corpus}: there is no corpus to measure on: name one (--corpus)"
-            )
+            folders = options.corpus or ", ".join(stage.data.folders)
+            raise UserError(f"{folders}: there is no corpus to measure on: name one (--corpus)")
 
         def average(kind: str, name: str, box: Box) -> torch.Tensor:
             if kind != "weight":

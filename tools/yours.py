@@ -55,6 +55,11 @@ def _begin(curriculum: Curriculum, yours: Yours) -> Iterator[str]:
     there = " (is there already)" if imported.existed else ""
     yield f"{source} -> {imported.checkpoint}{there}: {imported.parameters:,} parameters"
     for corpus in dict.fromkeys(stage.data.corpus for stage in curriculum.stages) if yours.text else ():
+        if not corpus:
+            raise UserError(
+                f"{curriculum.path}: yours.text becomes data.corpus, and a stage has data.corpora: prepare each of "
+                "them with tools/prepare_data.py --tokenizer, and leave yours.text out"
+            )
         texts = Source(tuple(map(Path, yours.text)))
         own = ByteLevelEncoder(source) if is_byte_level(source) else SentencePieceEncoder(source / "tokenizer.model")
         description, existed = prepare(texts, Path(corpus), own)
