@@ -11,7 +11,7 @@ import pytest
 from tests.cuda.devices import both, on
 
 pytestmark = pytest.mark.cuda
-FAMILIES = pytest.mark.parametrize("family", ["llama2", "gpt2", "bert"])
+FAMILIES = pytest.mark.parametrize("family", ["llama2", "gpt2", "bert", "qwen3_tied"])
 
 
 def same(one: Any, other: Any) -> None:

@@ -28,9 +28,12 @@ OLD = {
     "llama2": ranks.GQA,
     "gpt2": Architecture("gpt2", SIZES),
     "bert": Architecture("bert", {**SIZES, "types": 2, "labels": 2}),
+    "qwen3_tied": Architecture("qwen3_tied", {**ranks.GQA.sizes, "head_dim": 12}),
 }
 WIDER = {"hidden": 48, "layers": 5, "heads": 6, "ffn": 80}
-NEW = {family: arch.replace(WIDER | ({"kv_heads": 3} if family == "llama2" else {})) for family, arch in OLD.items()}
+NEW = {
+    family: arch.replace(WIDER | ({"kv_heads": 3} if "kv_heads" in arch.sizes else {})) for family, arch in OLD.items()
+}
 
 
 def device() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 from typing import Any
 
 import pytest
@@ -39,8 +40,8 @@ OTHER = {
 
 
 def _arch(family: str = "llama2", **changes: int) -> Architecture:
-    if family == "llama2":
-        return Architecture("llama2", {**SIZES, **changes})
+    if family not in OTHER:
+        return Architecture(family, {**SIZES, **changes})
     return Architecture(family, {axis: n for axis, n in {**OTHER[family], **changes}.items() if axis != "kv_heads"})
 
 
@@ -168,8 +169,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("family", ["llama2", "gpt2", "bert"])
+@pytest.mark.parametrize(("family", "world"), [*product(("llama2", "gpt2", "bert"), (1, 2)), ("qwen3", 1)])
 def test_activations(family: str, world: int) -> None:
     cases: list[Case] = [
         (_arch(family, **sizes), how, settings_of(**changes))
