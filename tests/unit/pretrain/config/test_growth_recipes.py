@@ -149,3 +149,15 @@ def test_of_a_sparkling_width_the_new_half_alone_is_new(tmp_path: Path) -> None:
     assert not moments[new].any()
     assert moments[~new].all()
     assert new.float().mean() == 0.75
+
+
+def test_solar_leaves_out_the_layers_at_its_seam(tmp_path: Path) -> None:
+    """As 32 layers become 48 (Kim et al. 2023, figure 1): 0 to 23, then 8 to 31; other numbers are refused."""
+    plan = planned(tmp_path, "solar", {**SMALL, "layers": 32}, {**SMALL, "layers": 48})
+    (step,) = plan.steps
+    assert step.layers is not None
+    assert step.layers.source[:, 0].tolist() == [*range(24), *range(8, 32)]
+    assert step.layers.born.tolist() == [24 <= layer < 40 for layer in range(48)]
+    for layers in (7, 12):
+        with pytest.raises(UserError, match="layers: 4 to"):
+            planned(tmp_path, "solar", SMALL, {**SMALL, "layers": layers})
