@@ -18,7 +18,7 @@ import torch
 
 from growth import Box
 from pretrain.errors import UserError
-from pretrain.runtime.documents import show
+from pretrain.runtime.documents import one_line, show
 from pretrain.stacks.known import KNOWN, Storage
 from pretrain.stacks.pickles import Maker, plain
 
@@ -90,8 +90,8 @@ def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
                 )
             with zipfile.ZipFile(io.BufferedReader(window)) as archive:
                 return _content(path, offset, file, archive)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise UserError(f"{path}: it is damaged ({error})") from error
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError, RuntimeError) as error:
+        raise UserError(f"{path}: it is damaged ({one_line(str(error))})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -132,10 +132,10 @@ def _begin(path: Path, offset: int, file: io.BufferedReader, info: zipfile.ZipIn
     at = offset + info.header_offset
     header = os.pread(file.fileno(), 30, at)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise UserError(f"{path}: it is damaged (no header of {info.filename})")
+        raise UserError(f"{path}: it is damaged (no header of {one_line(info.filename)})")
     at += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if at + info.file_size > os.fstat(file.fileno()).st_size:
-        raise UserError(f"{path}: the file ends before {info.filename} does")
+        raise UserError(f"{path}: the file ends before {one_line(info.filename)} does")
     return at
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pretrain.errors import UserError
-from pretrain.runtime.documents import show
+from pretrain.runtime.documents import one_line, show
 
 SCALARS = (str, int, float, bool, bytes, type(None), torch.dtype)
 
@@ -215,5 +215,5 @@ def plain(data: bytes, where: str, known: Mapping[str, Any], storage: Callable[[
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, StopIteration, OverflowError) as error:
-        problem = " ".join(str(error).split())[:120]
+        problem = one_line(" ".join(str(error).split())[:120])
         raise Refused(f"{where}: the pickle in it is damaged, or is none of a checkpoint ({problem})") from error

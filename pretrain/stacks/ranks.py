@@ -14,7 +14,7 @@ from growth import Architecture, Box
 from pretrain import families
 from pretrain.errors import UserError
 from pretrain.layout.cuts import Parameter, Place
-from pretrain.runtime.documents import show
+from pretrain.runtime.documents import one_line, show
 from pretrain.stacks.archive import Stored, load
 from pretrain.stacks.arguments import architecture_of, arguments_of, constants
 from pretrain.stacks.names import IGNORED, canonical, layer_of
@@ -143,7 +143,7 @@ class Rank:
         if missing := sorted(expected.keys() - content.keys()):
             raise UserError(f"{self.path}: {missing[0]} is not there, and the arguments say that it is")
         if unknown := sorted(content.keys() - expected.keys()):
-            raise UserError(f"{self.path}: {unknown[0]} is unknown to Cambium's {arch.family}")
+            raise UserError(f"{self.path}: {one_line(unknown[0])} is unknown to Cambium's {arch.family}")
         for name, tensor in content.items():
             check_shape(self.path, name, tensor, expected[name])
             self.parameters.append((expected[name], tensor))

@@ -11,7 +11,7 @@ from growth import Architecture, Box
 from pretrain import families
 from pretrain.errors import UserError
 from pretrain.layout.cuts import Parameter, Place
-from pretrain.runtime.documents import show
+from pretrain.runtime.documents import one_line, show
 from pretrain.stacks.archive import Stored, load
 from pretrain.stacks.arguments import architecture_of, arguments_of, constants
 from pretrain.stacks.known import KNOWN
@@ -59,7 +59,9 @@ def open_torch_dist(folder: Path, given: Mapping[str, Any] | None, moments: bool
             for chunk in _chunks(index, keys, parameter, folder):
                 source.hold(kind, parameter, chunk.box, chunk.stored)
     if left := tensors.unknown():
-        raise UserError(f"{folder}: {len(left)} tensor(s) are unknown to Cambium's {arch.family}, such as {left[0]}")
+        raise UserError(
+            f"{folder}: {len(left)} tensor(s) are unknown to Cambium's {arch.family}, such as {one_line(left[0])}"
+        )
     if moments and index.buckets and len(source.kinds) == 1:
         raise UserError(
             f"{folder}: Adam's moments are in the buckets of a distributed optimizer (dp_reshardable), whose places "
@@ -111,17 +113,17 @@ class _Index:
         """The chunk of a tensor that begins there."""
         place = self.places.get((name, offset))
         if place is None:
-            raise UserError(f"{self.where}: it does not say where {name} at {offset} lies")
+            raise UserError(f"{self.where}: it does not say where {one_line(name)} at {offset} lies")
         file, begin, length = (place.get(key) for key in ("relative_path", "offset", "length"))
         if not isinstance(file, str) or not FILE.fullmatch(file) or type(begin) is not int or type(length) is not int:
             raise UserError(f"{self.where}: {show(file)} is no name of a .distcp file beside it")
         if place.get("transform_descriptors"):
-            raise UserError(f"{self.where}: {name} is stored compressed or encrypted, and cannot be read")
+            raise UserError(f"{self.where}: {one_line(name)} is stored compressed or encrypted, and cannot be read")
         if not (self.folder / file).is_file():
             raise UserError(f"{self.folder / file}: .metadata names it, and it is not there")
         stored = load(self.folder / file, begin, length)
         if not isinstance(stored, Stored):
-            raise UserError(f"{self.folder / file}: no tensor at byte {begin}, where {name} should be")
+            raise UserError(f"{self.folder / file}: no tensor at byte {begin}, where {one_line(name)} should be")
         return stored
 
 
@@ -172,13 +174,17 @@ def _chunks(index: _Index, keys: list[str], parameter: Parameter, folder: Path) 
         half = next((n for mark, n in _HALVES if key.endswith(mark)), None)
         wanted = parameter.shape if half is None else (parameter.shape[0] // 2, *parameter.shape[1:])
         if shape != wanted:
-            raise UserError(f"{folder}: {key} has shape {tensor.shape}, and the arguments say {wanted} for each layer")
+            raise UserError(
+                f"{folder}: {one_line(key)} has shape {tensor.shape}, and the arguments say {wanted} for each layer"
+            )
         for offset, size in tensor.chunks:
             if stacked and not offset[0] <= (layer or 0) < offset[0] + size[0]:
                 continue
             stored = index.stored(key, offset)
             if stored.shape != size:
-                raise UserError(f"{folder}: {key} at {offset} has shape {stored.shape}, and .metadata says {size}")
+                raise UserError(
+                    f"{folder}: {one_line(key)} at {offset} has shape {stored.shape}, and .metadata says {size}"
+                )
             at = offset[1:] if stacked else offset
             if stacked:
                 stored = stored.selected((layer or 0) - offset[0])

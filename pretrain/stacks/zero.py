@@ -18,7 +18,7 @@ from pretrain import families
 from pretrain.errors import UserError
 from pretrain.layout import fragment_boxes
 from pretrain.layout.cuts import Parameter, Place
-from pretrain.runtime.documents import show
+from pretrain.runtime.documents import one_line, show
 from pretrain.stacks.archive import Stored, load
 from pretrain.stacks.arguments import architecture_of, arguments_of, constants
 from pretrain.stacks.names import canonical
@@ -59,7 +59,7 @@ def open_zero(folder: Path, given: Mapping[str, Any] | None, moments: bool) -> O
                 if rank >= tp and fragment.name.startswith("embedding."):
                     continue  # the last stage's copy of a tied embedding
                 if (parameter := expected.get(fragment.name)) is None:
-                    raise UserError(f"{part.path}: {fragment.name} is unknown to Cambium's {arch.family}")
+                    raise UserError(f"{part.path}: {one_line(fragment.name)} is unknown to Cambium's {arch.family}")
                 if parameter.owner:
                     fragment.hold(source, parameter, at[fragment.name], moments)
                 at[fragment.name] += fragment.length
@@ -155,7 +155,7 @@ class _Part:
                 numel, start = _address(address, self.path, name)
                 for kind, flat in flats.items():
                     if not isinstance(flat, Stored) or len(flat.shape) != 1 or start + numel > flat.shape[0]:
-                        raise UserError(f"{self.path}: {kind} of {name} is not where its rank says it is")
+                        raise UserError(f"{self.path}: {kind} of {one_line(name)} is not where its rank says it is")
                 yield _Fragment(spelled(name), flats, start, numel)
 
     def _moments(self, group: int) -> dict[str, Any]:
