@@ -194,6 +194,18 @@ class Eval(Section):
 
 
 @dataclass(frozen=True)
+class Texts(Section):
+    """What a causal model writes while it is trained, into samples.jsonl in the stage's folder."""
+
+    prompt: str = ""
+    """What it goes on from; empty: it writes nothing."""
+    interval: Positive = 1
+    """Validations from one text to the next; the end of a stage always has one."""
+    tokens: Positive = 32
+    """Tokens of a text at most, each of which takes a forward pass of a micro-batch."""
+
+
+@dataclass(frozen=True)
 class Log(Section):
     """Where metrics go, besides metrics.jsonl in the stage's folder."""
 
@@ -203,6 +215,8 @@ class Log(Section):
     """Weights & Biases: offline unless the user is logged in."""
     tensorboard: bool = False
     """TensorBoard event files in the stage's folder."""
+    samples: Texts = Texts()
+    """Text that the model writes at validations."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain import config
-from pretrain.config import Curriculum, Stage, checks
+from pretrain.config import Curriculum, Log, Stage, checks
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.layout import Layout
 from pretrain.layout.layout import balanced_pipeline
@@ -67,7 +67,7 @@ def _quiet(stage: Stage) -> Stage:
     if train.layer_drop.p:
         train = replace(train, layer_drop=replace(train.layer_drop, p=NEVER))
     trial = replace(stage.grow.trial, steps=min(TRIED, stage.grow.trial.steps))
-    log = replace(stage.log, wandb=False, tensorboard=False)
+    log = replace(stage.log, wandb=False, tensorboard=False, samples=Log().samples)
     data = stage.data.only(stage.data.folders[0])  # none is read
     return replace(stage, data=data, train=train, log=log, grow=replace(stage.grow, trial=trial))
 

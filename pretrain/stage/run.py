@@ -38,6 +38,7 @@ from pretrain.stage.moved import groups, moved
 from pretrain.stage.resolved import Resolved
 from pretrain.stage.teach import flops_per_token, teach
 from pretrain.stage.validate import Validation
+from pretrain.stage.write import is_due, write
 from pretrain.state import State
 
 log = logging.getLogger(__name__)
@@ -194,9 +195,11 @@ class Run:
     def validate(self) -> None:
         """Measure the loss on held-out text."""
         self.watchdog.beat("validation", self.state.progress.step)
+        progress = self.state.progress
         with self._apart():
             self.record = self.validation()
-        progress = self.state.progress
+            if is_due(self.feed, progress, self.ending.spent(progress)):
+                write(self.engine, self.feed, progress, self.folder)
         self.metrics.log(progress, **self.record)
         self.state = replace(self.state, progress=progress.validated(self.record["validation_loss"]))
 

@@ -22,6 +22,8 @@ from pretrain.engine.megatron import Numerics
 from pretrain.estimate.flops import training_flops
 from pretrain.families.reference import logits
 from pretrain.families.text import open_feed
+from pretrain.generate.sampling import Sampling
+from pretrain.generate.write import continuation
 from pretrain.kernels import fused
 from tests.distributed import ranks
 from tests.distributed.harness import run
@@ -138,7 +140,11 @@ def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
         "train": {"seq_len": 256, "global_batch": 4, "micro_batch": 2, "lr": 3e-3, "precision": "fp32"}
         | {"tokens": 5 * 4 * 256, "eval_bytes": 4096},
     }
-    alone, cut = (curriculum(corpus, tmp_path / which, **given) for which in ("alone", "cut"))
+    writing = {"interval": 1, "wandb": False, "samples": {"prompt": "a word", "tokens": 6}}  # which trains no other way
+    alone, cut = (
+        curriculum(corpus, tmp_path / which, **given, **how)
+        for which, how in (("alone", {"log": writing}), ("cut", {}))
+    )
     assert run(2, stage, str(alone), "small", []) == ["", ""]
     for stop_after in (3, None):
         assert run(2, stage, str(cut), "small", [], stop_after) == ["", ""]
@@ -147,6 +153,12 @@ def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "alone/run/small") == losses(tmp_path / "cut/run/small")
 
     small = config.load(alone).stage("small")
+    (said,) = (json.loads(line) for line in (tmp_path / "alone/run/small/samples.jsonl").read_text().splitlines())
+    tokenizer = open_feed(small).tokenizer
+    ids = [tokenizer.eos, *tokenizer.encode("a word", 350).tolist()]
+    how = {"tokens": 6, "how": Sampling(), "seed": said["step"], "ends": {tokenizer.eos}}
+    new = continuation(lambda kind, name, box: torch.from_numpy(one[kind, name]), small.architecture(), ids, **how)
+    assert said["text"] == tokenizer.decode([*ids[1:], *new])
     train, feed = small.train, open_feed(small)
     feed.seek(None)
     expected, per_step = 0.0, train.global_batch * train.seq_len
@@ -160,6 +172,7 @@ def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
     assert records[-1]["flops"] == pytest.approx(expected)
 
     assert run(2, stage, str(alone), "large", []) == ["", ""]
+    assert "a word" in (tmp_path / "alone/run/large/samples.jsonl").read_text()
     certificate = json.loads((tmp_path / "alone/run/large/events/step-00000000.json").read_text())["certificate"]
     assert certificate["claims"]
     assert certificate["error"] <= 1e-5

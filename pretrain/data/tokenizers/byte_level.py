@@ -187,6 +187,16 @@ class ByteLevel(GrowingVocabulary):
         self.legal(vocab)
         return np.arange(vocab)
 
+    def encode(self, text: str, vocab: int | None = None) -> NDArray[np.int32]:
+        """The ids of a text among the first ``vocab`` pieces (default: all), without eos."""
+        ids = np.array(self.encode_batch([text])[0], dtype=np.int32)
+        return ids if vocab is None else self.segmentation(vocab).apply(ids)
+
+    def decode(self, ids: NDArray[np.integer] | list[int]) -> str:
+        """The text that ids of any stage stand for."""
+        text: str = self._tokenizer.decode([int(i) for i in ids])
+        return text
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without eos."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]

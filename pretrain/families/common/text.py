@@ -113,13 +113,15 @@ class Feed(ABC):
 
     @classmethod
     def check(cls, stage: Stage) -> None:
-        """Raises UserError for keys of `data` that its samples cannot follow."""
+        """Raises UserError for keys that its samples cannot follow."""
         for key, usual in (("reset_attention", False), ("packing", "concatenate")):
             if not cls.causal and (value := getattr(stage.data, key)) != usual:
                 raise UserError(
                     f"data.{key}: {value}, but samples of {stage.model.family} are pairs of segments, and no running "
                     "text; leave it out"
                 )
+        if not cls.causal and stage.log.samples.prompt:
+            raise UserError(f"log.samples.prompt: a {stage.model.family} fills gaps and writes no text; leave it out")
 
     @classmethod
     def open(cls, stage: Stage) -> Self:
