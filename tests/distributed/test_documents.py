@@ -126,6 +126,26 @@ def test_under_every_kind_of_layout(one_by_one: Any) -> None:
         check(one_by_one, list(each))
 
 
+def losses_of_the_rest() -> list[float]:
+    """Losses of all documents but the first of each sample, for two texts that differ there, with dropped weights."""
+    engine = ranks.engine_for(ranks.GQA, {}, Numerics(attention_dropout=0.4))
+    ranks.begin(engine)
+    found = []
+    for token in (7, 8):
+        samples = dict(batch(ranks.GQA))
+        first = torch.arange(ranks.SEQ_LEN) < samples["document_starts"][:, 1:2]
+        samples |= {"inputs": samples["inputs"].masked_fill(first, token), "mask": (~first).float()}
+        found.append(float(engine.backward(samples, key=3).sum()))
+        engine.forget()
+    return found
+
+
+def test_dropout_lets_nothing_through() -> None:
+    """Where weights are dropped by address, they are of a whole sample, with a mask."""
+    ((one, other),) = run(1, losses_of_the_rest)
+    assert one == other
+
+
 def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
     """Whole documents apart: a resume is bitwise, FLOPs are of the text that was read, and of the positions that no
     document reaches none counts as dead when more of them come."""
@@ -141,10 +161,8 @@ def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
         | {"tokens": 5 * 4 * 256, "eval_bytes": 4096},
     }
     writing = {"interval": 1, "wandb": False, "samples": {"prompt": "a word", "tokens": 6}}  # which trains no other way
-    alone, cut = (
-        curriculum(corpus, tmp_path / which, **given, **how)
-        for which, how in (("alone", {"log": writing}), ("cut", {}))
-    )
+    alone = curriculum(corpus, tmp_path / "alone", **given, log=writing)
+    cut = curriculum(corpus, tmp_path / "cut", **given)
     assert run(2, stage, str(alone), "small", []) == ["", ""]
     for stop_after in (3, None):
         assert run(2, stage, str(cut), "small", [], stop_after) == ["", ""]
