@@ -263,7 +263,7 @@ def test_what_is_measured_has_a_masked_token(path: Path, rate: float, n: int) ->
         with pytest.raises(UserError, match=f"data.{key}: {value}, but samples of bert are pairs of segments"):
             BertFeed.check(replace(stage, data=replace(stage.data, **{key: value})))
     writing = replace(stage.log, samples=replace(stage.log.samples, prompt="a word"))
-    with pytest.raises(UserError, match="log.samples.prompt: a bert fills gaps"):
+    with pytest.raises(UserError, match=r"log\.samples\.prompt: a bert fills gaps"):
         BertFeed.check(replace(stage, log=writing))
     feed = BertFeed(stage, BertCorpus.open(path))
     for found in (feed.probe(n, 1000, 16), feed.batch(n)):
