@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from pretrain.data.tokenizers.wordpiece import WordPiece
 from pretrain.engine.engine import Engine
 from pretrain.families.common.text import Feed
 from pretrain.generate.sampling import Sampling, choose
+from pretrain.runtime.comm import Comm
 from pretrain.runtime.ranks import is_first
 from pretrain.schedule.progress import Progress
 
@@ -43,13 +43,13 @@ def write(engine: Engine, feed: Feed, progress: Progress, folder: Path) -> None:
         inputs = torch.full((rows, length), tokenizer.eos, dtype=torch.int64)
         inputs[:, : len(ids)] = torch.tensor(ids)
         logits = engine.logits({"inputs": inputs})
-        told = [0]
+        chosen = -1  # of a rank without logits
         if logits is not None:
-            told = [choose(logits[0, len(ids) - 1, : tokenizer.size], Sampling(), draw)]
-        dist.broadcast_object_list(told, src=engine.layout.loss_rank)
-        if told[0] == tokenizer.eos:
+            chosen = choose(logits[0, len(ids) - 1, : tokenizer.size], Sampling(), draw)
+        chosen = Comm().largest(chosen)
+        if chosen == tokenizer.eos:
             break
-        ids.append(told[0])
+        ids.append(chosen)
     if is_first():
         text = tokenizer.decode(ids[1:])
         log.info("at step %d it writes: %s", progress.step, text)
