@@ -38,7 +38,7 @@ run_here() {
     while IFS=$'\t' read -r name _ _ _ folder <&3; do # what processes beside training have not come to yet
         [[ ! -d $folder/evaluations ]] || bash "$root/slurm/evaluate.sh" "$folder" || true # said, and no reason to fail
     done 3<<<"$stages"
-    if grep -q '^yours:' "$config" && [[ -z ${chosen[*]} ]]; then once "$root/tools/yours.py" "$config" --end; fi
+    if grep -qs '^yours:' "$config" && [[ -z ${chosen[*]} ]]; then once "$root/tools/yours.py" "$config" --end; fi
 }
 
 snapshot() { # what jobs will run: the same content is the same folder
@@ -100,7 +100,7 @@ submit() {
     done 3<<<"$stages"
 }
 
-if grep -q '^yours:' "$config"; then # its model and its corpus, where they are not there yet
+if grep -qs '^yours:' "$config"; then # its model and its corpus, where they are not there yet
     once "$root/tools/yours.py" "$config" --begin
 fi
 if [[ -n $here ]] || ! command -v sbatch >/dev/null; then
@@ -122,5 +122,5 @@ if [[ -z $test_only ]]; then
     read_queue
 fi
 submit
-if grep -q '^yours:' "$config"; then echo "then: python tools/yours.py $config --end exports the last stage"; fi
+if grep -qs '^yours:' "$config"; then echo "then: python tools/yours.py $config --end exports the last stage"; fi
 [[ -z $test_only ]] || echo "next: python tools/dryrun.py $config runs what each stage would do on a GPU, here, without one"
