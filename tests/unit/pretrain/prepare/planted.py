@@ -2,7 +2,8 @@
 
 import itertools
 import random
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from datatrove.utils.text import simplify_text
@@ -32,18 +33,27 @@ def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> flo
 
 def plant(texts: list[str], wanted: Iterable[float], each: int, seed: int = 0) -> tuple[list[str], list[Copy]]:
     """The texts with ``each`` copies of every similarity among them: the end of a copy is other words."""
-    draw = random.Random(seed)
+    draw, wanted = random.Random(seed), list(wanted)
     texts, copies = list(texts), []
-    originals = draw.sample(range(len(texts)), each * len(list(wanted)))
-    vocabulary = sorted({word for text in texts for word in text.split()})
+    originals = draw.sample(range(len(texts)), each * len(wanted))
+    vocabulary = sorted({word for text in texts for word in text.split() if word.isalpha()})
     for nth, number in enumerate(originals):
-        similarity = list(wanted)[nth // each]
-        words = texts[number].split(" ")
-        # With a share x of the words replaced at the end, the similarity is (1 - x) / (1 + x).
-        changed = round(len(words) * (1 - similarity) / (1 + similarity))
-        copy = words[: len(words) - changed] + draw.choices(vocabulary, k=changed)
+        similarity = wanted[nth // each]
+        words = texts[number].split()
+        others, whole = draw.choices(vocabulary, k=len(words)), shingles(texts[number])
+
+        def copy(changed: int, words: list[str] = words, others: list[str] = others) -> str:
+            return " ".join(words[: len(words) - changed] + others[:changed])
+
+        # The fewest words at the end whose change leaves no more in common than is wanted.
+        def likeness(
+            changed: int, whole: frozenset[tuple[str, ...]] = whole, copy: Callable[[int], str] = copy
+        ) -> float:
+            return -jaccard(whole, shingles(copy(changed)))
+
+        changed = bisect_left(range(len(words)), -similarity, key=likeness) if similarity < 1 else 0
         copies.append(Copy(number, len(texts), similarity))
-        texts.append(" ".join(copy))
+        texts.append(copy(changed) if changed else texts[number])
     return texts, copies
 
 
