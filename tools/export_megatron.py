@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
-from pretrain.stacks.export import export_megatron
+from pretrain.megatron_lm.export import export_megatron
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(options: argparse.Namespace) -> command.Answer:
-    """Raises UserError as pretrain.stacks.export does."""
+    """Raises UserError as pretrain.megatron_lm.export does."""
     exported = export_megatron(
         locate(options.checkpoint, finished=True),
         options.folder,

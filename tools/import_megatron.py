@@ -23,8 +23,8 @@ from pathlib import Path
 from pretrain.checkpoint.find import step_of
 from pretrain.cli import command
 from pretrain.errors import UserError
+from pretrain.megatron_lm.imports import Imported, import_megatron
 from pretrain.runtime import documents
-from pretrain.stacks.imports import Imported, import_stack
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +50,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(options: argparse.Namespace) -> command.Answer:
-    """Raises UserError as pretrain.stacks.imports does."""
+    """Raises UserError as pretrain.megatron_lm.imports does."""
     if step_of(options.stage) is not None:
         raise UserError(f"{options.stage}: name the folder of a stage (runs/NAME/STAGE), not of a checkpoint")
-    imported = import_stack(
+    imported = import_megatron(
         options.source,
         options.stage,
         args=documents.read(options.args, documents.Object) if options.args else None,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from growth import Architecture
 from pretrain.layout import Layout
-from pretrain.stacks.zero import NUMBERED
+from pretrain.megatron_lm.zero import NUMBERED
 from tests.distributed.megatron_lm import BETAS, arguments
 
 STEPS = 2

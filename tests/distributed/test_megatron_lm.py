@@ -12,9 +12,9 @@ import torch
 from growth import Architecture, Box
 from pretrain.checkpoint import KINDS, find, is_done, step_folder
 from pretrain.errors import UserError
-from pretrain.stacks.export import export_megatron
-from pretrain.stacks.folders import opened
-from pretrain.stacks.imports import import_stack
+from pretrain.megatron_lm.export import export_megatron
+from pretrain.megatron_lm.folders import opened
+from pretrain.megatron_lm.imports import import_megatron
 from tests.distributed import megatron_deepspeed, megatron_lm, ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
@@ -36,7 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
 def test_a_run_goes_on_here_as_it_does_there(saved: tuple[Path, list[float]], tmp_path: Path) -> None:
     """The next losses are Megatron's own, under another layout: weights, moments and the step came in."""
     root, losses = saved
-    imported = import_stack(root / "torch_dist", tmp_path / "run" / "base")
+    imported = import_megatron(root / "torch_dist", tmp_path / "run" / "base")
     assert (imported.step, imported.iteration, imported.moments) == (BEFORE, BEFORE, True)
     assert imported.optimizer["betas"] == megatron_lm.BETAS
     assert is_done(tmp_path / "run" / "base")
@@ -52,7 +52,7 @@ def test_a_run_goes_on_here_as_it_does_there(saved: tuple[Path, list[float]], tm
 def test_an_export_is_what_megatron_loads(saved: tuple[Path, list[float]], tmp_path: Path) -> None:
     """Into Megatron-core and back, bit for bit, by its own dist_checkpointing; it trains on as if it had never left."""
     root, losses = saved
-    imported = import_stack(root / "torch_dist", tmp_path / "run" / "base")
+    imported = import_megatron(root / "torch_dist", tmp_path / "run" / "base")
     export_megatron(imported.checkpoint, tmp_path / "export")
     there = run(2, megatron_lm.loaded_and_trained, ARCH, 2, str(tmp_path / "export"), BEFORE, AFTER)
     own = run(2, megatron_lm.loaded_and_trained, ARCH, 2, str(root / "torch_dist"), BEFORE, AFTER)
@@ -61,7 +61,7 @@ def test_an_export_is_what_megatron_loads(saved: tuple[Path, list[float]], tmp_p
         for value, other in zip(values, expected, strict=True):
             for part, same in zip(value, other, strict=True):
                 np.testing.assert_array_equal(part, same)
-    back = import_stack(tmp_path / "export", tmp_path / "run" / "again")
+    back = import_megatron(tmp_path / "export", tmp_path / "run" / "again")
     for file in ("weight", "exp_avg", "exp_avg_sq"):
         name = f"{file}-00000.safetensors"
         assert (back.checkpoint / name).read_bytes() == (imported.checkpoint / name).read_bytes()
@@ -98,7 +98,7 @@ def test_a_file_of_each_rank_is_what_the_rank_had(arch: Architecture, name: str,
 def test_zero_goes_on_here_as_it_does_there(tmp_path: Path) -> None:
     """Of two groups of parameters, cut over data-parallel ranks in the middle of matrices."""
     losses = run(4, megatron_lm.zero_trained_and_saved, ARCH, 2, 1, BEFORE, AFTER, str(tmp_path / "zero"))[0]
-    imported = import_stack(tmp_path / "zero", tmp_path / "run" / "base")
+    imported = import_megatron(tmp_path / "zero", tmp_path / "run" / "base")
     assert (imported.format, imported.step, imported.iteration, imported.moments) == ("zero", BEFORE, BEFORE, True)
     how: dict[str, Any] = {"tp": 2}
     ours = run(2, megatron_lm.imported_and_trained, ARCH, how, str(imported.checkpoint), BEFORE, AFTER)

@@ -10,7 +10,7 @@ from tests.unit.test_imports import ROOT, imports, sources
 COLUMN = """
     tools
     pretrain.__main__
-    pretrain.stacks
+    pretrain.megatron_lm
     pretrain.cli pretrain.hf pretrain.dryrun
     pretrain.report
     pretrain.stage
@@ -67,7 +67,7 @@ DISTRIBUTED = (
     *("pretrain/engine/megatron.py", "pretrain/engine/zero.py"),
     *("pretrain/event/certify.py", "pretrain/stage/train.py"),
     *("pretrain/cli/command.py", "pretrain/cli/launch.py", "pretrain/cli/preflight.py", "pretrain/__main__.py"),
-    "pretrain/stacks/export.py",  # the classes of its format for checkpoints
+    "pretrain/megatron_lm/export.py",  # the classes of its format for checkpoints
     "pretrain/dryrun/collectives.py",  # the ones that stand in for torch's
     *("tools/benchmarks/data.py", "tools/benchmarks/ranks.py", "tools/benchmarks/step.py"),
     "tools/benchmarks/store_ranks.py",

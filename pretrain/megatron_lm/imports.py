@@ -15,17 +15,17 @@ from pretrain.checkpoint.find import steps
 from pretrain.errors import UserError
 from pretrain.hf.imports import finished, same, vocabulary_of
 from pretrain.hf.rows import reordered
+from pretrain.megatron_lm.folders import opened
+from pretrain.megatron_lm.source import Opened
 from pretrain.runtime.documents import finite
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
-from pretrain.stacks.folders import opened
-from pretrain.stacks.source import Opened
 from pretrain.state import State
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_stack` made. existed: whether it was there already. See Opened for the other fields.
+    """What `import_megatron` made. existed: whether it was there already. See Opened for the other fields.
 
     vocabulary: {"order": "merge age" | "identity", "tokenizer": its hash or None, "reason": why identity}.
     """
@@ -42,7 +42,7 @@ class Imported:
     vocabulary: Mapping[str, Any]
 
 
-def import_stack(
+def import_megatron(
     folder: Path,
     stage: Path,
     *,

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from pretrain.errors import UserError
-from pretrain.stacks.archive import load
-from pretrain.stacks.known import KNOWN
-from pretrain.stacks.pickles import plain
+from pretrain.megatron_lm.archive import load
+from pretrain.megatron_lm.known import KNOWN
+from pretrain.megatron_lm.pickles import plain
 from tools.import_megatron import main
 
 RAN: list[str] = []
@@ -49,7 +49,7 @@ def gadgets(mark: Path) -> dict[str, Any]:
         "builtins.eval": Calls(eval, write),
         "builtins.exec": {"args": argparse.Namespace(hidden=[(1, Calls(exec, write))])},
         "builtins.getattr": {"model": Calls(getattr, Calls(getattr, "text", "upper"), "__call__")},
-        "tests.unit.pretrain.stacks.test_pickles.ran": {"optimizer": {"state": {0: Calls(ran, "nested")}}},
+        "tests.unit.pretrain.megatron_lm.test_pickles.ran": {"optimizer": {"state": {0: Calls(ran, "nested")}}},
         "torch.serialization.load": Calls(torch.load, str(mark)),
         "functools.partial": {"args": Calls(__import__("functools").partial, ran, "later")},
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pretrain.stacks.pickles import Maker, Record
+from pretrain.megatron_lm.pickles import Maker, Record
 
 
 @dataclass(frozen=True)

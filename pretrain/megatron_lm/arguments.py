@@ -10,9 +10,9 @@ from growth import Architecture
 from pretrain.errors import UserError
 from pretrain.families import FAMILIES
 from pretrain.families.common.arguments import spelled
+from pretrain.megatron_lm.pickles import Record
+from pretrain.megatron_lm.source import number
 from pretrain.runtime.documents import show
-from pretrain.stacks.pickles import Record
-from pretrain.stacks.source import number
 
 
 def arguments_of(state: Mapping[str, Any], given: Mapping[str, Any] | None, where: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pretrain.checkpoint.places import check_tiling
 from pretrain.checkpoint.writer import PIECE
 from pretrain.errors import UserError
 from pretrain.layout.cuts import Parameter
-from pretrain.stacks.archive import Stored
+from pretrain.megatron_lm.archive import Stored
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

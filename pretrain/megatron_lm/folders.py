@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import UserError
+from pretrain.megatron_lm.ranks import FOLDER, open_ranks
+from pretrain.megatron_lm.source import Opened
+from pretrain.megatron_lm.torch_dist import COMMON, METADATA, open_torch_dist
+from pretrain.megatron_lm.zero import OPTIMIZER, STAGE_3, open_zero
 from pretrain.runtime.documents import show
-from pretrain.stacks.ranks import FOLDER, open_ranks
-from pretrain.stacks.source import Opened
-from pretrain.stacks.torch_dist import COMMON, METADATA, open_torch_dist
-from pretrain.stacks.zero import OPTIMIZER, STAGE_3, open_zero
 
 TRACKER = "latest_checkpointed_iteration.txt"
 LATEST = "latest"  # DeepSpeed's

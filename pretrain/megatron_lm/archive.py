@@ -18,9 +18,9 @@ import torch
 
 from growth import Box
 from pretrain.errors import UserError
+from pretrain.megatron_lm.known import KNOWN, Storage
+from pretrain.megatron_lm.pickles import Maker, plain
 from pretrain.runtime.documents import one_line, show
-from pretrain.stacks.known import KNOWN, Storage
-from pretrain.stacks.pickles import Maker, plain
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LARGEST_PICKLE = 1 << 30  # bytes: tensors lie beside the pickle, so that one of a checkpoint is far smaller

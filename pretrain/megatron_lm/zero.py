@@ -18,12 +18,12 @@ from pretrain import families
 from pretrain.errors import UserError
 from pretrain.layout import fragment_boxes
 from pretrain.layout.cuts import Parameter, Place
+from pretrain.megatron_lm.archive import Stored, load
+from pretrain.megatron_lm.arguments import architecture_of, arguments_of, constants
+from pretrain.megatron_lm.names import canonical
+from pretrain.megatron_lm.pickles import Record
+from pretrain.megatron_lm.source import MOMENTS, Opened, Source, number
 from pretrain.runtime.documents import one_line, show
-from pretrain.stacks.archive import Stored, load
-from pretrain.stacks.arguments import architecture_of, arguments_of, constants
-from pretrain.stacks.names import canonical
-from pretrain.stacks.pickles import Record
-from pretrain.stacks.source import MOMENTS, Opened, Source, number
 
 OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d{2,})_optim_states\.pt", re.ASCII)
 MODEL = re.compile(r"mp_rank_(\d{2,})_model_states\.pt", re.ASCII)

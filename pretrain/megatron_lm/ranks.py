@@ -14,11 +14,11 @@ from growth import Architecture, Box
 from pretrain import families
 from pretrain.errors import UserError
 from pretrain.layout.cuts import Parameter, Place
+from pretrain.megatron_lm.archive import Stored, load
+from pretrain.megatron_lm.arguments import architecture_of, arguments_of, constants
+from pretrain.megatron_lm.names import IGNORED, canonical, layer_of
+from pretrain.megatron_lm.source import MOMENTS, Opened, Source, number
 from pretrain.runtime.documents import one_line, show
-from pretrain.stacks.archive import Stored, load
-from pretrain.stacks.arguments import architecture_of, arguments_of, constants
-from pretrain.stacks.names import IGNORED, canonical, layer_of
-from pretrain.stacks.source import MOMENTS, Opened, Source, number
 
 FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3}))?(_\d{3})?", re.ASCII)
 FILES = ("model_optim_rng.pt", "model_rng.pt")

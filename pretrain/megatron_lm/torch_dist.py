@@ -11,13 +11,13 @@ from growth import Architecture, Box
 from pretrain import families
 from pretrain.errors import UserError
 from pretrain.layout.cuts import Parameter, Place
+from pretrain.megatron_lm.archive import Stored, load
+from pretrain.megatron_lm.arguments import architecture_of, arguments_of, constants
+from pretrain.megatron_lm.known import KNOWN
+from pretrain.megatron_lm.names import IGNORED, canonical, layer_of, without_layer
+from pretrain.megatron_lm.pickles import Record, plain
+from pretrain.megatron_lm.source import MOMENTS, Opened, Source, number
 from pretrain.runtime.documents import one_line, show
-from pretrain.stacks.archive import Stored, load
-from pretrain.stacks.arguments import architecture_of, arguments_of, constants
-from pretrain.stacks.known import KNOWN
-from pretrain.stacks.names import IGNORED, canonical, layer_of, without_layer
-from pretrain.stacks.pickles import Record, plain
-from pretrain.stacks.source import MOMENTS, Opened, Source, number
 
 COMMON, METADATA = "common.pt", ".metadata"
 FILE = re.compile(r"[\w-]+\.distcp", re.ASCII)

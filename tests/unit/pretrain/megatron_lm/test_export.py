@@ -12,15 +12,15 @@ import growth
 from growth import Architecture, Box, Generations
 from pretrain.checkpoint import Reader, step_folder, write_checkpoint
 from pretrain.errors import UserError
+from pretrain.megatron_lm import export
+from pretrain.megatron_lm.corrections import Corrections
+from pretrain.megatron_lm.export import export_megatron
+from pretrain.megatron_lm.folders import opened
+from pretrain.megatron_lm.imports import import_megatron
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
-from pretrain.stacks import export
-from pretrain.stacks.corrections import Corrections
-from pretrain.stacks.export import export_megatron
-from pretrain.stacks.folders import opened
-from pretrain.stacks.imports import import_stack
 from pretrain.state import State
-from tests.unit.pretrain.stacks.folders import GPT2, KINDS, LLAMA2, SIZES, TIED, drawn
+from tests.unit.pretrain.megatron_lm.folders import GPT2, KINDS, LLAMA2, SIZES, TIED, drawn
 from tools.export_megatron import main
 
 IMPORTED = {
@@ -61,7 +61,7 @@ def test_what_goes_out_comes_back_bit_for_bit(
     exported = export_megatron(path, tmp_path / "out")
     assert (exported.iteration, exported.step, exported.moments) == (4, 7, True)
     assert len(list((tmp_path / "out" / "iter_0000004").glob("*.distcp"))) > 1
-    back = import_stack(tmp_path / "out", tmp_path / "run" / "again")
+    back = import_megatron(tmp_path / "out", tmp_path / "run" / "again")
     assert (back.iteration, back.step, back.optimizer["lr"]) == (4, 7, 1e-3)
     for kind in KINDS:
         name = f"{kind}-00000.safetensors"

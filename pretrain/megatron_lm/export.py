@@ -36,11 +36,11 @@ from pretrain.errors import UserError
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import Vocabulary, imported, vocabulary
 from pretrain.layout.cuts import Parameter
+from pretrain.megatron_lm.corrections import Corrections
+from pretrain.megatron_lm.folders import TRACKER
+from pretrain.megatron_lm.names import fused, layer_of, without_layer
+from pretrain.megatron_lm.torch_dist import COMMON, METADATA, whole
 from pretrain.runtime.files import fsync_folder, make_folder, write_file
-from pretrain.stacks.corrections import Corrections
-from pretrain.stacks.folders import TRACKER
-from pretrain.stacks.names import fused, layer_of, without_layer
-from pretrain.stacks.torch_dist import COMMON, METADATA, whole
 
 CHUNK = 64 << 20  # bytes: what is in memory at a time, and what one rank of Megatron-LM reads at least
 FILE = 4 << 30  # bytes: a file of chunks is about so large at most

@@ -10,10 +10,10 @@ import pytest
 from growth import Box
 from pretrain.errors import UserError
 from pretrain.layout import Layout
-from pretrain.stacks.export import export_megatron
-from pretrain.stacks.folders import opened
-from tests.unit.pretrain.stacks.folders import KINDS, LLAMA2, drawn, save_ranks
-from tests.unit.pretrain.stacks.test_export import checkpoint_of
+from pretrain.megatron_lm.export import export_megatron
+from pretrain.megatron_lm.folders import opened
+from tests.unit.pretrain.megatron_lm.folders import KINDS, LLAMA2, drawn, save_ranks
+from tests.unit.pretrain.megatron_lm.test_export import checkpoint_of
 
 CHANGES = 16  # of each file
 HEAD = 6000  # bytes in which there is more than numbers

@@ -12,8 +12,8 @@ from growth import Architecture, Box
 from pretrain.checkpoint import Reader, verify_all
 from pretrain.errors import UserError
 from pretrain.layout import Layout
-from pretrain.stacks.folders import opened
-from tests.unit.pretrain.stacks.folders import GPT2, LLAMA2, QWEN2, QWEN3, TIED, Values, drawn, legacy, save_ranks
+from pretrain.megatron_lm.folders import opened
+from tests.unit.pretrain.megatron_lm.folders import GPT2, LLAMA2, QWEN2, QWEN3, TIED, Values, drawn, legacy, save_ranks
 from tools.import_megatron import main
 
 LAYOUTS = {
