@@ -111,7 +111,7 @@ distill() {
     local run=runs/comparison-distill
     sed -e '/name: pruned/,/distill:/{s/pruned.*/pruned-alone/;/distill:/d}' $here/distill.yaml >$run/pruned-alone.yaml
     bash slurm/stage.sh $run/pruned-alone.yaml pruned-alone
-    local stages=($run/{teacher,assistant,logits,minilm,minilm2,by-assistant,pruned,pruned-alone,alone})
+    local stages=("$run"/{teacher,assistant,logits,minilm,minilm2,by-assistant,pruned,pruned-alone,alone})
     compare distill "${stages[@]}"
     "$PYTHON" $here/probe.py $here/distill data/kjv.jsonl $run/more-masked "${stages[@]}"
 }
