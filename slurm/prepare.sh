@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A pipeline of text (docs/data.md), each of its phases an array of jobs that begins when the one before it is done.
+# A pipeline of text (docs/pipelines.md), each of its phases an array of jobs that begins when the one before it is done.
 #
 #   bash slurm/prepare.sh [--here] PIPELINE
 #

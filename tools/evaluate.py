@@ -28,6 +28,7 @@ import torch
 
 from growth.describe import table
 from pretrain.checkpoint import Manifest, find
+from pretrain.checkpoint.find import step_of, steps
 from pretrain.checkpoint.locate import locate
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.cli import command
@@ -73,12 +74,13 @@ def work(options: argparse.Namespace) -> command.Answer:
         results, failed = _results(options.model, tasks, options)
         return _answer([(str(options.model), results, failed)], {})
     checkpoint = locate(options.model, finished=True)
-    record = _record(checkpoint, tasks, options)
+    manifest = Manifest.load(checkpoint)
+    record = _record(checkpoint, manifest, tasks, options)
     stage = checkpoint.absolute().parents[1]
     if not record.results:
         raise UserError("\n".join(f"{task}: {why}" for task, why in record.failed.items()))
     if checkpoint.parent.name == "checkpoints" and options.fewshot is None:
-        records.keep(stage, record.with_earlier(records.find(stage, Manifest.load(checkpoint))))
+        records.keep(stage, record.with_earlier(records.find(stage, manifest)))
     return _answer([(str(checkpoint), record.results, record.failed)], {"step": record.step})
 
 
@@ -93,11 +95,20 @@ def _due(options: argparse.Namespace) -> command.Answer:
         while paths := _before(folder) or records.waiting(folder, stage):
             path = paths[0]
             record = _judged(path, stage, options)
-            if not path.exists() or Manifest.load(path).hash != record.checkpoint:
-                continue  # the stage has gone back behind it
+            if _is_of_another_way(path, record):
+                continue
             records.keep(path.absolute().parents[1], record)
             done.append((str(path), record.results, record.failed))
     return _answer(done, {}) if done else command.Answer(f"{folder}: nothing is due", {"models": []})
+
+
+def _is_of_another_way(checkpoint: Path, record: Record) -> bool:
+    """Whether the stage has gone back behind a checkpoint while it was evaluated. One that was removed because training
+    is far ahead of evaluations is none of these."""
+    if checkpoint.exists():
+        return Manifest.load(checkpoint).hash != record.checkpoint
+    newest = next(iter(steps(checkpoint.parent)), None)
+    return newest is None or (step_of(newest) or 0) < record.step
 
 
 def _before(folder: Path) -> list[Path]:
@@ -111,25 +122,25 @@ def _before(folder: Path) -> list[Path]:
 
 def _judged(checkpoint: Path, stage: Stage, options: argparse.Namespace) -> Record:
     """The record of a checkpoint whatever happens, but for an end of this process: it is not tried again."""
-    began = time.monotonic()
+    began, manifest = time.monotonic(), Manifest.load(checkpoint)  # which may not be there any more at the end
     options.limit = stage.eval.limit or None
     try:
-        return _record(checkpoint, stage.eval.tasks, options)
+        return _record(checkpoint, manifest, stage.eval.tasks, options)
     except (UserError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())
         failed = dict.fromkeys(stage.eval.tasks, why)
         about = {"limit": options.limit, "harness": _harness(), "took": time.monotonic() - began}
-        return Record.of(Manifest.load(checkpoint), results={}, failed=failed, **about)
+        return Record.of(manifest, results={}, failed=failed, **about)
 
 
-def _record(checkpoint: Path, tasks: Sequence[str], options: argparse.Namespace) -> Record:
+def _record(checkpoint: Path, manifest: Manifest, tasks: Sequence[str], options: argparse.Namespace) -> Record:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cambium-evaluate-") as place:
         folder = Path(place) / "export"
         export(checkpoint, folder, dtype=options.dtype, shard_bytes=4 * 10**9, tokenizer=options.tokenizer)
         results, failed = _results(folder, tasks, options)
     about = {"limit": options.limit, "harness": _harness(), "took": time.monotonic() - began}
-    return Record.of(Manifest.load(checkpoint), results=results, failed=failed, **about)
+    return Record.of(manifest, results=results, failed=failed, **about)
 
 
 def _results(

@@ -12,7 +12,7 @@ text. A stage of a curriculum trains on any legal number of its oldest pieces. A
 was when it is started again.
 
 A pipeline (--pipeline) is a file that says what is read, by which rules documents are left out, how duplicates are
-found and which corpus of shards it becomes; docs/data.md has its keys. It needs the extra `data`: pip install
+found and which corpus of shards it becomes; docs/pipelines.md has its keys. It needs the extra `data`: pip install
 'cambium[data]'. slurm/prepare.sh does the same work as SLURM arrays.
 """
 

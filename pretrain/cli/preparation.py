@@ -19,7 +19,7 @@ EXTRA = ("datatrove", "fastwarc", "loguru", "py3langid", "resiliparse")  # packa
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pipeline", type=Path, help="a YAML file (docs/data.md has its keys)")
+    parser.add_argument("pipeline", type=Path, help="a YAML file (docs/pipelines.md has its keys)")
     parser.add_argument("--workers", type=command.positive, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
         "--begin", action="store_true", help="check the file, make the folder of its work and list what is to be done"
@@ -61,7 +61,7 @@ def _begin(pipeline: Path) -> command.Answer:
     from pretrain.prepare import run
 
     job = run.Job(pipeline)
-    phases = [(phase.name, phase.tasks) for phase in job.begin()] if job.existing() is None else []
+    phases = [(phase.name, phase.tasks) for phase in run.begin(job)]
     lines = [str(job.output.absolute()), *(f"{name}\t{tasks}" for name, tasks in phases)]
     return command.Answer("\n".join(lines), {"output": lines[0], "phases": phases})
 

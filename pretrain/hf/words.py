@@ -19,9 +19,8 @@ from pretrain.errors import UserError
 from pretrain.generate.write import can_write
 from pretrain.hf.imports import look
 from pretrain.hf.tokenizers import imported, vocabulary
+from pretrain.report.continuation import CONFIG
 from pretrain.runtime import documents
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,6 @@ class Stored:
         begin = self.begin + index * self.strides[0] * self.dtype.itemsize
         return replace(self, begin=begin, shape=self.shape[1:], strides=self.strides[1:])
 
-    def viewed(self, shape: tuple[int, ...]) -> Stored:
-        """A contiguous tensor as one of another shape with as many elements."""
-        return replace(self, shape=shape, strides=_contiguous(shape))
-
 
 def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
     """The object in a file of torch.save, or in a part of a file, as plain data with a `Stored` for each tensor.
@@ -165,13 +161,6 @@ def _tensors(path: Path) -> Mapping[str, Any]:
         "torch._utils._rebuild_parameter_with_state": Maker(lambda data, *_: data),
         "torch._tensor._rebuild_from_type_v2": Maker(of_type),
     }
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides = [1] * len(shape)
-    for d in reversed(range(len(shape) - 1)):
-        strides[d] = strides[d + 1] * shape[d + 1]
-    return tuple(strides)
 
 
 class _Window(io.RawIOBase):

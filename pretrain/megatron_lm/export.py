@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def export_megatron(
                 make_folder(work / "tokenizer")
                 words.write(work / "tokenizer")
             write_file(work / TRACKER, str(manifest.step).encode())
+            _sync(work)
             work.rename(folder)
             fsync_folder(work.parent)
         except OSError as error:
@@ -123,6 +125,16 @@ BACKEND = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+
+
+def _sync(folder: Path) -> None:
+    """Has everything in a folder on the disk, before it gets its name."""
+    for path in folder.rglob("*"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _words(reader: Reader, checkpoint: Path, tokenizer: Path | None) -> Vocabulary | None:

@@ -29,7 +29,7 @@ from pretrain.runtime import documents
 from pretrain.runtime.files import Lock, fsync_folder, hash_of, make_folder, write_json
 from pretrain.runtime.forks import spread
 
-REQUEST = "request.json"
+REQUEST, LOCKS = "request.json", "locks"
 EXPANDS = 4  # a compressed file's text is about so many times as large
 NEEDS = 1.5  # bytes of disk for each byte of text: kept text, signatures and tokens
 
@@ -107,9 +107,10 @@ class Job:
         """Makes the folder of the work, without what another pipeline has left in it; gives the phases of which
         something is left to do.
 
-        Raises UserError where the disk has no room.
+        Raises UserError where the disk has no room, and where tasks of that other pipeline still run.
         """
         if _written(self.partial) != self.request:
+            self.alone()
             make_folder(self.partial)
             for path in self.partial.iterdir():
                 if path.name != LOCK:
@@ -123,6 +124,11 @@ class Job:
         make_folder(self.work.work)
         left = [p for p in self.phases if Executor(p, self.work.work, 1).get_incomplete_ranks()]
         return left or self.phases[-1:]  # the last phase also ends the work
+
+    def alone(self) -> None:
+        """Raises UserError, naming who does it, while a task is done by itself."""
+        for path in sorted((self.work.work / LOCKS).glob("*")):
+            Lock(path).release()
 
     def finish(self) -> None:
         """Gives the folder its name."""
@@ -155,6 +161,7 @@ def prepare(job: Job, workers: int, progress: OnProgress = lambda *_: None) -> t
         return description, True
     make_folder(job.partial)
     with Lock(job.partial / LOCK):
+        job.alone()
         job.begin()
         for number, phase in enumerate(job.phases):
             progress(phase.name, number, len(job.phases))
@@ -163,8 +170,18 @@ def prepare(job: Job, workers: int, progress: OnProgress = lambda *_: None) -> t
     return existing(job.output, job.request), False
 
 
+def begin(job: Job) -> list[Phase]:
+    """The phases of which something is left to do, for tasks that are done by themselves; none where the corpus is
+    there. Raises UserError as `Job.begin` does, and while `prepare` makes the same corpus."""
+    if job.existing() is not None:
+        return []
+    make_folder(job.partial)
+    with Lock(job.partial / LOCK):
+        return job.begin()
+
+
 def run_task(job: Job, name: str, task: int) -> None:
-    """One task of a phase, after `Job.begin` and the phases before; that of the last phase ends the work.
+    """One task of a phase, after `begin` and the phases before; that of the last phase ends the work.
 
     Raises UserError where the file is not that of the work that was begun.
     """
@@ -175,7 +192,7 @@ def run_task(job: Job, name: str, task: int) -> None:
     phase = next((phase for phase in job.phases if phase.name == name), None)
     if phase is None or not 0 <= task < phase.tasks:
         raise UserError(f"{job.file} has no task {task} of a phase {name!r}")
-    locks = job.work.work / "locks"
+    locks = job.work.work / LOCKS
     make_folder(locks)
     with Lock(locks / f"{name}-{task}"):
         Executor(phase, job.work.work, 1).run_task(task)

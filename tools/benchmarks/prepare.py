@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> Report:
     own = spread(alone)[0]
     rows = []
     for workers, rounds in times.items():
-        ratio, low, high = spread([mine / cpu for mine, (cpu, _) in zip(alone, rounds, strict=True)])
+        ratio, low, high = spread([single / cpu for single, (cpu, _) in zip(alone, rounds, strict=True)])
         wall = spread([first / all_ for (_, first), (_, all_) in zip(times[1], rounds, strict=True)])[0]
         cpu = spread([cpu for cpu, _ in rounds])[0]
         row = {"workers": workers, "tokenizer": size / own, "pipeline": size / cpu}

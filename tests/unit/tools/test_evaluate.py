@@ -1,6 +1,7 @@
 """Tasks of lm-eval out of local files, on checkpoints and on their exports."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pretrain.checkpoint import Manifest
 from pretrain.judge import records
 from pretrain.stage import trained
 from tests.unit.tools.runs import Run, save
+from tools import evaluate
 from tools.evaluate import main
 from tools.export_hf import main as export_hf
 
@@ -125,6 +127,24 @@ def test_what_is_due(run: Run, tasks: Path, tmp_path: Path, capsys: pytest.Captu
     assert "no_such_task" in record.failed["no_such_task"]
     records.forget(folder, after=19)
     assert records.waiting(folder, stage)
+
+
+def test_a_checkpoint_that_is_gone_at_the_end(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that retention has removed meanwhile the results are kept; of one behind which the stage went, not."""
+    stage = replace(run.curriculum.stage("small"), eval=config.Eval(("some_task",), interval=20))
+    result = {"metrics": {"acc": 0.5}, "errors": {}, "samples": 2, "fewshot": 0}
+    monkeypatch.setattr(evaluate, "_results", lambda *_: ({"some_task": result}, {}))
+    monkeypatch.setattr(evaluate, "export", lambda checkpoint, *_, **__: shutil.rmtree(checkpoint))
+    for later, kept in ((30, [20]), (10, [])):
+        folder = tmp_path / str(later) / "small"
+        save(stage, folder / "checkpoints/step-00000020")
+        (folder / f"checkpoints/step-{later:08d}").mkdir()
+        (folder / "config.yaml").write_text(config.to_yaml(stage))
+        (folder / "metrics.jsonl").touch()
+        judged(capsys, str(folder), "--due")
+        assert [record.step for record in records.read(folder)] == kept
 
 
 def test_an_order_of_sublayers(

@@ -17,9 +17,10 @@ from pretrain.errors import UserError
 from pretrain.prepare import reading
 from pretrain.prepare.keys import load
 from pretrain.prepare.rules import make_rules
-from pretrain.prepare.run import Job, prepare, run_task
+from pretrain.prepare.run import Job, begin, prepare, run_task
 from tests.faults import killing
 from tests.unit.pretrain.prepare.planted import alike, plant, shingles
+from tests.unit.pretrain.runtime.test_files import Holder
 
 SIMILAR = (1.0, 0.9, 0.7, 0.5)
 EACH = 8
@@ -223,6 +224,29 @@ def test_what_stops_it(texts: list[str], given: Path, tmp_path: Path, monkeypatc
     file = write(tmp_path / "d", ["x"], read={"files": [str(tmp_path / "text.jsonl.gz")]})
     with pytest.raises(UserError, match=r"text\.jsonl\.gz: damaged"):
         prepare(Job(file), 1)
+
+
+def test_what_is_at_work_stays(texts: list[str], given: Path, tmp_path: Path) -> None:
+    """Another pipeline's file does not remove what tasks, or all of it here, are writing; nor do both write at once."""
+    file = write(tmp_path, texts[:9], tokens={"tokenizer": str(given)})
+    begin(Job(file))
+    locks = tmp_path / "corpus.partial/work/locks"
+    locks.mkdir()
+    task = Holder(locks / "clean-0", os.uname().nodename)
+    begin(Job(file))
+    with pytest.raises(UserError, match=r"locks: process 7 on .* writes here"):
+        prepare(Job(file), 1)
+    write(tmp_path, texts[:9], tokens={"tokenizer": str(given), "least": 5})
+    with pytest.raises(UserError, match=r"locks: process 7 on .* writes here"):
+        begin(Job(file))
+    task.stop()
+    (tmp_path / "corpus.partial/lock").unlink()
+    whole = Holder(tmp_path / "corpus.partial/lock", os.uname().nodename)
+    with pytest.raises(UserError, match=r"corpus\.partial: process 7 on .* writes here"):
+        begin(Job(file))
+    whole.stop()
+    begin(Job(file))
+    assert not any(locks.glob("*"))
 
 
 def test_kinds_of_files(tmp_path: Path) -> None:
