@@ -23,6 +23,7 @@ from pretrain.config import Curriculum
 from pretrain.config.keys import Yours
 from pretrain.data.corpus.encoders import ByteLevelEncoder, SentencePieceEncoder
 from pretrain.data.corpus.prepare import prepare
+from pretrain.data.corpus.remote import is_url
 from pretrain.data.corpus.sources import Source
 from pretrain.data.tokenizers.byte_level import is_byte_level
 from pretrain.errors import UserError
@@ -51,20 +52,29 @@ def work(options: argparse.Namespace) -> command.Answer:
 def _begin(curriculum: Curriculum, yours: Yours) -> Iterator[str]:
     source, first = Path(yours.model), curriculum.stages[0]
     _compare(curriculum, shape_of(source), first.model.architecture())
+    folders = _folders(curriculum) if yours.text else []
     imported = import_model(source, curriculum.folder / first.name, progress=sys.stderr.isatty())
     there = " (is there already)" if imported.existed else ""
     yield f"{source} -> {imported.checkpoint}{there}: {imported.parameters:,} parameters"
-    for corpus in dict.fromkeys(stage.data.corpus for stage in curriculum.stages) if yours.text else ():
-        if not corpus:
-            raise UserError(
-                f"{curriculum.path}: yours.text becomes data.corpus, and a stage has data.corpora: prepare each of "
-                "them with tools/prepare_data.py --tokenizer, and leave yours.text out"
-            )
+    for corpus in folders:
         texts = Source(tuple(map(Path, yours.text)))
         own = ByteLevelEncoder(source) if is_byte_level(source) else SentencePieceEncoder(source / "tokenizer.model")
         description, existed = prepare(texts, Path(corpus), own)
         there = " (is there already)" if existed else ""
         yield f"{', '.join(yours.text)} -> {corpus}{there}: {description['tokens']:,} tokens"
+
+
+def _folders(curriculum: Curriculum) -> list[str]:
+    """The corpora that are made of yours.text. Raises UserError for several in a stage, and for one at a URL."""
+    folders = list(dict.fromkeys(stage.data.corpus for stage in curriculum.stages))
+    for corpus in folders:
+        if not corpus or is_url(corpus):
+            raise UserError(
+                f"{curriculum.path}: yours.text becomes the folder data.corpus, and a stage has "
+                f"{corpus or 'data.corpora'}: prepare what it has with tools/prepare_data.py --tokenizer, and leave "
+                "yours.text out"
+            )
+    return folders
 
 
 def _compare(curriculum: Curriculum, given: Architecture, written: Architecture) -> None:

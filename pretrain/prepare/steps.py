@@ -71,7 +71,7 @@ class TrainTokenizer(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         make_folder(self.folder)
-        self.encoder.train(self._texts, os.cpu_count() or 1).save(self.folder)
+        self.encoder.train(self._texts, len(os.sched_getaffinity(0))).save(self.folder)
 
     def _texts(self) -> Iterator[str]:
         for rank in range(self.tasks):

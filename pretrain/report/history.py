@@ -99,7 +99,8 @@ def load(folder: Path) -> list[StageHistory]:
 def load_stage(folder: Path) -> StageHistory:
     """A stage, which may have no records yet. Raises UserError if the folder is not a stage's, or damaged."""
     try:
-        records = tuple(metrics.read(folder / "metrics.jsonl"))
+        # Evaluations have files of their own, of which those that came after the stage's end are too.
+        records = tuple(r for r in metrics.read(folder / "metrics.jsonl") if not metrics.is_judgement(r))
         config = _config(folder / "config.yaml")
         events = tuple(_event(path) for path in sorted((folder / "events").glob("*.json")))
         evaluations, groups = tuple(evaluated.read(folder)), tuple(trained.read(folder))

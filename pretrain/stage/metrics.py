@@ -184,7 +184,12 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 def judged(path: Path) -> set[int]:
     """The steps of whose evaluations there are records."""
-    return {record["step"] for record in read(path) if any(key.startswith(JUDGED) for key in record)}
+    return {record["step"] for record in read(path) if is_judgement(record)}
+
+
+def is_judgement(record: Record) -> bool:
+    """Whether it is of an evaluation, whose step may be long before that of the record before."""
+    return any(key.startswith(JUDGED) for key in record)
 
 
 def _is_figure(key: str, value: Any) -> bool:

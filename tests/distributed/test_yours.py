@@ -59,6 +59,10 @@ def test_a_model_is_grown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "family: qwen3_tied" in said
     assert "layers: 2" in said
     document["stages"][0]["model"] = {"layers": 2}
+    path.write_text(yaml.safe_dump({**document, "data": {"corpus": "s3://bucket/corpus"}}))
+    assert yours.main([str(path), "--begin"]) == 2
+    assert "becomes the folder data.corpus, and a stage has s3://bucket/corpus: prepare" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # before anything is imported
     path.write_text(yaml.safe_dump(document))
     for _ in range(2):
         assert yours.main([str(path), "--begin"]) == 0

@@ -63,8 +63,12 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
 
 
 def test_what_each_needed_to_get_as_far_as_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Between two validations by a straight line, with a patch's FLOPs and seconds from the patch on."""
+    """Between two validations by a straight line, with a patch's FLOPs and seconds from the patch on. What came late of
+    tasks on the checkpoint of the patch's step is none of its records."""
     fast = write(tmp_path / "fast", [8.0, 4.0, 1.0], patch=10)
+    late = {"step": 10, "tokens": 1000, "flops": 10e9, "seconds": 20.0, "eval/some_task/acc": 0.5}
+    with (fast / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(late) + "\n")
     never = write(tmp_path / "never", [8.0, 7.0, 5.0])
     last = write(tmp_path / "last", [8.0, 6.0, 3.0, 2.0])
     found = answer(capsys, str(fast), str(never), str(last), "--out", str(tmp_path / "out"))

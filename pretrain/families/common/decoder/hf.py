@@ -130,11 +130,19 @@ def rope_of(imported: Mapping[str, Any], where: str) -> Rope:
         if kind == "default":
             return Rope(kind, scalars)
         if kind == LLAMA3:
-            return Rope(kind, scalars | {name: _given(rope, own, where) for name, own in SCALED.items()})
+            return Rope(kind, scalars | _scaling(rope, where))
     raise UserError(
         f"{where}: {key} = {show(imported[key])}: Cambium has plain rotary embeddings, those scaled as Llama 3.1's are "
         "and tables of frequencies, so this model cannot be imported"
     )
+
+
+def _scaling(rope: Mapping[str, Any], where: str) -> dict[str, float]:
+    scaling = {name: _given(rope, key, where) for name, key in SCALED.items()}
+    _, low, high, _ = scaling.values()
+    if low >= high:
+        raise UserError(f"{where}: low_freq_factor = {low:g} must be below high_freq_factor = {high:g}")
+    return scaling
 
 
 def _given(rope: Mapping[str, Any], key: str, where: str) -> float:

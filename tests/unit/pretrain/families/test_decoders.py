@@ -125,6 +125,7 @@ REFUSED = {
     "head_dim": (None, "head_dim = None must be there"),
     "rope_scaling": ({"type": "yarn", "factor": 4.0}, "rope_scaling = .*yarn.*: Cambium has plain rotary"),
     "rope_parameters": ({"rope_theta": 1e6, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "rope_scaling, of no band": ({**SCALED, "low_freq_factor": 4.0}, "low_freq_factor = 4 must be below high_freq"),
     "num_experts": (8, "num_experts = 8: unknown to Cambium, so it may change"),
     "auto_map": ({"AutoModelForCausalLM": "mine.Model"}, "auto_map"),
 }
@@ -135,6 +136,6 @@ def test_what_a_config_may_not_say(key: str, tmp_path: Path) -> None:
     """By name, before anything is read."""
     value, message = REFUSED[key]
     config = transformers.Qwen3Config(**CONFIG, head_dim=8).to_dict()
-    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, key.partition(",")[0]: value}))
     with pytest.raises(UserError, match=message):
         import_model(tmp_path, tmp_path / "run/first")
