@@ -42,6 +42,9 @@ from pretrain.report import history
 from pretrain.report.continuation import CONFIG, trusted, writes
 from pretrain.runtime.files import Lock, make_folder
 
+Judged = tuple[str, Mapping[str, Mapping[str, Any]], Mapping[str, str]]
+"""The name of a model, its results and what failed."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a checkpoint, a stage, a run (its last finished stage), or an export")
@@ -85,21 +88,28 @@ def work(options: argparse.Namespace) -> command.Answer:
 
 
 def _due(options: argparse.Namespace) -> command.Answer:
-    """One process at a time evaluates a stage, and first what it has grown from; another waits, and then finds less to
-    do."""
+    """First what a stage has grown from, then the stage. One process at a time evaluates those of one stage; another
+    waits, and then finds less to do."""
     folder: Path = options.model
     stage = stage_from(history.load_stage(folder).config, str(folder))
-    make_folder(folder / records.FOLDER)
-    done = []
-    with _alone(folder / records.FOLDER / "lock"):
-        while paths := _before(folder) or records.waiting(folder, stage):
-            path = paths[0]
-            record = _judged(path, stage, options)
-            if _is_of_another_way(path, record):
-                continue
-            records.keep(path.absolute().parents[1], record)
-            done.append((str(path), record.results, record.failed))
+    done: list[Judged] = []
+    for parent in _before(folder):
+        with _alone(parent.absolute().parents[1]):
+            if _before(folder):  # the stage that it is of may have evaluated it meanwhile
+                done += _kept(parent, stage, options)
+    with _alone(folder):
+        while paths := records.waiting(folder, stage):
+            done += _kept(paths[0], stage, options)
     return _answer(done, {}) if done else command.Answer(f"{folder}: nothing is due", {"models": []})
+
+
+def _kept(checkpoint: Path, stage: Stage, options: argparse.Namespace) -> list[Judged]:
+    """Evaluates a checkpoint and keeps the record; nothing where that is of no use any more."""
+    record = _judged(checkpoint, stage, options)
+    if _is_of_another_way(checkpoint, record):
+        return []
+    records.keep(checkpoint.absolute().parents[1], record)
+    return [(str(checkpoint), record.results, record.failed)]
 
 
 def _is_of_another_way(checkpoint: Path, record: Record) -> bool:
@@ -157,11 +167,12 @@ def _harness() -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds the lock of a folder, once whoever has it gives it back."""
+def _alone(stage: Path) -> Iterator[None]:
+    """Holds the lock of the evaluations of a stage, by its folder, once whoever has it gives it back."""
+    make_folder(stage / records.FOLDER)
     while True:
         try:
-            lock = Lock(path)
+            lock = Lock(stage / records.FOLDER / "lock")
             break
         except UserError:
             time.sleep(1)
@@ -169,11 +180,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-Judged = tuple[str, Mapping[str, Mapping[str, Any]], Mapping[str, str]]
-
-
 def _answer(judged: Sequence[Judged], more: Mapping[str, Any]) -> command.Answer:
-    """judged: of each model its name, its results and what failed."""
     lines = []
     for name, results, failed in judged:
         rows = [["", "task", "metric", "value", "error", "samples", "shots"]]

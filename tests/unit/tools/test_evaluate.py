@@ -1,9 +1,11 @@
 """Tasks of lm-eval out of local files, on checkpoints and on their exports."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from pretrain import config
 from pretrain.checkpoint import Manifest
 from pretrain.judge import records
 from pretrain.stage import trained
+from tests.unit.pretrain.runtime.test_files import Holder
 from tests.unit.tools.runs import Run, save
 from tools import evaluate
 from tools.evaluate import main
@@ -145,6 +148,33 @@ def test_a_checkpoint_that_is_gone_at_the_end(
         (folder / "metrics.jsonl").touch()
         judged(capsys, str(folder), "--due")
         assert [record.step for record in records.read(folder)] == kept
+
+
+def test_what_a_stage_has_grown_from_is_judged_once(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the process of the stage that it is of is at it already."""
+    stage, folder = replace(run.curriculum.stage("large"), eval=config.Eval(("some_task",))), tmp_path / "run/large"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml(stage))
+    (folder / "metrics.jsonl").touch()
+    shutil.copytree(run.parent, parent := tmp_path / "run/small/checkpoints/step-00000020")
+    manifest = Manifest.load(parent)
+    newest = SimpleNamespace(manifest=SimpleNamespace(parent={"path": str(parent), "hash": manifest.hash}))
+    monkeypatch.setattr(evaluate, "find", lambda _: newest)
+    result = {"metrics": {"acc": 0.5}, "errors": {}, "samples": 2, "fewshot": 0}
+    about = {"limit": None, "harness": "none", "took": 1.0}
+
+    def other(_: float) -> None:
+        records.keep(tmp_path / "run/small", records.Record.of(manifest, results={"some_task": result}, **about))
+        holder.stop()
+
+    (tmp_path / "run/small/evaluations").mkdir()
+    holder = Holder(tmp_path / "run/small/evaluations/lock", os.uname().nodename)
+    monkeypatch.setattr(evaluate.time, "sleep", other)
+    monkeypatch.setattr(evaluate, "_results", lambda *_: pytest.fail("it is judged twice"))
+    assert judged(capsys, str(folder), "--due")["models"] == []
+    assert records.find(tmp_path / "run/small", manifest)
 
 
 def test_an_order_of_sublayers(
