@@ -6,7 +6,7 @@ one process and with more. Rounds alternate.
 
 import argparse
 import json
-import os
+import resource
 import shutil
 import tempfile
 import time
@@ -100,7 +100,12 @@ def _job(folder: Path, options: argparse.Namespace) -> tuple[Any, list[str]]:
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
     """Seconds of CPU time, with that of children that have ended, and elapsed."""
-    before, start = os.times(), time.perf_counter()
+    before, start = _cpu(), time.perf_counter()
     work()
-    after = os.times()
-    return sum(after[:4]) - sum(before[:4]), time.perf_counter() - start
+    return _cpu() - before, time.perf_counter() - start
+
+
+def _cpu() -> float:
+    """Not os.times, which counts hundredths of a second."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
