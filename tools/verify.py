@@ -138,6 +138,11 @@ def event(parent: Reader, child: Reader, corpus: Path | None, bars: bool) -> tup
     return checks, certificate
 
 
+def _grew(event: Mapping[str, Any]) -> bool:
+    """Whether it is an event of growth, and not an average of checkpoints, which has no certificate."""
+    return "plan" in event and "averaged" not in event
+
+
 def _plans(events: Sequence[Mapping[str, Any]], stage: str, before: int | None) -> list[Plan]:
     """The plan that made the first model of a stage, and those of the patches inside it since.
 
@@ -147,7 +152,7 @@ def _plans(events: Sequence[Mapping[str, Any]], stage: str, before: int | None) 
         before = len(events)
         while before and events[before - 1]["stage"] == stage:
             before -= 1
-    plans = [Plan.from_json(event["plan"]) for event in events[before:] if "plan" in event]
+    plans = [Plan.from_json(event["plan"]) for event in events[before:] if _grew(event)]
     if not plans:
         raise UserError(f"stage {stage!r} has no growth event after those of its parent")
     return plans

@@ -41,7 +41,7 @@ from pretrain.megatron_lm.corrections import Corrections
 from pretrain.megatron_lm.folders import TRACKER
 from pretrain.megatron_lm.names import fused, layer_of, without_layer
 from pretrain.megatron_lm.torch_dist import COMMON, METADATA, whole
-from pretrain.runtime.files import fsync_folder, make_folder, write_file
+from pretrain.runtime.files import Lock, fsync_folder, make_folder, write_file
 
 CHUNK = 64 << 20  # bytes: what is in memory at a time, and what one rank of Megatron-LM reads at least
 FILE = 4 << 30  # bytes: a file of chunks is about so large at most
@@ -93,24 +93,31 @@ def export_megatron(
             return reordered(partial(corrections.read, reader, kind, name), tensors[name], rows, box)
 
         work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
-        shutil.rmtree(work, ignore_errors=True)
-        place = work / f"iter_{manifest.step:07d}"
-        make_folder(place)
         try:
-            chunks = _Chunks(place, arch, read, progress)
-            for kind in KINDS if moments else KINDS[:1]:
-                chunks.write(kind, PREFIXES[kind] if moments else PREFIXES[kind][:1])
-            chunks.finish()
-            common = _common(manifest.config, manifest.progress, arguments, manifest.step, corrections.step, moments)
-            torch.save(common, place / COMMON)
-            write_file(place / "metadata.json", json.dumps(BACKEND).encode())
-            if words:
-                make_folder(work / "tokenizer")
-                words.write(work / "tokenizer")
-            write_file(work / TRACKER, str(manifest.step).encode())
-            _sync(work)
-            work.rename(folder)
-            fsync_folder(work.parent)
+            make_folder(work)
+            with Lock(work / LOCK):
+                for path in work.iterdir():  # what an export that was stopped has left
+                    if path.name != LOCK:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                place = work / f"iter_{manifest.step:07d}"
+                make_folder(place)
+                chunks = _Chunks(place, arch, read, progress)
+                for kind in KINDS if moments else KINDS[:1]:
+                    chunks.write(kind, PREFIXES[kind] if moments else PREFIXES[kind][:1])
+                chunks.finish()
+                common = _common(
+                    manifest.config, manifest.progress, arguments, manifest.step, corrections.step, moments
+                )
+                torch.save(common, place / COMMON)
+                write_file(place / "metadata.json", json.dumps(BACKEND).encode())
+                if words:
+                    make_folder(work / "tokenizer")
+                    words.write(work / "tokenizer")
+                write_file(work / TRACKER, str(manifest.step).encode())
+                _sync(work)
+                work.rename(folder)
+                (folder / LOCK).unlink()
+                fsync_folder(work.parent)
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror} ({error.filename or work})") from error
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -119,6 +126,7 @@ def export_megatron(
     )
 
 
+LOCK = "lock"
 BACKEND = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,

@@ -38,7 +38,7 @@ from pretrain.stage.moved import groups, moved
 from pretrain.stage.resolved import Resolved
 from pretrain.stage.teach import flops_per_token, teach
 from pretrain.stage.validate import Validation
-from pretrain.stage.write import is_due, write
+from pretrain.stage.write import forget, is_due, write
 from pretrain.state import State
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Run:
         self.checkpointer = Checkpointer(folder, None, keep.keep, keep.keep_every, asynchronous=True)
         if is_first():
             (self.folder / "config.yaml").write_text(to_yaml(given))
+            forget(self.folder, progress.step)
         self.metrics = Metrics(self.folder, curriculum, self.stage, progress, resolved.layout.world)
         self.beside = None
         if is_first() and given.eval.tasks:
@@ -213,10 +214,10 @@ class Run:
         if now or regular:
             self.watchdog.beat("checkpoint", step)
             with self._apart():
-                self.checkpointer.save(
+                saved = self.checkpointer.save(
                     step, boxes(self.engine), self._fields(), spare=partial(self._spare, self.state.health.good)
                 )
-                saved = self.checkpointer.wait() if now or patching else None
+                saved = (self.checkpointer.wait() if now or patching else None) or saved
             self._written = False  # the last step knew nothing of this one
         saved = saved or self.checkpointer.poll(self._written)
         if saved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from pretrain.engine.engine import Engine
 from pretrain.families.common.text import Feed
 from pretrain.generate.sampling import Sampling, choose
 from pretrain.runtime.comm import Comm
+from pretrain.runtime.files import write_file
 from pretrain.runtime.ranks import is_first
 from pretrain.schedule.progress import Progress
 
@@ -26,6 +28,22 @@ def is_due(feed: Feed, progress: Progress, spent: bool) -> bool:
     """Whether the validation at this step comes with a text; that at the end of a stage does."""
     wanted, every = feed.stage.log.samples, feed.stage.train.eval_interval
     return bool(wanted.prompt) and (spent or progress.step // every % wanted.interval == 0)
+
+
+def forget(folder: Path, step: int) -> None:
+    """Drops the texts from this step on, at which a stage starts again: they are written anew. So is a line that a kill
+    cut off."""
+    path = folder / FILE
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_file(path, "".join(line for line in lines if line.endswith("\n") and _step(line) < step).encode())
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize
 
 
 def write(engine: Engine, feed: Feed, progress: Progress, folder: Path) -> None:

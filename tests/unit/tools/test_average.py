@@ -93,3 +93,14 @@ def test_between_before_and_after_growth(run: Run, tmp_path: Path, capsys: pytes
     assert "has not grown from the model of" in capsys.readouterr().err
     assert main([str(run.parent), "--output", str(tmp_path / "no")]) == 2
     assert "an average is of several" in capsys.readouterr().err
+
+
+def test_an_average_is_no_event_of_growth(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """verify --parent measures the growth before it, and asks for no certificate of the average."""
+    grown = tmp_path / "step-00000000"
+    assert grow([str(run.folder), str(grown), "--config", run.config, "--stage", "large", "--no-certificate"]) == 0
+    capsys.readouterr()
+    averaged(capsys, str(run.parent), str(grown), "--output", str(tmp_path / "mid"), "--between", "0.5")
+    verify([str(tmp_path / "mid"), "--parent", str(run.parent), "--json"])
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert "patches" not in {check["name"] for check in checks}

@@ -17,9 +17,11 @@ from pretrain.megatron_lm.corrections import Corrections
 from pretrain.megatron_lm.export import export_megatron
 from pretrain.megatron_lm.folders import opened
 from pretrain.megatron_lm.imports import import_megatron
+from pretrain.runtime.files import Lock
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
+from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.pretrain.megatron_lm.folders import GPT2, KINDS, LLAMA2, SIZES, TIED, drawn
 from tools.export_megatron import main
 
@@ -66,6 +68,20 @@ def test_what_goes_out_comes_back_bit_for_bit(
     for kind in KINDS:
         name = f"{kind}-00000.safetensors"
         assert (back.checkpoint / name).read_bytes() == (path / name).read_bytes()
+
+
+def test_an_export_that_was_killed_and_one_that_lives(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What the first has left goes; the second is not disturbed."""
+    path, work = checkpoint_of(tmp_path / "run" / "base", LLAMA2), tmp_path / ".out.partial"
+    (work / "iter_0000004").mkdir(parents=True)
+    (work / "iter_0000004" / "left.distcp").write_bytes(b"half")
+    with Lock(work / export.LOCK):
+        assert run_ranks(1, lambda rank: main([str(path), str(tmp_path / "out")]), tmp_path / "store") == [2]
+    assert "must not write one folder" in capfd.readouterr().err
+    assert (work / "iter_0000004" / "left.distcp").exists()
+    export_megatron(path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("**/left.distcp")) + list((tmp_path / "out").glob(export.LOCK))
+    assert not work.exists()
 
 
 def test_generations_have_one_step_there(tmp_path: Path) -> None:
