@@ -22,7 +22,7 @@ STAGES = {"seed": {"dp": 2}, "wide": {"tp": 2, "dp": 2}, "deep": {"pp": 3, "dp":
 
 def checkout(folder: Path) -> Path:
     """The project as a user has it, with this cluster in its site.sh."""
-    for name in ("growth", "pretrain", "slurm", "configs"):
+    for name in ("growth", "pretrain", "slurm", "tools", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
     site = (folder / "slurm/site.sh").read_text()
