@@ -86,7 +86,8 @@ def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
                 )
             with zipfile.ZipFile(io.BufferedReader(window)) as archive:
                 return _content(path, offset, file, archive)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError, RuntimeError) as error:
+        # RuntimeError is also what zipfile says of a damaged header that asks for a password or another compression.
         raise UserError(f"{path}: it is damaged ({one_line(str(error))})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -10,7 +10,7 @@ parent has cut, the token that holds the place is an input and no label, as in t
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from pretrain.data.corpus.corpus import Corpus, Split
 from pretrain.data.packing import best_fit, pieces
 from pretrain.data.ragged import ragged
-from pretrain.data.stream.stream import WINDOW, Position, full_tokens, next_documents
-from pretrain.data.stream.windows import WindowedStream
+from pretrain.data.stream.stream import Position, TextStream, full_tokens, next_documents
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,10 @@ class Documents:
     end: Position
 
 
-class PackedStream(WindowedStream[Position, PackedWindow, PackedBatch]):
-    """The training text of a stage with ``data.packing: best_fit``; takes and raises what ``Stream`` does."""
+class PackedStream(TextStream[PackedWindow, PackedBatch]):
+    """The training text of a stage with ``data.packing: best_fit``."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        *,
-        vocab: int,
-        seq_len: int,
-        seed: int,
-        validation: float,
-        cursor: dict[str, Any] | None = None,
-        window: int = WINDOW,
-    ) -> None:
-        corpus.tokenizer.legal(vocab)
-        self.corpus, self.vocab, self.seq_len = corpus, vocab, seq_len
-        cut = {"vocab": vocab, "seq_len": seq_len, "window": window, "packing": "best_fit"}
-        super().__init__(corpus, Position, cut, seed=seed, validation=validation, cursor=cursor)
+    kind: ClassVar[dict[str, Any]] = {"packing": "best_fit"}
 
     def read(self, start: Position, size: int) -> PackedWindow:
         """Reads about ``size`` samples of documents from a place on, and packs them."""

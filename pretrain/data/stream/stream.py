@@ -13,13 +13,13 @@ Sequences overlap by one token: the last target is the next sequence's first inp
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.corpus.corpus import Corpus, Split
-from pretrain.data.stream.windows import WindowedStream
+from pretrain.data.stream.windows import B, W, WindowedStream
 
 WINDOW = 256  # sequences
 
@@ -57,8 +57,11 @@ class Window:
         return self.sequences
 
 
-class Stream(WindowedStream[Position, Window, Batch]):
-    """The training text of a stage: ``Stream(corpus, vocab=4096, seq_len=1024, seed=0, validation=0.01)``."""
+class TextStream(WindowedStream[Position, W, B]):
+    """The training text of a stage, in windows of some kind: ``Stream(corpus, vocab=4096, seq_len=1024, seed=0,
+    validation=0.01)``. ``kind``: what the cursor says of the windows beside their sizes."""
+
+    kind: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -78,8 +81,12 @@ class Stream(WindowedStream[Position, Window, Batch]):
         """
         corpus.tokenizer.legal(vocab)
         self.corpus, self.vocab, self.seq_len = corpus, vocab, seq_len
-        cut = {"vocab": vocab, "seq_len": seq_len, "window": window}
+        cut = {"vocab": vocab, "seq_len": seq_len, "window": window, **self.kind}
         super().__init__(corpus, Position, cut, seed=seed, validation=validation, cursor=cursor)
+
+
+class Stream(TextStream[Window, Batch]):
+    """The training text in sequences."""
 
     def read(self, start: Position, size: int) -> Window:
         """Reads the ``size`` sequences from a place on."""
