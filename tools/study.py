@@ -1,12 +1,13 @@
 """Compares recipes of growth with models from scratch, out of one file: trains what is missing, and says what came out.
 
 Every curriculum (recipes at chosen times of growth, fixed sizes with chosen budgets) is run at every rate of the study
-with its first seed. The best recipes, and the target from scratch, are then run with the other seeds at their best
-rate. OUT gets table.md, loss.png (over FLOPs, with the frontier of fixed sizes) and saving.png (over the time of
-growth).
+with its first seed (if the study says so with a share of its tokens, and then with all of them at its best rate). The
+best recipes, and the target from scratch, are then run with the other seeds at their best rate. OUT gets table.md,
+loss.png (over FLOPs, with the frontier of fixed sizes) and saving.png (over the time of growth).
 
-What is done is not done twice, and what was stopped, or killed, goes on from its newest checkpoint. With --slurm the
-runs that are decided are submitted as jobs; call it again when they have ended. The keys of a study's file are in
+What is done is not done twice, and what was stopped, or killed, goes on from its newest checkpoint. The command may
+run several times at once, on one machine or on a shared disk: each takes runs that no other one trains. With --slurm
+the runs that are decided are submitted as jobs; call it again when they have ended. The keys of a study's file are in
 pretrain/study/keys.py.
 
 examples:
@@ -66,8 +67,11 @@ def work(options: argparse.Namespace) -> Answer:
     if not options.report:
         deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
         make_folder(study.folder)
-        with Lock(study.folder / ".lock"):
-            _submit(runs, entries) if options.slurm else _train(runs, entries, deadline)
+        if options.slurm:
+            with Lock(study.folder / ".lock"):
+                _submit(runs, entries)
+        else:
+            _train(runs, entries, deadline)
     return _report(runs, entries, options.out or study.folder)
 
 
@@ -86,11 +90,23 @@ def _losses(runs: Runs) -> dict[str, float]:
 
 
 def _train(runs: Runs, entries: Sequence[Entry], deadline: float) -> None:
+    elsewhere: set[str] = set()  # another process of the study trains these
     while missing := _decided(runs, entries)[-1].missing(_losses(runs)):
+        run = next((run for run in missing if run.name not in elsewhere), None)
+        if not run:
+            print(
+                f"others train the last {len(missing)} of this phase; go on when they end", file=sys.stderr, flush=True
+            )
+            return
+        if not (lock := runs.take(run)):
+            elsewhere.add(run.name)
+            continue
         begin = time.monotonic()
-        print(f"{missing[0].name} ({len(missing)} left of this phase)", file=sys.stderr, flush=True)
-        if not runs.train(missing[0], deadline):
-            print(f"{missing[0].name} was stopped; the same command goes on", file=sys.stderr, flush=True)
+        print(f"{run.name} ({len(missing)} left of this phase)", file=sys.stderr, flush=True)
+        with lock:
+            ended = runs.train(run, deadline)
+        if not ended:
+            print(f"{run.name} was stopped; the same command goes on", file=sys.stderr, flush=True)
             return
         print(f"  {duration(time.monotonic() - begin)}", file=sys.stderr, flush=True)
 
@@ -153,8 +169,8 @@ def _plan(runs: Runs, entries: Sequence[Entry], options: argparse.Namespace) -> 
         rows.append([entry.name, shapes, tokens, f"{flops(entry):.3g}", *time_cell, str(len(study.rates))])
     totals: list[dict[str, Any]] = []
     for phase in phases:
-        of_phase = sum(flops(run.entry) for run in phase.runs)
-        hours = sum(seconds(run.entry) for run in phase.runs) / 3600
+        of_phase = sum(flops(run.entry) * run.share for run in phase.runs)
+        hours = sum(seconds(run.entry) * run.share for run in phase.runs) / 3600
         at_most = "" if phase is phases[0] else "at most "
         totals.append({"purpose": phase.purpose, "runs": len(phase.runs), "flops": of_phase, "hours": hours})
         rows.append(

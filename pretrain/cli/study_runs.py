@@ -13,7 +13,7 @@ from pretrain.config import Curriculum
 from pretrain.errors import UserError
 from pretrain.report import comparison
 from pretrain.report.comparison import Line
-from pretrain.runtime.files import is_done, make_folder, write_file
+from pretrain.runtime.files import Lock, is_done, make_folder, write_file
 from pretrain.study import curricula
 from pretrain.study.curricula import Run
 from pretrain.study.keys import Study
@@ -60,12 +60,21 @@ class Runs:
             return "diverged"
         return "begun" if (self.study.folder / run.name).is_dir() else "new"
 
+    def take(self, run: Run) -> Lock | None:
+        """The lock of a run, which a process holds while it trains it; None while another one does."""
+        try:
+            return Lock(self.study.folder / f".{run.name}.lock")
+        except UserError:
+            return None
+
     def train(self, run: Run, deadline: float) -> bool:
         """Trains a run to its end, from where it is, on this machine. False: it was stopped, and saved, at the deadline
         (of time.monotonic).
 
         Raises UserError when it ends with an error.
         """
+        if (self.study.folder / run.name / "DIVERGED").exists():
+            return True
         file = self._write(run)
         log = file.with_suffix(".log")
         for stage in self.curriculum(run).stages:

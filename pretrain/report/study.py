@@ -16,7 +16,7 @@ from pretrain.report import comparison
 from pretrain.report.comparison import AXES, Line
 from pretrain.study.curricula import Entry, Run
 from pretrain.study.keys import Study
-from pretrain.study.search import best_rate
+from pretrain.study.search import best_rate, searched
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t of a 95 % interval for 1, 2, ... degrees of freedom."""
@@ -228,7 +228,7 @@ def _row(
     locked = [later for certificate in certificates for _, later in certificate.locked.values()]
     ends = Mean.of([_final(a, metric) for a, _ in pairs])
     assert ends  # the first seed is among them
-    tried = [r for r in study.rates if Run(entry, r, study.seeds[0]).name in ended]
+    tried = [r for r in study.rates if searched(study, entry, r).name in ended]
     return Row(
         entry=entry,
         rate=rate,
@@ -261,6 +261,10 @@ def not_shown(study: Study, entries: Sequence[Entry], made: Result, missing: int
         "FLOPs, and outside of them nothing is said.",
         "Savings do not count the search of the rate, which all had alike.",
     ]
+    if study.search < 1:
+        lines.append(
+            f"The rates are the best of runs with {study.search:.3g} of the tokens; those of longer runs may be lower."
+        )
     single = [row.entry.name for row in rows if row.seeds == 1]
     if single:
         lines.append(f"One seed, so no interval: {', '.join(single)}. Differences among these may be chance.")

@@ -28,6 +28,7 @@ def markdown(study: Study, phases: Sequence[Phase], made: Result, not_shown: Seq
     name = ROWS[made.metric.removeprefix("validation_")]
     budgets = ", ".join(f"{len(phase.runs)} runs for {phase.purpose}" for phase in phases)
     rates = ", ".join(f"{rate:g}" for rate in study.rates)
+    share = f" with {study.search:.3g} of its tokens" if study.search < 1 else ""
     hidden = "\n".join(f"- {line}" for line in not_shown)
     return f"""# {study.name}
 
@@ -40,8 +41,8 @@ to what that had used; FLOPs, tokens and time are of all stages, small models an
 largest rise of the loss at a growth event, *steps* until it was gone. *dead*, *locked*: of the new parameters and of
 copies, by the certificates. Means over seeds, with intervals of 95 %.
 
-The same search for all: the rates {rates}, one run each, with seed {study.seeds[0]}. {budgets}; {duration(seconds)} of
-training in all.
+The same search for all: the rates {rates}, one run each{share}, with seed {study.seeds[0]}. {budgets};
+{duration(seconds)} of training in all.
 
 ![loss over FLOPs](loss.png)
 

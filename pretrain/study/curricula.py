@@ -37,16 +37,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """An entry with a rate and a seed."""
+    """An entry with a rate and a seed, and the share of its tokens that it is run with."""
 
     entry: Entry
     rate: float
     seed: int
+    share: float = 1.0
 
     @property
     def name(self) -> str:
         """Name of the curriculum, and so of its folder."""
-        return f"{self.entry.name}-lr{self.rate:g}-seed{self.seed}"
+        short = f"-of{self.share:g}" if self.share < 1 else ""
+        return f"{self.entry.name}-lr{self.rate:g}-seed{self.seed}{short}"
 
 
 def entries(study: Study, path: Path) -> list[Entry]:
@@ -124,13 +126,17 @@ def _flops_per_token(study: Study, model: Mapping[str, Any], path: Path) -> floa
 def document(study: Study, run: Run) -> dict[str, Any]:
     """The curriculum of a run, as a file has it."""
     rate = {"lr": run.rate, "min_lr": run.rate * study.min_lr}
+    stages = [dict(stage) for stage in run.entry.stages]
+    if run.share < 1:
+        for stage in stages:
+            stage["train"] = {**stage["train"], "tokens": _whole_steps(study, run.share * stage["train"]["tokens"])}
     return {
         **study.base,
         "name": run.name,
         "seed": run.seed,
         "output": str(study.folder),
         "train": {**study.base["train"], **rate},
-        "stages": [dict(stage) for stage in run.entry.stages],
+        "stages": stages,
     }
 
 

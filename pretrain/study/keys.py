@@ -60,6 +60,9 @@ class Study(Section):
     rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     """Peak learning rates (train.lr): every curriculum is run with each, and goes on with its best."""
     recipes: Annotated[tuple[Recipe, ...], Field(min_length=1)]
+    search: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of its tokens with which a curriculum is run at each rate. Below 1, its best rate is then run with all
+    of them, and only that run is compared. Warm-up, and all else that is given in tokens or steps, stays as it is."""
     fixed: tuple[Fixed, ...] = ()
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     """The first is that of the search; the others are run at the best rate only."""

@@ -27,16 +27,16 @@ class Phase:
 def phases(study: Study, entries: Sequence[Entry], losses: Losses) -> list[Phase]:
     """The phases as far as they are decided, in order: only the last one may have runs that are missing.
 
-    Every entry, from scratch or grown, is run at every rate with the first seed. The best recipes are then tried with
-    the study's variants, at every rate too; and of all these the best recipes, and the target from scratch, are run
-    with the other seeds at their best rates.
+    Every entry, from scratch or grown, is run at every rate with the first seed, and (where the search has a share of
+    the tokens only) at its best rate with all of them. The best recipes are then tried with the study's variants, in
+    the same way; and of all these the best recipes, and the target from scratch, are run with the other seeds at their
+    best rates.
     """
-    search = _search(study, entries, "search of the rate")
-    made = [search]
-    if search.missing(losses):
+    made = _tried(study, entries, losses, "search of the rate", "all tokens at the best rate")
+    if made[-1].missing(losses):
         return made
     if tried := variants(study, ranked(study, entries, losses)[: study.variants.best]):
-        made.append(_search(study, tried, "variants of the best"))
+        made += _tried(study, tried, losses, "variants of the best", "all tokens at their best rate")
         entries = [*entries, *tried]
         if made[-1].missing(losses):
             return made
@@ -48,20 +48,34 @@ def phases(study: Study, entries: Sequence[Entry], losses: Losses) -> list[Phase
     return made
 
 
-def _search(study: Study, entries: Sequence[Entry], purpose: str) -> Phase:
-    return Phase(purpose, tuple(Run(entry, rate, study.seeds[0]) for entry in entries for rate in study.rates))
+def _tried(study: Study, entries: Sequence[Entry], losses: Losses, search: str, whole: str) -> list[Phase]:
+    """The search of the rate for these entries, and then, if it had a share of the tokens, their whole runs."""
+    made = [Phase(search, tuple(searched(study, entry, rate) for entry in entries for rate in study.rates))]
+    if study.search < 1 and not made[0].missing(losses):
+        made.append(Phase(whole, tuple(compared(study, entry, losses) for entry in entries)))
+    return made
+
+
+def searched(study: Study, entry: Entry, rate: float) -> Run:
+    """The run that tries a rate."""
+    return Run(entry, rate, study.seeds[0], study.search)
+
+
+def compared(study: Study, entry: Entry, losses: Losses) -> Run:
+    """The run that is compared: with all tokens, at the best rate of the search, with the first seed."""
+    return Run(entry, best_rate(study, entry, losses), study.seeds[0])
 
 
 def best_rate(study: Study, entry: Entry, losses: Losses) -> float:
-    """The rate whose run with the first seed ended with the smallest loss, of those that have ended; else the first."""
-    return min(study.rates, key=lambda rate: losses.get(Run(entry, rate, study.seeds[0]).name, float("inf")))
+    """The rate whose run in the search ended with the smallest loss, of those that have ended; else the first."""
+    return min(study.rates, key=lambda rate: losses.get(searched(study, entry, rate).name, float("inf")))
 
 
 def ranked(study: Study, entries: Sequence[Entry], losses: Losses) -> list[Entry]:
-    """Of every recipe that grows the best curriculum, the best first, by the search."""
+    """Of every recipe that grows the best curriculum, the best first, by the runs that are compared."""
 
     def loss(entry: Entry) -> float:
-        return losses.get(Run(entry, best_rate(study, entry, losses), study.seeds[0]).name, float("inf"))
+        return losses.get(compared(study, entry, losses).name, float("inf"))
 
     best: dict[str, Entry] = {}
     for entry in sorted((e for e in entries if not e.scratch), key=loss):
@@ -74,7 +88,9 @@ def planned(study: Study, entries: Sequence[Entry], flops: Callable[[Entry], flo
     them."""
 
     def dear(some: Sequence[Entry]) -> dict[str, float]:
-        return {Run(entry, rate, study.seeds[0]).name: -flops(entry) for entry in some for rate in study.rates}
+        runs = [(entry, searched(study, entry, rate)) for entry in some for rate in study.rates]
+        runs += [(entry, compared(study, entry, {})) for entry in some]
+        return {run.name: -flops(entry) for entry, run in runs}
 
     losses = dear(entries)
     losses |= dear(variants(study, ranked(study, entries, losses)[: study.variants.best]))

@@ -17,6 +17,8 @@ from pretrain.study.curricula import Run
 from tests.unit.tools.test_compare import write as write_stage
 from tools import study as tool
 
+TAKE = Runs.take
+
 STUDY: dict[str, Any] = {
     "name": "made-up",
     "tokens": 12_800,
@@ -86,6 +88,43 @@ def test_all_have_the_same_search_and_the_best_go_on(runs: Runs) -> None:
     losses |= {"stack-0.5-carried-lr0.001-seed1": 1.0, "stack-0.5-carried-lr0.002-seed1": 5.0}
     *_, seeds = search.phases(runs.study, entries, losses)
     assert named(seeds) == ["scratch-lr0.002-seed2", "stack-0.5-carried-lr0.001-seed2"]
+
+
+def test_a_search_with_a_share_of_the_tokens(tmp_path: Path) -> None:
+    """Rates are tried with short runs, stage by stage; what is compared, and ranks the recipes, is the whole run."""
+    path = write(tmp_path, search=0.25)
+    study = keys.load(path)
+    runs, entries = Runs(study, path), curricula.entries(study, path)
+    (first,) = search.phases(study, entries, {})
+    assert len(first.runs) == len(entries) * 2
+    short = next(run for run in first.runs if run.name == "stack-0.25-lr0.001-seed1-of0.25")
+    assert [stage.train.tokens for stage in runs.curriculum(short).stages] == [768, 2432]  # whole steps of 128
+    losses = {run.name: 3.0 + run.rate for run in first.runs}
+    losses["identity-lr0.002-seed1-of0.25"] = 2.0
+    _, whole = search.phases(study, entries, losses)
+    names = ["shallow-0.5-lr0.001-seed1", "scratch-lr0.001-seed1", "stack-0.25-lr0.001-seed1"]
+    assert named(whole) == [*names, "stack-0.5-lr0.001-seed1", "identity-lr0.002-seed1"]
+    losses |= {run.name: 3.0 for run in whole.runs} | {"stack-0.5-lr0.001-seed1": 1.0}
+    *_, tried = search.phases(study, entries, losses)
+    assert named(tried) == [f"stack-0.5-carried-lr{rate}-seed1-of0.25" for rate in ("0.001", "0.002")]
+    flops = {"search of the rate": 10, "all tokens at the best rate": 5, "variants of the best": 2, "other seeds": 2}
+    planned = search.planned(study, entries, lambda entry: 1.0)
+    assert {phase.purpose: len(phase.runs) for phase in planned} == {**flops, "all tokens at their best rate": 1}
+
+
+def test_two_at_once_share_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another process trains is left to it; what it ended meanwhile is not done again."""
+    path, trained = write(tmp_path, seeds=[1], variants={}), Trained(tmp_path)
+    monkeypatch.setattr(Runs, "_stage", lambda *args: trained(*args))
+    monkeypatch.setattr(Runs, "take", lambda runs, run: None if "stack-0.5" in run.name else TAKE(runs, run))
+    assert tool.main([str(path)]) == 0
+    assert "others train the last 2 of this phase" in capsys.readouterr().err
+    assert len({name.split("/")[0] for name in trained.asked}) == 8
+    monkeypatch.setattr(Runs, "take", TAKE)
+    assert tool.main([str(path)]) == 0
+    assert {name.split("/")[0] for name in trained.asked[-4:]} == {"stack-0.5-lr0.001-seed1", "stack-0.5-lr0.002-seed1"}
 
 
 def test_a_frontier_has_only_what_no_cheaper_size_beats() -> None:
