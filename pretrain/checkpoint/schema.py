@@ -98,6 +98,10 @@ class Progress(TypedDict):
     health: NotRequired[Health]
 
 
+LanePlace = Annotated[list[Count], Field(min_length=4, max_length=4)]
+"""A place in the text, as pretrain.data.stream.lanes.LaneStream gives it."""
+
+
 class CorpusCursor(TypedDict):
     """A cursor of one corpus, as pretrain.data.stream.windows.WindowedStream gives it."""
 
@@ -122,10 +126,13 @@ class SourceCursor(CorpusCursor):
 
 
 class Cursor(CorpusCursor):
-    """A cursor of one corpus or, as pretrain.data.stream.mixture.Mixture gives it, of several."""
+    """A cursor of one corpus, which may be read in lanes, or, as pretrain.data.stream.mixture.Mixture gives it, of
+    several."""
 
     stage: NotRequired[Text]
     sources: NotRequired[Annotated[list[SourceCursor], Field(min_length=1)]]
+    lanes: NotRequired[list[LanePlace]]
+    waiting: NotRequired[list[LanePlace]]
 
 
 class Vocabulary(TypedDict):

@@ -20,7 +20,9 @@ that is wanted (``epochs``), behind the first sample that reaches it, so that no
 import logging
 from abc import ABC, abstractmethod
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, fields
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -83,7 +85,7 @@ class WindowedStream(ABC, Generic[P, W, B]):
         self.split = Split(corpus.tokens.documents, validation, seed)
         self._path, self._place, self._cut, self._seed = corpus.path, place, cut, seed
         self._tokenizer = corpus.tokenizer.hash
-        self._identity = xxhash.xxh3_64_hexdigest(f"{corpus.hash} {seed} {validation}".encode())
+        self._identity = identity(corpus, seed, validation)
         self._go(place())
         if cursor is not None:
             self._seek(cursor)
@@ -171,16 +173,13 @@ class WindowedStream(ABC, Generic[P, W, B]):
         return self.read(start, sizes[least]) if least < len(sizes) else window
 
     def _say(self, epoch: int) -> None:
-        """Warns that text comes again in a window that ends in this epoch: in every epoch up to the tenth, then in the
-        20th, 30th and so on, the 200th and so on; once only if one window exhausts the corpus."""
+        """Warns that text comes again in a window that ends in this epoch: see `say_epoch`; once only if one window
+        exhausts the corpus."""
         passes, documents = epoch - self._start.epoch, self.split.training
         if self.held_out or self._tiny or not passes or epoch == self.epochs:
             return
         if passes == 1:
-            number = epoch + 1
-            if number % 10 ** (len(str(number)) - 1) == 0:
-                said = "all %d training documents of %s were read: epoch %d begins"
-                log.warning(said, documents, self._path, number)
+            say_epoch(epoch, documents, self._path)
             return
         self._tiny = True
         log.warning(
@@ -208,6 +207,32 @@ class WindowedStream(ABC, Generic[P, W, B]):
             self._go(start, cursor["drawn"], following)
         else:
             self._go(following or start)
+
+
+def identity(corpus: AnyCorpus[Any], seed: int, validation: float) -> str:
+    """A hash of a corpus and its split into training and validation, as cursors have it."""
+    return xxhash.xxh3_64_hexdigest(f"{corpus.hash} {seed} {validation}".encode())
+
+
+def check_cursor(cursor: Mapping[str, Any], identity: str, path: Path) -> None:
+    """Raises UserError unless the cursor is of one corpus, and that of this identity."""
+    if "sources" in cursor:
+        raise UserError(
+            f"data.corpora: the stage before had several corpora; give data.corpora here too, with {path} "
+            "alone if that is meant, so that it stays known where each of them goes on"
+        )
+    if cursor["corpus"] != identity:
+        raise UserError(
+            f"the data cursor is not of {path}: that corpus, the seed or the validation fraction"
+            " has changed since the checkpoint was written; put them back, or start the stage without a parent"
+        )
+
+
+def say_epoch(epoch: int, documents: int, path: Path) -> None:
+    """Warns that this epoch begins: each up to the tenth, then the 20th, 30th and so on, the 200th and so on."""
+    number = epoch + 1
+    if number % 10 ** (len(str(number)) - 1) == 0:
+        log.warning("all %d training documents of %s were read: epoch %d begins", documents, path, number)
 
 
 def _tuple(place: Any) -> tuple[int, ...]:
