@@ -124,7 +124,8 @@ def test_behind_a_stage_without_lanes(corpus: Corpus, spelled: Spelled, kind: ty
     begun = kind is Stream or cursor["token"]
     after = first[0].tolist()
     places = [n for n in range(len(document)) if text[n : n + len(after) - 1] == after[1:]]
-    assert places and (places[0] > 0) == bool(begun)
+    assert places
+    assert (places[0] > 0) == bool(begun)
     later = kind(corpus, **how, cursor=child.cursor)
     assert (later.cursor["epoch"], later.cursor["document"]) == (child.cursor["epoch"], child.cursor["document"])
 
