@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from datatrove.utils.text import simplify_text
 
-WORDS = 5  # of a shingle, as in pretrain.prepare.keys.Near
+from pretrain.prepare.words import WORDS
+
+LENGTH = 5  # words of a shingle, as in pretrain.prepare.keys.Near
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Copy:
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
     """What near duplicates share, as the signatures see it."""
-    words = simplify_text(text).split()
-    return frozenset(zip(*(words[n:] for n in range(WORDS)), strict=False))
+    words = WORDS.word_tokenize(simplify_text(text))
+    return frozenset(zip(*(words[n:] for n in range(LENGTH)), strict=False))
 
 
 def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
