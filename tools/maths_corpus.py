@@ -1,11 +1,10 @@
 """Writes problems of mathematics with their answers, by reasoning-gym, as JSON lines: text for tests and comparisons.
 
-A document has problems of one kind; which ones follows from the seed alone. reasoning-gym is no extra of this project,
-since it asks for a version of tabulate that lm-eval does not go with; a folder of its own keeps them apart.
+A document has problems of one kind; which ones follows from the seed alone. It needs the extra `maths` (pip install
+'cambium[maths]'), of which a part is compiled as it is installed, by a C compiler with Python's headers.
 
-examples:
-  pip install --target gym reasoning-gym
-  PYTHONPATH=gym python tools/maths_corpus.py data/problems.jsonl --documents 2000
+example:
+  python tools/maths_corpus.py data/problems.jsonl --documents 2000
 """
 
 import argparse
@@ -31,7 +30,7 @@ def document(kind: str, seed: int) -> str:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise UserError(f"reasoning-gym cannot be had ({error}): see --help for how to install it") from error
+        raise UserError(f"reasoning-gym cannot be had ({error}): pip install 'cambium[maths]'") from error
     problems = reasoning_gym.create_dataset(kind, size=TOGETHER, seed=seed)
     return "\n\n".join(f"{problem['question'].strip()}\nAnswer: {problem['answer']}" for problem in problems)
 

@@ -32,4 +32,4 @@ def test_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     """It is said how it is."""
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     assert main([str(tmp_path / "a")]) == 2
-    assert "see --help for how to install it" in capsys.readouterr().err
+    assert "pip install 'cambium[maths]'" in capsys.readouterr().err
