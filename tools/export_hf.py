@@ -8,6 +8,7 @@ with its code, for from_pretrained(..., trust_remote_code=True).
 examples:
   python tools/export_hf.py runs/demo runs/demo/export
   python tools/export_hf.py runs/demo/wide/checkpoints/step-00000200 exports/wide --dtype bf16
+  python tools/export_hf.py runs/demo exports/averaged --average
   python tools/export_hf.py runs/tuned exports/base --adapter exports/adapter
 """
 
@@ -45,6 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of a stage that trains low-rank adapters: write them to this folder, and the model without them",
     )
     parser.add_argument(
+        "--average", action="store_true", help="the average of the weights that train.average keeps, in their place"
+    )
+    parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder or model, where the corpus of the run is not at its place"
     )
 
@@ -52,6 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.hf.export and pretrain.hf.adapter do."""
     checkpoint = locate(options.checkpoint, finished=True)
+    if options.adapter and options.average:
+        raise UserError("--average: adapters are exported as they are; leave out --adapter, or --average")
     if options.adapter:
         export_adapter(checkpoint, options.adapter, dtype=options.dtype, base=str(options.folder))
     exported = export(
@@ -61,6 +67,7 @@ def work(options: argparse.Namespace) -> command.Answer:
         shard_bytes=bytes_of(options.shard_size),
         tokenizer=options.tokenizer,
         merged=not options.adapter,
+        average=options.average,
         progress=sys.stderr.isatty(),
     )
     size = sum(exported.files.values())

@@ -19,7 +19,7 @@ from typing import Any
 from growth import Plan
 from growth.certificate import Certificate
 from growth.describe import describe_plan, table
-from pretrain.checkpoint import Manifest, model_of
+from pretrain.checkpoint import STORED, Manifest, model_of
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
 from pretrain.config.orders import in_words
@@ -71,7 +71,7 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
         **({"blocks": in_words(arch)} if in_words(arch) else {}),
         "parameters": arch.parameters(),
         "parts": summary.parts(arch),
-        "kinds": [kind for kind in ("weight", "exp_avg", "exp_avg_sq") if manifest.has(kind)],
+        "kinds": [kind for kind in STORED if manifest.has(kind)],
         "progress": dict(manifest.progress),
         "generations": list(manifest.generations.get("each", [])),
         "cursor": dict(manifest.cursor),

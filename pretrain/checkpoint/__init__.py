@@ -3,7 +3,7 @@
 from growth.evaluate.recipe import KINDS
 from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
-from pretrain.checkpoint.manifest import CorruptCheckpoint, FileRecord, Manifest, ManifestFields
+from pretrain.checkpoint.manifest import AVERAGE, STORED, CorruptCheckpoint, FileRecord, Manifest, ManifestFields
 from pretrain.checkpoint.model import model_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint
@@ -11,7 +11,9 @@ from pretrain.checkpoint.writer import Source, Writer
 from pretrain.runtime.files import Lock, is_done, mark_done
 
 __all__ = [
+    "AVERAGE",
     "KINDS",
+    "STORED",
     "Checkpointer",
     "CorruptCheckpoint",
     "FileRecord",

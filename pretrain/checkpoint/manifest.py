@@ -19,7 +19,10 @@ from pretrain.checkpoint.places import StoredBox, StoredFile, TensorEntry, check
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+AVERAGE = "average"
+STORED = (*KINDS, AVERAGE)
+"""The kinds of values that a checkpoint may hold: those of growth, and the moving average of the weights."""
 MANIFEST = "manifest.json"
 
 
@@ -86,7 +89,7 @@ class Manifest(Description):
     tensors: Mapping[str, TensorEntry]
     files: Mapping[str, StoredFile]
     hash: str
-    format_version: int = FORMAT_VERSION
+    format_version: int = 2
 
     def has(self, kind: str) -> bool:
         """Whether the checkpoint holds this kind (moments may be absent: an imported model)."""
@@ -110,14 +113,15 @@ class Manifest(Description):
                 if name not in boxes:
                     raise ValueError(f"{record.name} holds {name}, which is no tensor of this architecture")
                 boxes[name].setdefault(record.kind, []).append(StoredBox(record.name, offset, box))
-        kinds = sorted({r.kind for r in records if r.boxes}, key=KINDS.index)
+        kinds = sorted({r.kind for r in records if r.boxes}, key=STORED.index)
         tensors = {}
         for name, shape in fields.shapes.items():
             ordered = {kind: tuple(sorted(boxes[name].get(kind, ()), key=lambda b: b.box)) for kind in kinds}
             tensors[name] = TensorEntry(tuple(shape), ordered)
         files = {r.name: r.file for r in sorted(records, key=lambda r: r.name) if r.boxes}
         check_places(tensors, files)
-        manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **fields.frozen().description())
+        about = {**fields.frozen().description(), "format_version": 3 if AVERAGE in kinds else 2}
+        manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **about)
         return dataclasses.replace(manifest, hash=digest(manifest._body()))
 
     def to_bytes(self) -> bytes:

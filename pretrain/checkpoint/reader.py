@@ -8,7 +8,7 @@ import torch
 
 from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockReader
-from pretrain.checkpoint.manifest import CorruptCheckpoint, Manifest
+from pretrain.checkpoint.manifest import AVERAGE, CorruptCheckpoint, Manifest
 from pretrain.checkpoint.places import StoredBox
 
 AHEAD = 8  # blocks that the disk is asked for at a time, so that up to twice as many are read ahead
@@ -85,6 +85,10 @@ class Reader:
         if not direct:
             out.detach().copy_(target)
         return out
+
+    def read_average(self, kind: str, name: str, box: Box) -> torch.Tensor:
+        """As `read`, with the moving average of the weights in place of the weights."""
+        return self.read(AVERAGE if kind == "weight" else kind, name, box)
 
     def _touched(self, kind: str, name: str, box: Box) -> list[StoredBox]:
         """The stored boxes that share an element with `box`."""

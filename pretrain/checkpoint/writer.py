@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from growth.box import Box
-from growth.evaluate.recipe import KINDS
 from pretrain.checkpoint.blocks import BLOCK, BlockWriter
-from pretrain.checkpoint.manifest import FileRecord
+from pretrain.checkpoint.manifest import STORED, FileRecord
 
 Source = torch.Tensor | Callable[[Box], torch.Tensor]
 """The content of a box: a tensor of its shape, strided or not, on any device; or a function that gives any part of the
@@ -47,8 +46,8 @@ class Writer:
         entries: (tensor, box, content); shapes: the full shapes. progress is told of bytes as they are written.
         Raises OSError as the filesystem does and ValueError for content of another shape or dtype.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        if kind not in STORED:
+            raise ValueError(f"kind {kind!r} is none of {', '.join(STORED)}")
         entries = [e for e in entries if e[1].numel]
         header, offsets, _ = header_of([(name, box) for name, box, _ in entries], shapes)
         name = file_name(kind, self.rank)

@@ -5,10 +5,11 @@ from pretrain.config.curriculum import RESUMABLE, Curriculum, compare_for_resume
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch, Trial
 from pretrain.config.keys import Checkpoint, Data, Eval, Guard, Log, Model, Parallel, Stage
-from pretrain.config.train_keys import LayerDrop, Lora, Plateau, Train
+from pretrain.config.train_keys import Average, LayerDrop, Lora, Plateau, Train
 
 __all__ = [
     "RESUMABLE",
+    "Average",
     "Checkpoint",
     "Curriculum",
     "Data",

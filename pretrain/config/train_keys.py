@@ -84,6 +84,21 @@ class Mup(Section):
 
 
 @dataclass(frozen=True)
+class Average(Section):
+    """A moving average of the weights (Polyak and Juditsky 1992; of language models Kaddour 2022, "Stop wasting my
+    time!", and Hägele et al. 2024), in fp32 beside the masters. Training does not see it; it is validated,
+    saved and grown with the weights, and a constant rate may end with it in place of a decay."""
+
+    half_life: Count = 0
+    """Tokens after which what a step has added to it counts half; 0 or absent: there is no average. (A decay of d a
+    step of n tokens is n * ln 2 / -ln d.) It begins as the weights that a stage begins with, or as the parent's."""
+
+    def share(self, tokens: int) -> float:
+        """Which part of the way to the weights it goes after a step of so many tokens."""
+        return 1.0 - 0.5 ** (tokens / self.half_life)
+
+
+@dataclass(frozen=True)
 class Train(Section):
     """How a stage is trained. Budgets are in tokens of the stage's own vocabulary."""
 
@@ -145,6 +160,8 @@ class Train(Section):
     layout with this `micro_batch`."""
     lora: Lora = Lora()
     """Train low-rank adapters of the model that the stage begins with."""
+    average: Average = Average()
+    """Keep a moving average of the weights."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; master weights, moments and gradient accumulation are fp32 always."""
     deterministic: bool = False

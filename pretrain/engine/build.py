@@ -29,6 +29,7 @@ def engine_of(arch: Architecture, layout: Layout, train: Train) -> Engine:
         Adam(train.betas, train.eps, train.weight_decay, train.clip, train.mup.base()),
         seq_len=train.seq_len,
         micro_batch=train.micro_batch,
+        averages=bool(train.average.half_life),
     )
     startup.through("engine")
     return engine

@@ -20,6 +20,7 @@ from pretrain import families
 from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
+from pretrain.engine.averaging import Average
 from pretrain.engine.dropout import NOTHING, Drops, left_out
 from pretrain.engine.exchange import StepResult, Veto, exchange
 from pretrain.engine.frozen import Frozen, enter_without_gradient
@@ -54,7 +55,8 @@ class Owned:
     """What this rank owns of one parameter: a flat range of it, as boxes of logical tensors.
 
     The range begins at element `start` of the parameter, and lies at `offset` in the ZeRO partition.
-    weight is the fp32 master, exp_avg and exp_avg_sq its moments: flat views of the ZeRO partition.
+    weight is the fp32 master, exp_avg and exp_avg_sq its moments, average its moving average if the engine keeps one:
+    flat views of the ZeRO partition.
     """
 
     parameter: Parameter
@@ -64,6 +66,7 @@ class Owned:
     weight: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    average: Tensor | None = None
 
 
 class Engine:
@@ -74,8 +77,17 @@ class Engine:
     """
 
     def __init__(
-        self, arch: Architecture, layout: Layout, numerics: Numerics, adam: Adam, *, seq_len: int, micro_batch: int
+        self,
+        arch: Architecture,
+        layout: Layout,
+        numerics: Numerics,
+        adam: Adam,
+        *,
+        seq_len: int,
+        micro_batch: int,
+        averages: bool = False,
     ) -> None:
+        """averages: whether it keeps a moving average of its weights."""
         megatron.make_groups(layout)
         self.arch, self.layout, self.numerics = arch, layout, numerics
         self.family = families.of(arch.family)
@@ -94,6 +106,7 @@ class Engine:
         )
         self._zero, self._model = Zero(chunks, self.adam, micro_batch), chunks
         self._gradients = self._zero.gradients
+        self.average = Average(self._zero) if averages else None
         self.chunks: list[Any] = list(chunks)
         table = parameters(arch, layout, pp_rank, tp_rank)
         self.parameters = list(zip(table, chunks.parameters(), strict=True))
@@ -111,13 +124,15 @@ class Engine:
 
     def _owned(self) -> list[Owned]:
         partition = self._zero.masters
-        exp_avg, exp_avg_sq = self.adam.moments(partition)
+        kinds = [partition.detach(), *self.adam.moments(partition)]
+        if self.average:
+            kinds.append(self.average.values)
         owned = []
         for parameter, tensor in self.parameters:
             if (mapping := getattr(tensor, "_hp_mapping", None)) is None:
                 continue
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-            views = (x.detach().narrow(0, here.start, here.numel) for x in (partition, exp_avg, exp_avg_sq))
+            views = (x.narrow(0, here.start, here.numel) for x in kinds)
             boxes = fragment_boxes(parameter, there.start, there.numel)
             owned.append(Owned(parameter, there.start, here.start, boxes, *views))
         return owned

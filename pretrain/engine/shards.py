@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from growth import Box, MixCache, Plan
-from pretrain.checkpoint import KINDS, Reader
+from pretrain.checkpoint import AVERAGE, KINDS, STORED, Reader
 from pretrain.engine.engine import Engine
 from pretrain.engine.staging import Staging
 from pretrain.runtime.malloc import given_back
@@ -23,26 +23,34 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
 
     Plans are evaluated on the host: straight into a partition that lies there, and in pieces that are copied to one on
     a device. Reads nothing but the blocks that those boxes are made of. Needs a few times `FILLED_AT_ONCE` of memory. A
-    checkpoint without moments gives zeros for them.
+    checkpoint without moments gives zeros for them. An average of weights is what the plan makes of that of the parent,
+    read as if it were its weights, or of the parent's weights if it has none.
     """
 
     def read(kind: str, name: str, box: Box) -> Tensor:
         assert reader is not None
         return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
 
+    kept = AVERAGE if reader is not None and reader.has(AVERAGE) else "weight"
+    kinds = (*kinds, AVERAGE) if engine.average else kinds
+
+    def averaged(kind: str, name: str, box: Box) -> Tensor:
+        return read(kept if kind == "weight" else kind, name, box)
+
     on_host = all(owned.weight.device.type == "cpu" for owned in engine.owned)
     staging = None if on_host else Staging(FILLED_AT_ONCE // 4, pinned=True)
     with given_back(FILLED_AT_ONCE // 2):
-        cache: MixCache = {}
+        caches: dict[str, MixCache] = {kind: {} for kind in kinds}
         for owned in engine.owned:
             for kind in kinds:
-                fragment = getattr(owned, kind)
+                fragment, cache = getattr(owned, kind), caches[kind]
+                source, wanted = (averaged, "weight") if kind == AVERAGE else (read, kind)
                 fragment.zero_()  # physical padding
                 for box in owned.boxes:
                     view = box.view(fragment)
                     for part in box.box.parts(FILLED_AT_ONCE):
                         target = view[part.relative_to(box.box).slices()]
-                        evaluate = partial(plan.evaluate, box.tensor, part, read, kind, cache=cache)
+                        evaluate = partial(plan.evaluate, box.tensor, part, source, wanted, cache=cache)
                         if staging:
                             staging.put(target, evaluate)
                         else:
@@ -62,5 +70,5 @@ def boxes(engine: Engine) -> dict[str, list[tuple[str, Box, Tensor]]]:
     written = [owned for owned in engine.owned if owned.parameter.owner]
     return {
         kind: [(box.tensor, box.box, box.view(getattr(owned, kind))) for owned in written for box in owned.boxes]
-        for kind in KINDS
+        for kind in (STORED if engine.average else KINDS)
     }

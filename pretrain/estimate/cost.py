@@ -18,11 +18,16 @@ from pretrain.layout import Layout
 from pretrain.layout.work import totals
 
 STORED_BYTES = 12
-"""Bytes of a parameter in a checkpoint: its weight and two moments in fp32."""
+"""Bytes of a parameter in a checkpoint: its weight and two moments in fp32; an average takes as much as a weight."""
 STORAGE = 2e9
 """Bytes a second that a node is assumed to read from or write to the shared file system."""
 HOST = 10e9
 """Bytes a second from a GPU to its host, where a checkpoint is copied to be written while training goes on."""
+
+
+def stored_bytes(stage: Stage) -> int:
+    """Bytes of a parameter in the checkpoints of a stage."""
+    return STORED_BYTES + 4 * bool(stage.train.average.half_life)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Cost:
     @property
     def checkpoint(self) -> int:
         """Bytes of one checkpoint."""
-        return STORED_BYTES * self.arch.parameters()
+        return stored_bytes(self.stage) * self.arch.parameters()
 
     @property
     def seconds(self) -> float:
@@ -157,7 +162,7 @@ def of_stage(
         flops=(flops_per_token + extra) * train.tokens * share + event_flops,
         hardware_flops=(hardware_flops + extra) * train.tokens * share + event_flops,
         event=event,
-        stall=STORED_BYTES * arch.parameters() / layout.world / HOST,
+        stall=stored_bytes(stage) * arch.parameters() / layout.world / HOST,
     )
 
 

@@ -8,7 +8,7 @@ from growth import Architecture
 from growth.adapters import part_of
 from growth.family import Family as Table
 from pretrain import families
-from pretrain.config import Stage, Train
+from pretrain.config import Average, Stage, Train
 from pretrain.estimate.teaching import Taught
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
@@ -31,7 +31,8 @@ class Memory:
     gradients: int
     """The gradients, accumulated in fp32."""
     optimizer: int
-    """The ZeRO partition: both moments, the master weights under bf16, and on a GPU the generation of each element."""
+    """The ZeRO partition: both moments, the master weights under bf16, their average if there is one, and on a GPU the
+    generation of each element."""
     activations: int
     """What is saved for the backward pass, of all micro-batches in flight."""
     workspace: int
@@ -84,7 +85,7 @@ def of_rank(
     share = ceil(numel / (2 * layout.dp)) * 2
     bf16 = train.precision == "bf16"
     weights = numel * (2 if bf16 else 4)
-    optimizer = share * ((12 if bf16 else 8) + (bool(before) and gpu))
+    optimizer = share * ((12 if bf16 else 8) + 4 * bool(train.average.half_life) + (bool(before) and gpu))
     shapes = _Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     in_sight = taught.in_sight(arch) if taught else 0
@@ -123,6 +124,7 @@ def _measured(old: Architecture, layout: Layout, train: Train, pp_rank: int, gpu
         seq_len=min(train.seq_len, old.sizes.get("positions", train.seq_len)),
         global_batch=train.micro_batch * spread.pp * spread.dp,
         recompute_layers=1,
+        average=Average(),
     )
     need = of_rank(old, spread, train, pp_rank, gpu=gpu)
     return need.total - need.allowance

@@ -12,7 +12,7 @@ from growth import Plan, identity
 from growth.certificate import Certificate
 from growth.describe import describe_plan
 from pretrain.checkpoint import Reader
-from pretrain.config import Stage
+from pretrain.config import Average, Stage
 from pretrain.data.samples import Samples
 from pretrain.engine.build import engine_of
 from pretrain.engine.engine import Engine
@@ -82,7 +82,7 @@ def _held_out(plan: Plan, stage: Stage, layout: Layout, feed: Feed) -> tuple[Sam
 def _before(source: Source, stage: Stage, layout: Layout, probe: Samples) -> tuple[Before, Path | None]:
     """What the model that will grow does, on an engine of its own, before that of the grown model is made; and which
     checkpoint it was."""
-    train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1)
+    train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1, average=Average())
     engine = engine_of(source.arch, layout.of_parent(source.arch, train.seq_len), train)
     restored = source.restored(lambda reader: fill(engine, identity(source.arch), reader, kinds=("weight",)))
     engine.publish_weights()

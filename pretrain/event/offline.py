@@ -11,7 +11,7 @@ import torch
 
 from growth import Box, MixCache, Plan
 from growth.certificate import Certificate
-from pretrain.checkpoint import KINDS, Manifest, Reader, check, write_checkpoint
+from pretrain.checkpoint import AVERAGE, STORED, Manifest, Reader, check, write_checkpoint
 from pretrain.checkpoint.manifest import plain
 from pretrain.config import Stage
 from pretrain.errors import UserError
@@ -28,7 +28,7 @@ def write(
     processes: int = 1,
     progress: bool = False,
 ) -> Manifest:
-    """Write the grown checkpoint, step 0 of the stage: weights, and moments if the parent has them.
+    """Write the grown checkpoint, step 0 of the stage: weights, and moments and an average if the parent has them.
 
     began: when the event did, by the monotonic clock, in seconds. Stopped and called again, it goes on. Raises
     UserError as `write_checkpoint` does.
@@ -40,15 +40,17 @@ def write(
     event["seconds"] = time.monotonic() - began
     state = replace(state, events=(*state.events, event))
 
-    cache: MixCache = {}
+    caches: dict[str, MixCache] = {kind: {} for kind in STORED}
 
     def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return plan.evaluate(name, box, reader.read, kind, cache=cache)
+        if kind == AVERAGE:
+            return plan.evaluate(name, box, reader.read_average, cache=caches[kind])
+        return plan.evaluate(name, box, reader.read, kind, cache=caches[kind])
 
     return write_checkpoint(
         target,
         0,
-        [kind for kind in KINDS if reader.has(kind)],
+        [kind for kind in STORED if reader.has(kind)],
         read,
         state.fields(stage.name, stage.to_dict(), [birth.adam_step for birth in state.births]),
         {"source": reader.manifest.hash, "plan": plan.to_json(), "stage": stage.to_dict()},

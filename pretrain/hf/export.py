@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from growth import Architecture, Box, between
-from pretrain.checkpoint import Manifest, Reader
+from pretrain.checkpoint import AVERAGE, Manifest, Reader
 from pretrain.config import orders
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import MODULES, HfForm
@@ -49,11 +49,13 @@ def export(
     shard_bytes: int,
     tokenizer: Path | None = None,
     merged: bool = True,
+    average: bool = False,
     progress: bool = False,
 ) -> Exported:
     """Write the weights of a checkpoint, its config, its tokenizer and a model card to a folder that is not there yet.
 
     dtype: fp32, bf16 or fp16. merged: with its adapters, if it has any, as a part of its matrices; else without them.
+    average: the moving average of the weights, which train.average keeps, in their place.
     shard_bytes: the largest file of weights; above, they are cut into shards with an index. Stopped and called again,
     it goes on after the last shard that was finished. Raises UserError when the folder holds something else, another
     process writes it, the model cannot be expressed, the tokenizer is missing, or the disk is full; CorruptCheckpoint
@@ -61,6 +63,8 @@ def export(
     """
     with Reader(checkpoint) as reader:
         manifest = reader.manifest
+        if average and not reader.has(AVERAGE):
+            raise UserError(f"{checkpoint}: it has no average of the weights; its stage kept none (train.average)")
         stored = Architecture.from_json(manifest.architecture)
         base = stored.with_adapters(None)
         arch = written_out(base)
@@ -82,6 +86,7 @@ def export(
             "shard_bytes": shard_bytes,
             "tokenizer": words.identity,
             **({} if merged else {"merged": False}),
+            **({"average": True} if average else {}),
         }
         work = folder.absolute().with_name(f".{folder.absolute().name}.partial")
         try:
@@ -92,7 +97,7 @@ def export(
                     _begin(work, mark)
                     _weights(
                         work,
-                        partial(plan.evaluate, read=reader.read),
+                        partial(plan.evaluate, read=reader.read_average if average else reader.read),
                         arch,
                         family,
                         words,
@@ -107,7 +112,8 @@ def export(
                     if arch.mixed and family.code:
                         write_file(work / family.code.file.name, family.code.file.read_bytes())
                     words.write(work)
-                    write_file(work / "README.md", _card(checkpoint, manifest, arch, family, dtype).encode())
+                    weights = f"{dtype}, moving average" if average else dtype
+                    write_file(work / "README.md", _card(checkpoint, manifest, arch, family, weights).encode())
                     work.rename(folder)
                     (folder / LOCK).unlink()
                     fsync_folder(work.parent)

@@ -6,7 +6,8 @@ teacher distill_loss among them), bits_per_byte, lr (of the newest generation; w
 and so on of each), grad_norm, of several corpora share_NAME (its share of the stage's samples so far),
 tokens_per_second, tokens_per_second_per_gpu, model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu;
 or, of a validation, validation_loss and validation_bits_per_byte (of several corpora their means by share, and each
-with the corpus's name behind it); or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a
+with the corpus's name behind it), and the same of an average of the weights as
+validation_average_loss and so on; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a
 rollback, the step that it came from, rolled_back_from; or, of a checkpoint on which tasks were run beside training,
 eval/TASK/METRIC, at the place of the checkpoint and so behind later records. A step that made no update has skipped, 1.
 On a machine without GPUs "per GPU" is per rank.
@@ -255,6 +256,7 @@ FORMATS = {
     "bits_per_byte": "{:.4f} bits/byte",
     "validation_loss": "validation loss {:.4f}",
     "validation_bits_per_byte": "validation {:.4f} bits/byte",
+    "validation_average_loss": "of the average {:.4f}",
     "checkpoint_seconds": "checkpoint written in {:.1f} s",
     "checkpoint_stall_seconds": "training stood still for {:.1f} s",
     "lr": "lr {:.2e}",

@@ -143,6 +143,8 @@ class Run:
         result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
         self._written = not result.writing
         flops = flops_per_token(self.engine, tokens // t.seq_len, key, batch.seen) * tokens
+        if self.engine.average and not result.trouble:
+            self.engine.average.follow(t.average.share(tokens))
         before, self._turn = self._turn, time.monotonic()
         self.state = replace(
             state,

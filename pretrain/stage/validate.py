@@ -24,8 +24,17 @@ class Validation:
     def __call__(self) -> dict[str, float]:
         """validation_loss in nats per label, its terms if there are several, validation_bits_per_byte (collective).
 
-        Of a mixture: these of each source, and their means by share.
+        Of a mixture: these of each source, and their means by share. With an average of the weights: the same of it,
+        as validation_average_loss and so on.
         """
+        record, average = self._measured(), self.engine.average
+        if average:
+            with average.in_place():
+                for key, value in self._measured().items():
+                    record[f"validation_average_{key.removeprefix('validation_')}"] = value
+        return record
+
+    def _measured(self) -> dict[str, float]:
         records = [self._of(text, counts) for text, counts in zip(self._texts, self._counts, strict=True)]
         if not self._texts[0].source:
             return records[0]

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor
 
 from growth import Architecture
 from pretrain import families
-from pretrain.config import Train
+from pretrain.config import Average, Train
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine import megatron
 from pretrain.engine.dropout import sample_keys
@@ -76,14 +76,15 @@ def _real(found: object) -> bool:
 
 def _engine(arch: Architecture, layout: Layout, train: Train) -> Engine:
     numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
-    return Engine(arch, layout, numerics, Adam(), seq_len=train.seq_len, micro_batch=train.micro_batch)
+    how = {"seq_len": train.seq_len, "micro_batch": train.micro_batch, "averages": bool(train.average.half_life)}
+    return Engine(arch, layout, numerics, Adam(), **how)
 
 
-def _lasting(family: str, how: dict[str, Any], precision: str, generations: int) -> tuple[int, int]:
+def _lasting(family: str, how: dict[str, Any], precision: str, generations: int, average: int = 0) -> tuple[int, int]:
     """(bytes held between steps, bytes expected) on this rank."""
     # Tables of generations do not grow as matrices do: with them the model is wider.
     sizes = {"hidden": 384, "ffn": 1536, "layers": 2} if generations > 1 else {"layers": 16}
-    arch, train = _arch(family, vocab=128, **sizes), settings_of(precision=precision)
+    arch, train = _arch(family, vocab=128, **sizes), settings_of(precision=precision, average=Average(average))
     layout = Layout.make(arch.layers, **how)
     before = _pointers()
     engine = _engine(arch, layout, train)
@@ -108,6 +109,12 @@ def _lasting(family: str, how: dict[str, Any], precision: str, generations: int)
 @pytest.mark.parametrize("how", [{"dp": 2}, {"tp": 2}, {"pp": 2, "pipeline": [9, 7]}], ids=str)
 def test_weights_gradients_and_optimizer(how: dict[str, Any], precision: str) -> None:
     for held, expected in run(2, _lasting, "llama2", how, precision, 1):
+        assert held == pytest.approx(expected, rel=0.01)
+
+
+def test_an_average_of_the_weights() -> None:
+    """fp32, cut over the data-parallel ranks."""
+    for held, expected in run(2, _lasting, "llama2", {"dp": 2}, "bf16", 1, 1000):
         assert held == pytest.approx(expected, rel=0.01)
 
 
