@@ -20,19 +20,22 @@ if [[ -n $here ]] || ! command -v sbatch >/dev/null; then
     exit
 fi
 config=$(realpath "$1")
-{ read -r output && mapfile -t phases; } <<<"$(once -m pretrain.cli.preparation "$config" --begin)"
-[[ -n $output ]] || exit 2 # it has said why
-if [[ ${#phases[@]} == 0 ]]; then
-    echo "$output is there already"
-    exit
-fi
-most=$(scontrol show config | sed -n 's/^MaxArraySize *= *//p')
+output=$(once -m pretrain.cli.preparation "$config" --where)
+mkdir -p "$output.log"
+exec 9>"$output.log/.lock"
+flock 9 # of two at once, the second finds the jobs of the first
 queued=$(squeue --me --noheader --format='%A|%k' | sed -n "s^|$output\$^^p" | sort -u | paste -sd' ')
 if [[ -n $queued ]]; then
     echo "$output is in the queue already: jobs $queued"
     exit
 fi
-mkdir -p "$output.log"
+begun=$(once -m pretrain.cli.preparation "$config" --begin) # now that no task of it runs
+if [[ -z $begun ]]; then
+    echo "$output is there already"
+    exit
+fi
+mapfile -t phases <<<"$begun"
+most=$(scontrol show config | sed -n 's/^MaxArraySize *= *//p')
 previous=''
 for phase in "${phases[@]}"; do
     IFS=$'\t' read -r name tasks <<<"$phase"

@@ -19,6 +19,7 @@ from pretrain.cli import command
 from pretrain.data.corpus import remote
 from pretrain.data.corpus.corpus import DESCRIPTION
 from pretrain.errors import UserError
+from pretrain.runtime.storage import is_url
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.data.corpus.remote does."""
     if not (options.corpus / DESCRIPTION).is_file():
         raise UserError(f"{options.corpus} is not a prepared corpus (it has no {DESCRIPTION})")
-    if not remote.is_url(options.url):
+    if not is_url(options.url):
         raise UserError(f"{options.url} is no URL: write it like s3://bucket/folder or file:///folder")
     size = remote.publish(options.corpus, options.url)
     return command.Answer(f"{options.url}: {size:,} bytes of {options.corpus}", {"url": options.url, "bytes": size})

@@ -23,12 +23,12 @@ from pretrain.config import Curriculum
 from pretrain.config.keys import Yours
 from pretrain.data.corpus.encoders import ByteLevelEncoder, SentencePieceEncoder
 from pretrain.data.corpus.prepare import prepare
-from pretrain.data.corpus.remote import is_url
 from pretrain.data.corpus.sources import Source
 from pretrain.data.tokenizers.byte_level import is_byte_level
 from pretrain.errors import UserError
 from pretrain.hf.export import export
 from pretrain.hf.imports import import_model, shape_of
+from pretrain.runtime.storage import is_url
 
 SHARD = 4 * 10**9  # bytes: as tools/export_hf.py
 

@@ -21,6 +21,7 @@ EXTRA = ("datatrove", "fastwarc", "loguru", "py3langid", "resiliparse")  # packa
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", type=Path, help="a YAML file (docs/pipelines.md has its keys)")
     parser.add_argument("--workers", type=command.positive, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--where", action="store_true", help="check the file, and say where its corpus is to be")
     parser.add_argument(
         "--begin", action="store_true", help="check the file, make the folder of its work and list what is to be done"
     )
@@ -29,6 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError for a pipeline that cannot be run."""
+    if options.where:
+        return _where(options.pipeline)
     if options.begin:
         return _begin(options.pipeline)
     return _task(options.pipeline, options.task) if options.task else whole(options.pipeline, options.workers)
@@ -55,15 +58,21 @@ def answer(output: Path, description: dict[str, Any], existed: bool) -> command.
     return command.Answer(text, description)
 
 
+def _where(pipeline: Path) -> command.Answer:
+    _check_packages()
+    from pretrain.prepare import keys
+
+    output = str(Path(keys.load(pipeline).output).absolute())
+    return command.Answer(output, {"output": output})
+
+
 def _begin(pipeline: Path) -> command.Answer:
-    """The corpus's folder on a line, then of each phase that is not done its name and number of tasks."""
+    """On a line each, the name and number of tasks of each phase that is not done."""
     _check_packages()
     from pretrain.prepare import run
 
-    job = run.Job(pipeline)
-    phases = [(phase.name, phase.tasks) for phase in run.begin(job)]
-    lines = [str(job.output.absolute()), *(f"{name}\t{tasks}" for name, tasks in phases)]
-    return command.Answer("\n".join(lines), {"output": lines[0], "phases": phases})
+    phases = [(phase.name, phase.tasks) for phase in run.begin(run.Job(pipeline))]
+    return command.Answer("\n".join(f"{name}\t{tasks}" for name, tasks in phases), {"phases": phases})
 
 
 def _task(pipeline: Path, task: str) -> command.Answer:

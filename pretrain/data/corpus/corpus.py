@@ -24,6 +24,7 @@ from pretrain.data.tokenizers.sentencepiece import Tokenizer
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Count
+from pretrain.runtime.storage import is_url
 
 TOKENS = "tokens"  # tokens.bin, tokens.idx
 TOKENIZER = "tokenizer"
@@ -69,7 +70,7 @@ class AnyCorpus(ABC, Generic[T]):
 
         Raises UserError if it is missing, unfinished or corrupt, or its tokenizer is that of another corpus.
         """
-        path = remote.local(str(path)) if remote.is_url(path) else Path(path)
+        path = remote.local(str(path)) if is_url(path) else Path(path)
         if not (path / DESCRIPTION).is_file():
             raise UserError(
                 f"{path} is not a prepared corpus (it has no {DESCRIPTION}):"

@@ -8,12 +8,14 @@ So whatever ends a process, and whatever a disk loses in a power cut, no token i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
-import time
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +30,14 @@ from pretrain.errors import UserError
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Count, Text
 from pretrain.runtime.files import make_folder, write_file
+from pretrain.runtime.storage import Mismatch, put, put_bytes, tried
 
 BLOCK = 1 << 20
 BLOCKS, FORMAT_VERSION = "blocks.json", 1
 CACHE = "CAMBIUM_CACHE"  # the environment's word for the folder of the cache
-TRIES, WAIT = 6, 0.5  # seconds after the first failure, and twice as long after each further one
+ELSEWHERE = f"make room (what is in a cache comes again when it is wanted), or name another folder in {CACHE}"
+AT_ONCE = 16  # blocks that come at the same time
+ROOM = 64 << 20  # bytes of a disk that the cache leaves free
 NAME = re.compile(r"(?:[\w@+=-][\w.@+=-]*/)*[\w@+=-][\w.@+=-]*", re.ASCII)
 SPARSE, MARK, THERE = ".bin", ".remote", ".there"
 
@@ -59,26 +64,23 @@ class _Marked(_File):
     url: Text
 
 
-def is_url(path: Path | str) -> bool:
-    """Whether a path is the URL of a corpus elsewhere."""
-    return "://" in str(path)
+def publish(folder: Path, url: str) -> int:
+    """Copies a prepared corpus (or any folder of files) to a URL where none is yet, and says how many bytes.
 
-
-def publish(corpus: Path, url: str) -> int:
-    """Copies a prepared corpus to a URL where none is yet, and says how many bytes. Raises UserError if it cannot."""
+    Raises UserError if it cannot.
+    """
     url = url.rstrip("/")
-    files = sorted(path for path in corpus.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     if _tried(lambda fs, root: fs.exists(f"{root}/{BLOCKS}"), url):
-        raise UserError(f"{url}: there is a corpus already: choose another place")
+        raise UserError(f"{url}: there is something already ({BLOCKS}): choose another place")
     described: dict[str, _File] = {}
     for path in files:
-        name = path.relative_to(corpus).as_posix()
+        name = path.relative_to(folder).as_posix()
         if not NAME.fullmatch(name):
             raise UserError(f"{path}: a name that not every storage takes: rename it")
-        _tried(lambda fs, root, path=path, name=name: _put(fs, path, f"{root}/{name}"), url)  # type: ignore[misc]
-        described[name] = _described(path)
-    text = json.dumps({"format_version": FORMAT_VERSION, "files": described}).encode()
-    _tried(lambda fs, root: fs.pipe_file(f"{root}/{BLOCKS}", text), url)
+        file = described[name] = _described(path)
+        put(path, f"{url}/{name}", file["size"], file["blocks"], BLOCK)
+    put_bytes(json.dumps({"format_version": FORMAT_VERSION, "files": described}).encode(), f"{url}/{BLOCKS}")
     return sum(file["size"] for file in described.values())
 
 
@@ -95,8 +97,11 @@ def local(url: str) -> Path:
     if published["format_version"] != FORMAT_VERSION or wrong is not None:
         raise UserError(f"{url}/{BLOCKS}: not that of a published corpus ({documents.show(wrong)})")
     folder = Path(os.environ.get(CACHE, "~/.cache/cambium")).expanduser() / xxhash.xxh3_128_hexdigest(text)
-    make_folder(folder)
-    with _locked(folder / ".lock"):
+    with _on_disk(folder):
+        make_folder(folder)
+    absent = {name: file for name, file in published["files"].items() if not (folder / name).is_file()}
+    whole = sum(file["size"] for name, file in absent.items() if not name.endswith(SPARSE))
+    with _on_disk(folder, whole), _locked(folder / ".lock"):
         for name, file in published["files"].items():
             make_folder((folder / name).parent)
             if name.endswith(SPARSE):
@@ -127,9 +132,14 @@ class Blocks:
         some = stops > starts
         first, last = starts[some] // BLOCK, (stops[some] - 1) // BLOCK
         wanted = np.unique(ragged(first, last - first + 1))
-        for index in wanted[~self._seen[wanted]].tolist():
-            self._get(index)
-            self._seen[index] = True
+        wanted = wanted[~self._seen[wanted]]
+        with _on_disk(self.path, BLOCK * int((self._there[wanted] == 0).sum())):
+            if len(wanted) > 1:
+                with ThreadPoolExecutor(min(AT_ONCE, len(wanted))) as pool:
+                    list(pool.map(self._get, wanted.tolist()))
+            elif len(wanted):
+                self._get(int(wanted[0]))
+        self._seen[wanted] = True
 
     def _get(self, index: int) -> None:
         with open(self.path, "r+b", buffering=0) as file:
@@ -137,7 +147,9 @@ class Blocks:
                 data = os.pread(file.fileno(), BLOCK, index * BLOCK)
                 if xxhash.xxh3_128_hexdigest(data) == self.mark["blocks"][index]:
                     return
-            os.pwrite(file.fileno(), fetched(self.mark["url"], self.mark, index), index * BLOCK)
+            data = fetched(self.mark["url"], self.mark, index)
+            if os.pwrite(file.fileno(), data, index * BLOCK) != len(data):  # as much as there was room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             self._there[index] = 1
 
 
@@ -148,38 +160,14 @@ def fetched(url: str, file: _File, index: int) -> bytes:
     def get(fs: Any, path: str) -> bytes:
         data: bytes = fs.cat_file(path, start=start, end=stop)
         if xxhash.xxh3_128_hexdigest(data) != file["blocks"][index]:
-            raise OSError(f"block {index} is not what was published")
+            raise Mismatch(f"block {index} is not what was published")
         return data
 
     return _tried(get, url)
 
 
 def _tried(work: Callable[[Any, str], T], url: str) -> T:
-    """What `work` gives for a filesystem and a path, tried again after failures that may pass."""
-    import fsspec  # which takes a third of a second, and only URLs need
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: {error}") from error
-    for number in range(TRIES):
-        try:
-            return work(fs, path)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise UserError(f"{url}: it is not there (a corpus is put there by tools/publish_corpus.py)") from error
-        except PermissionError as error:
-            raise UserError(f"{url}: it may not be used: check its credentials ({error})") from error
-        except Exception as error:  # each storage has errors of its own
-            problem = error
-        if number < TRIES - 1:
-            time.sleep(WAIT * 2**number)
-    said = " ".join(str(problem).split())[:200] or type(problem).__name__
-    raise UserError(f"{url}: it cannot be used, {TRIES} times now: {said}") from problem
-
-
-def _put(fs: Any, path: Path, target: str) -> None:
-    fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-    fs.put_file(str(path), target)
+    return tried(work, url, hint="a corpus is put there by tools/publish_corpus.py")
 
 
 def _described(path: Path) -> _File:
@@ -212,6 +200,22 @@ def _sparse(path: Path, url: str, file: _File) -> None:
     write_file(path.with_suffix(MARK), json.dumps({"url": url, **file}).encode())
     if blocks := Blocks.beside(path):
         blocks.want(np.array([0, file["size"] - 1]), np.array([1, file["size"]]))
+
+
+@contextmanager
+def _on_disk(path: Path, size: int = 0) -> Iterator[None]:
+    """Writes into the cache, at most so many bytes. Raises UserError where the disk has no room, or cannot be used."""
+    where = next(folder for folder in (path, *path.parents) if folder.exists())
+    if size and (free := shutil.disk_usage(where).free) < size + ROOM:
+        raise UserError(
+            f"{where}: the disk of the cache has {free / 1e6:,.0f} MB free, and {size / 1e6:,.1f} MB are to come: "
+            f"{ELSEWHERE}"
+        )
+    try:
+        yield
+    except OSError as error:
+        problem = f"the cache cannot be used ({error.strerror or error})"
+        raise UserError(f"{error.filename or path}: {problem}: {ELSEWHERE}") from error
 
 
 @contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -14,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pretrain.data.corpus import remote
 from pretrain.data.corpus.corpus import Corpus
 from pretrain.errors import UserError
+from pretrain.runtime import storage
 from tools.publish_corpus import main
 
 
@@ -22,6 +26,7 @@ class Flaky(LocalFileSystem):
 
     protocol = "flaky"
     calls = 0
+    asked: ClassVar[Counter[tuple[str, int | None]]] = Counter()  # how often for each place in each file
     broken = False
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **how: Any) -> bytes:
@@ -29,11 +34,13 @@ class Flaky(LocalFileSystem):
         data = bytes(super().cat_file(path, start=start, end=end, **how))
         if path.endswith(remote.BLOCKS):
             return data
-        if Flaky.broken or Flaky.calls % 4 == 1:
+        Flaky.asked[path, start] += 1
+        turn = Flaky.asked[path, start] % 4
+        if Flaky.broken or turn == 1:
             return data[:-1] + bytes([data[-1] ^ 1])
-        if Flaky.calls % 4 == 2:
+        if turn == 2:
             raise ConnectionError("the connection was reset")
-        return data[: len(data) // 2] if Flaky.calls % 4 == 3 else data
+        return data[: len(data) // 2] if turn == 3 else data
 
 
 fsspec.register_implementation("flaky", Flaky, clobber=True)
@@ -43,7 +50,7 @@ fsspec.register_implementation("flaky", Flaky, clobber=True)
 def published(corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A corpus in small blocks, where it was published; with an empty cache."""
     monkeypatch.setattr(remote, "BLOCK", 4096)
-    monkeypatch.setattr(remote, "WAIT", 0.0)
+    monkeypatch.setattr(storage, "WAIT", 0.0)
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(Flaky, "broken", False)
     assert main([str(corpus_path), f"file://{tmp_path / 'bucket'}"]) == 0
@@ -113,3 +120,36 @@ def test_what_cannot_be_had_is_refused_in_one_line(
         with pytest.raises(UserError, match="not that of a published corpus"):
             Corpus.open(f"file://{published}")
     assert not (tmp_path / "outside.idx").exists()
+
+
+def test_a_disk_without_room_is_said_before_and_when_it_fills(
+    published: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, and what comes once there is room is what was published."""
+    url = f"file://{published}"
+    usage = shutil.disk_usage(tmp_path)
+    opened = Corpus.open(url)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=remote.ROOM + remote.BLOCK - 1))
+        with pytest.raises(UserError, match="make room") as raised:
+            everything(opened)
+        full.setattr(remote, "ROOM", 0)
+        full.setattr(shutil, "disk_usage", lambda _: usage)
+        full.setattr(remote.os, "pwrite", lambda fd, data, at: len(data) - 1)  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match=r"No space left on device.*make room"):
+            everything(opened)
+    assert len(str(raised.value).splitlines()) == 1
+    np.testing.assert_array_equal(everything(opened), everything(corpus))
+
+
+def test_blocks_come_side_by_side(published: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks are asked for before either has come."""
+    opened, both, one = Corpus.open(f"file://{published}"), threading.Barrier(2), remote.fetched
+
+    def fetched(url: str, file: Any, index: int) -> bytes:
+        if index in (1, 2):
+            both.wait(timeout=60)
+        return one(url, file, index)
+
+    monkeypatch.setattr(remote, "fetched", fetched)
+    np.testing.assert_array_equal(everything(opened), everything(corpus))
