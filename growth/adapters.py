@@ -18,7 +18,7 @@ import torch
 
 from growth.box import Box
 from growth.errors import GrowthError
-from growth.family import Dim, Family, TensorSpec
+from growth.family import DISTANCES, Dim, Family, TensorSpec
 
 RANK = "rank"
 PARTS = {"attention": ("heads", "kv_heads"), "mlp": ("ffn",)}
@@ -28,7 +28,7 @@ PARTS = {"attention": ("heads", "kv_heads"), "mlp": ("ffn",)}
 def part_of(row: TensorSpec) -> str | None:
     """The part of a layer that a row of a table is a matrix of; None: of none that adapters can be on."""
     axes = {axis for dim in row.dims for axis in dim.axes}
-    if not row.layered or len(row.dims) != 2 or RANK in axes:
+    if not row.layered or len(row.dims) != 2 or axes & {RANK, DISTANCES}:
         return None
     return next((part for part, own in PARTS.items() if axes & set(own)), None)
 

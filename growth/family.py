@@ -27,6 +27,7 @@ GENERAL: dict[str, str] = {
     **{role: role for role in ("write", "read", "gain", "shift")},
 }
 RESIDUAL = "hidden"  # the axis of the residual stream
+DISTANCES = "sinusoid"  # that of the embedding of a distance, of which matrices make keys that come from no token
 LAYERS = "layers"
 _MOST, MOST_LAYERS = 1 << 24, 1 << 16  # indices of an axis, and layers: more is a slip that would fill a memory
 

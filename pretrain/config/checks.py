@@ -9,7 +9,7 @@ from typing import Any
 
 import growth
 from growth import GrowthError
-from growth.family import family
+from growth.family import DISTANCES, family
 from growth.operators import OPERATORS
 from pretrain.config import factor_files, mixtures, orders, teachers
 from pretrain.config.distill_keys import Distill
@@ -124,13 +124,17 @@ def _shape(stage: Stage) -> Iterator[str]:
     if model.layers % model.share:
         fits = ", ".join(str(k) for k in range(1, model.layers + 1) if model.layers % k == 0)
         yield f"model.share: {model.share} does not divide model.layers {model.layers}; choose one of {fits}"
-    elif model.head_dim and model.heads % model.kv_heads == 0:
+    elif model.head_dim and model.heads % model.kv_heads == 0 and model.sinusoid % 2 == 0:
         try:
             stage.architecture()
         except GrowthError as error:
             yield f"train.lora: {error}"
     if "kv_heads" not in table.axes and model.kv_heads != model.heads:
         yield f"model.kv_heads: {model.kv_heads}, but {model.family} has model.heads {model.heads} of them; remove it"
+    if model.sinusoid and DISTANCES not in table.axes:
+        yield f"model.sinusoid: {model.sinusoid}, but {model.family} has no embedding of distances; remove it"
+    elif model.sinusoid % 2:
+        yield f"model.sinusoid: {model.sinusoid} is odd; every frequency has a sine and a cosine, so make it even"
     if "positions" not in table.axes:
         if model.positions:
             yield f"model.positions: {model.positions}, but {model.family} has no rows of positions; remove it"

@@ -127,6 +127,7 @@ def _check_derived(stage: Stage, parsed: Stage, arguments: Sequence[str], where:
     for key, followed, moved in (
         ("model.head_dim", old.head_dim * old.heads == old.hidden, (old.hidden, old.heads) != (new.hidden, new.heads)),
         ("model.kv_heads", old.kv_heads == old.heads, old.heads != new.heads),
+        ("model.sinusoid", old.sinusoid == old.hidden, old.hidden != new.hidden),
         ("model.positions", old.positions == stage.train.seq_len, stage.train.seq_len != parsed.train.seq_len),
     ):
         if key.removeprefix("model.") in axes and followed and moved and key not in given:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from growth import Architecture
-from growth.family import family
+from growth.family import DISTANCES, family
 from pretrain.config import orders
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch
@@ -78,6 +78,9 @@ class Model(Section):
     """Key and value heads (GQA); 0 or absent: as many as `heads`."""
     head_dim: Derived = 0
     """Width of a head; 0 or absent: hidden / heads."""
+    sinusoid: Derived = 0
+    """Where the family attends by distance: channels of the embedding of a distance; 0 or absent: `hidden`. It does not
+    grow: where hidden will, give it for all stages."""
     norm_eps: Annotated[float, Field(ge=0)] = 0.0
     """Epsilon of the norms; 0 or absent: the family's own. Only the first stage reads it: growth carries the value on,
     and may change it."""
@@ -100,6 +103,8 @@ class Model(Section):
             object.__setattr__(self, "kv_heads", self.heads)
         if not self.head_dim and self.hidden % self.heads == 0:
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        if not self.sinusoid and DISTANCES in family(self.family).axes:
+            object.__setattr__(self, "sinusoid", self.hidden)
         for scalar in ("norm_eps", "rope_theta"):
             if not getattr(self, scalar):
                 own = family(self.family).scalars.get(scalar, lambda sizes: 1e4)

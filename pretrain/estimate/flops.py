@@ -1,7 +1,8 @@
 """FLOPs of training, counted exactly, and how much of a machine they use.
 
-A multiplication and an addition are two FLOPs: a product of [m, k] and [k, n] is 2 m k n. Every matrix product is
-counted and nothing else; norms, activations, RoPE and softmax are below 1 %. The embedding is a look-up, and has none.
+A multiplication and an addition are two FLOPs: a product of [m, k] and [k, n] is 2 m k n. Every matrix product of
+tokens is counted and nothing else; norms, activations, RoPE and softmax are below 1 %. The embedding is a look-up, and
+has none; what is made of distances is made once for a micro-batch, however many samples it has, and is not counted.
 Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and
 torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers. Where
 data.reset_attention keeps documents apart, a query has the keys of its document: `seen`, the mean over tokens.
@@ -121,7 +122,7 @@ def hardware_flops(
     backward, reached = _backward(arch, forward_flops, frozen, resting)
     recomputed = reached[: max(0, len(reached) - in_sight)]
     again = sum({"none": 0, "selective": b.scores, "full": b.total}[recompute] for b in recomputed)
-    again += sum(b.scores // 2 for b in reached)
+    again += sum(b.again for b in reached)
     return (forward_flops.total + backward + again) / seq_len
 
 

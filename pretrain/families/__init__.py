@@ -11,6 +11,7 @@ from pretrain.families.llama2 import LLAMA2
 from pretrain.families.llama3 import LLAMA3, LLAMA3_TIED
 from pretrain.families.qwen2 import QWEN2, QWEN2_TIED
 from pretrain.families.qwen3 import QWEN3, QWEN3_TIED
+from pretrain.families.transformer_xl import TRANSFORMER_XL
 
 __all__ = ["FAMILIES", "Family", "Head", "of", "register"]
 
@@ -30,5 +31,5 @@ def of(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (LLAMA2, BERT, GPT2, QWEN3, QWEN3_TIED, QWEN2, QWEN2_TIED, LLAMA3, LLAMA3_TIED):
+for _family in (LLAMA2, BERT, GPT2, QWEN3, QWEN3_TIED, QWEN2, QWEN2_TIED, LLAMA3, LLAMA3_TIED, TRANSFORMER_XL):
     register(_family)

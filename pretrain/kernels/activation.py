@@ -73,6 +73,36 @@ def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor, approximate: str) 
     return aten.gelu_backward(grad, x + bias, approximate=approximate)
 
 
+def bias_relu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """relu(x + bias), [..., F]."""
+    return _BiasRelu.apply(x, bias)
+
+
+class _BiasRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        output = bias_relu_forward(x, bias)
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        grad = relu_backward(grad, *ctx.saved_tensors)
+        return grad, sum_of_rows(grad) if ctx.needs_input_grad[1] else None
+
+
+@kernel()
+def bias_relu_forward(x: Tensor, bias: Tensor) -> Tensor:
+    """See `bias_relu`."""
+    return F.relu(x + bias)
+
+
+@kernel()
+def relu_backward(grad: Tensor, output: Tensor) -> Tensor:
+    """The gradient of what a relu gave this output for."""
+    return torch.where(output > 0, grad, 0)
+
+
 @kernel()
 def sum_of_rows(grad: Tensor) -> Tensor:
     """The gradient of a bias: of [..., columns], the sum of all but the last dimension."""

@@ -8,7 +8,7 @@ from math import prod
 
 from growth.adapters import part_of
 from growth.architecture import Architecture
-from growth.family import TensorSpec
+from growth.family import DISTANCES, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,12 @@ class Work:
     matrices: int
     """All that multiplies a weight."""
     scores: int
-    """q k^T, and its product with v: of every token with every other one that it may be related with."""
+    """q k^T, of keys of every kind, and its product with v: of every token with every other one that it may be related
+    with."""
     attention: int
     """That part of `matrices` which is the attention's; the rest is of the MLP."""
+    again: int
+    """What of `scores` the backward pass of a fused attention computes again; 0 where the attention is not fused."""
 
     @property
     def total(self) -> int:
@@ -29,7 +32,8 @@ class Work:
     def ran(self, attention: float, mlp: float) -> Work:
         """Of a block whose attention and MLP run in these shares of the passes: the mean, to the nearest FLOP."""
         scores, of_attention = round(attention * self.scores), round(attention * self.attention)
-        return Work(of_attention + round(mlp * (self.matrices - self.attention)), scores, of_attention)
+        matrices = of_attention + round(mlp * (self.matrices - self.attention))
+        return Work(matrices, scores, of_attention, round(attention * self.again))
 
 
 def work_of(
@@ -59,6 +63,8 @@ def entering(arch: Architecture, kind: str, seq_len: int) -> int:
 
 
 def _flops(arch: Architecture, row: TensorSpec, seq_len: int, only: Collection[int | str] | None) -> int:
+    if any(DISTANCES in dim.axes for dim in row.dims):
+        return 0  # once for a micro-batch, whatever is in it
     own = arch.adapters.rows(row) if arch.adapters else (row,)
     return sum(
         2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims)
@@ -82,4 +88,6 @@ def _of_kind(
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0
     related = seq_len * seq_len if seen is None else round(seq_len * seen)
-    return Work(matrices, 2 * 2 * _queries(arch, kind) * related, attention)
+    keys = sum(len(row.dims) == 2 and row.dims[0].role == "key" for row in arch.table.rows(kind))
+    product = 2 * _queries(arch, kind) * related  # of q and one kind of keys; as much as that of weights and v
+    return Work(matrices, (keys + 1) * product, attention, product if keys == 1 else 0)

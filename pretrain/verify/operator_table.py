@@ -35,7 +35,16 @@ BEGIN, END = (
     "<!-- end of the table -->",
 )
 _STD, _EXACT = 0.1, 1e-10
-_SIZES = {"vocab": 24, "positions": 32, "hidden": 12, "layers": 2, "kv_heads": 2, "head_dim": 6, "ffn": 16}
+_SIZES = {
+    "vocab": 24,
+    "positions": 32,
+    "hidden": 12,
+    "layers": 2,
+    "kv_heads": 2,
+    "head_dim": 6,
+    "ffn": 16,
+    "sinusoid": 8,
+}
 
 
 @dataclass(frozen=True)

@@ -88,12 +88,19 @@ class CoreAttention(torch.nn.Module):
         out_SBNH = out_BNSH.permute(2, 0, 1, 3)
         return out_SBNH.reshape(*out_SBNH.shape[:2], -1)
 
-    def _by_address(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Drop) -> Tensor:
-        """The attention [B, N, S, H] of q [B, N, S, H], k and v [B, G, S, H], with its weights as a tensor."""
+    def _by_address(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Drop, beside: Tensor | None = None
+    ) -> Tensor:
+        """The attention [B, N, S, H] of q [B, N, S, H], k and v [B, G, S, H], with its weights as a tensor.
+
+        beside: what scores have beside q k^T, [B, N, S, S], -inf where a query does not see a key.
+        """
         groups, length = k.shape[1:3]
         q = q.unflatten(1, (groups, -1))
         score = (q @ k.unsqueeze(2).transpose(-1, -2)) * (self.scale or q.shape[-1] ** -0.5)  # [B, G, N / G, S, S]
-        if self.causal:
+        if beside is not None:
+            score = score + beside.view_as(score)
+        elif self.causal:
             score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
         if mask is not None:
             score = score.masked_fill(mask.unsqueeze(1), -torch.inf)

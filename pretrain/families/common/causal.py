@@ -6,7 +6,7 @@ label counts; and document_starts, int32 [n, K], where documents do not see each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,17 +48,18 @@ def build_gpt(
     last: bool,
     chunk: int | None,
     head_norm: type[torch.nn.Module] | None = None,
+    core_attention: Callable[..., torch.nn.Module] = CoreAttention,
     **how: Any,
 ) -> CausalLM:
     """One pipeline chunk with blocks of these kinds; chunk is its index on this rank, None without interleaving.
 
     fused: whether what lies between matrix products is kernels; norms and activation are then to be made of them.
-    head_norm: that of queries and keys, if they have one.
+    head_norm: that of queries and keys, if they have one. core_attention: what mixes the values.
     """
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = norm
     layer.submodules.pre_mlp_layernorm = norm
-    layer.submodules.self_attention.submodules.core_attention = CoreAttention
+    layer.submodules.self_attention.submodules.core_attention = core_attention
     if head_norm:
         parts = layer.submodules.self_attention.submodules
         parts.q_layernorm = parts.k_layernorm = head_norm

@@ -132,10 +132,12 @@ def attention(
     turn: tuple[torch.Tensor, torch.Tensor] | None = None,
     valid_BS: torch.Tensor | None = None,
     samples: Samples | None = None,
+    beside: Callable[[int], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] -> [B, S, N*H]; `turn` are rotary cosine and sine,
     `valid_BS` (bool) the positions that may be looked at, `samples` those whose documents may
-    not see each other, or that go on behind others."""
+    not see each other, or that go on behind others; `beside` makes of the number of keys K what scores have beside
+    q k^T, [B, N, S, K]."""
     batch, length = q.shape[:2]
     heads, dim = arch.sizes["heads"], arch.sizes["head_dim"]
     groups = arch.sizes.get("kv_heads", heads)
@@ -146,7 +148,10 @@ def attention(
     if isinstance(samples, Continued):
         k, v = samples.behind(k, v)
     q = q.reshape(batch, groups, heads // groups, length, dim)
-    score = (q @ k.unsqueeze(2).transpose(-1, -2)) * arch.scalars["softmax_scale"]  # [B, G, Q, S, S]
+    score = q @ k.unsqueeze(2).transpose(-1, -2)  # [B, G, Q, S, K]
+    if beside:
+        score = score + beside(k.shape[2]).view_as(score)
+    score = score * arch.scalars["softmax_scale"]
     if causal:
         keys = k.shape[2]
         ahead = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(1 + keys - length)

@@ -10,7 +10,7 @@ from growth import Architecture, Plan, between
 from growth.family import family as table
 from tests.unit.growth.models import STD
 
-FAMILIES = ("llama2", "bert", "gpt2", "qwen3", "qwen3_tied", "qwen2_tied", "llama3")
+FAMILIES = ("llama2", "bert", "gpt2", "qwen3", "qwen3_tied", "qwen2_tied", "llama3", "transformer_xl")
 
 
 @st.composite
@@ -27,8 +27,7 @@ def architectures(draw: st.DrawFn, family: str) -> Architecture:
     }
     if "kv_heads" in table(family).axes:
         sizes |= {"heads": groups * draw(st.integers(1, 2)), "kv_heads": groups}
-    else:
-        sizes |= {"positions": 12}
+    sizes |= {axis: size for axis, size in {"positions": 12, "sinusoid": 4}.items() if axis in table(family).axes}
     if family == "bert":
         sizes |= {"types": 2, "labels": 2}
     return Architecture(family, sizes, {"norm_eps": draw(st.sampled_from([1e-6, 1e-2]))})

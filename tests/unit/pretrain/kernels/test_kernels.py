@@ -89,6 +89,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]] = 
         lambda x, bias: F.gelu(x + bias, approximate="tanh"),
         wide(1, 1),
     ),
+    "relu": (activation.bias_relu, lambda x, bias: F.relu(x + bias), wide(1, 1)),
     "rms norm": (
         lambda hidden, gain: norm.AddRMSNorm.apply(hidden, None, gain, EPS),
         lambda hidden, gain: _rms_plain(hidden, None, gain),
