@@ -49,7 +49,7 @@ SHARED = (
 )
 
 MEGATRON = (
-    *("pretrain/families/*/model.py", "pretrain/engine/*.py"),
+    *("pretrain/families/*/model.py", "pretrain/families/*/attention.py", "pretrain/engine/*.py"),
     *(f"pretrain/families/common/{name}.py" for name in SHARED),
     *("pretrain/dryrun/*.py", "tools/benchmarks/*.py", "tools/benchmarks/gpu/*.py"),
 )

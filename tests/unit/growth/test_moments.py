@@ -58,6 +58,10 @@ CASES = {
         | {"hidden": 6, "layers": 2, "heads": 2, "head_dim": 4, "ffn": 5},
         {"hidden": 12, "heads": 4, "ffn": 15},
     ),
+    "transformer_xl": (
+        {"vocab": 7, "sinusoid": 4, "hidden": 6, "layers": 2, "heads": 2, "head_dim": 4, "ffn": 5},
+        {"hidden": 12, "heads": 4, "ffn": 10},
+    ),
 }
 
 
