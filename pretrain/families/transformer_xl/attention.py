@@ -39,14 +39,14 @@ class RelativeAttention(CoreAttention):
     def forward(
         self,
         query_SBNH: Tensor,
-        key_KBNH: Tensor,
-        value_KBNH: Tensor,
+        key_SBGH: Tensor,
+        value_SBGH: Tensor,
         attention_mask: Tensor | None = None,
         packed_seq_params: Documents | None = None,
         **_: Any,
     ) -> Tensor:
         """Attend; returns [S, B, N*H]. packed_seq_params: documents that do not see each other."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_KBNH, value_KBNH))
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
         queries, keys = q.shape[2], k.shape[2]
         hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
         if packed_seq_params is not None:
