@@ -27,6 +27,7 @@ from pretrain.engine.frozen import Frozen, enter_without_gradient
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
+from pretrain.engine.memory import Memory
 from pretrain.engine.teacher import Teacher
 from pretrain.engine.zero import Zero
 from pretrain.estimate.flops import Ran
@@ -86,8 +87,10 @@ class Engine:
         seq_len: int,
         micro_batch: int,
         averages: bool = False,
+        memory: int = 0,
     ) -> None:
-        """averages: whether it keeps a moving average of its weights."""
+        """averages: whether it keeps a moving average of its weights. memory: tokens that each block remembers of the
+        text before a sample, in steps that are told so."""
         megatron.make_groups(layout)
         self.arch, self.layout, self.numerics = arch, layout, numerics
         self.family = families.of(arch.family)
@@ -121,6 +124,7 @@ class Engine:
         self.frozen = Frozen()
         self.terms: tuple[Term, ...] = self.family.losses
         self.teacher: Teacher | None = None
+        self.memory = Memory(memory, chunks, layout, micro_batch, self.device) if memory else None
 
     def _owned(self) -> list[Owned]:
         partition = self._zero.masters
@@ -208,12 +212,14 @@ class Engine:
         """On the device, without waiting for it."""
         return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
 
-    def _batches(self, samples: Samples, drops: Drops) -> Iterator[Samples]:
+    def _batches(self, samples: Samples, drops: Drops, memory: Memory | None) -> Iterator[Samples]:
         """The micro-batches of this data-parallel rank's samples. Each is computed as soon as it is taken, with what is
-        dropped of it."""
+        dropped of it, and what is remembered of the text before it."""
         for number, start in enumerate(range(0, size(samples), self.micro_batch)):
             rows = slice(start, start + self.micro_batch)
             drops.begin(number, rows)
+            if memory:
+                memory.begin(number)
             yield {name: x[rows] for name, x in samples.items()}
 
     def ran(self, samples: int, key: int | None) -> Ran | None:
@@ -243,13 +249,22 @@ class Engine:
 
         return step
 
-    def _run(self, forward: Callable[..., Any], samples: Samples, drops: Drops = NOTHING, **how: bool) -> list[Tensor]:
+    def _run(
+        self,
+        forward: Callable[..., Any],
+        samples: Samples,
+        drops: Drops = NOTHING,
+        memory: Memory | None = None,
+        **how: bool,
+    ) -> list[Tensor]:
         """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
+        if memory:
+            memory.start(*samples["inputs"].shape)
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
         samples = {name: self._moved(x) for name, x in samples.items()}
-        batches = [self._batches(samples, drops) for _ in self.chunks]
-        return get_forward_backward_func()(
+        batches = [self._batches(samples, drops, memory) for _ in self.chunks]
+        collected: list[Tensor] = get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
@@ -258,6 +273,9 @@ class Engine:
             micro_batch_size=self.micro_batch,
             **how,
         )
+        if memory:
+            memory.end()
+        return collected
 
     def _total(self, terms: list[Tensor], count: int) -> Tensor:
         """This rank's part of so many terms of the loss, float64: their sums over all ranks count a label once."""
@@ -275,7 +293,7 @@ class Engine:
         self._complete()
         return terms
 
-    def _passes(self, samples: Samples, key: int | None) -> Tensor:
+    def _passes(self, samples: Samples, key: int | None, memory: Memory | None = None) -> Tensor:
         """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
         counts = self._moved(torch.tensor([t.count(samples) / t.weight for t in self.terms], dtype=torch.float64))
         if self.layout.dp > 1:
@@ -285,7 +303,7 @@ class Engine:
         first, count = self.dp_rank * size(samples), size(samples)
         drops = Drops.of(key, self.numerics, self.arch.depth, first, count, self.micro_batch, self._moved)
         step = self._forward(counts, self.terms, self.teacher)
-        return self._total(self._run(step, samples, drops, forward_only=False), len(self.terms)) / counts
+        return self._total(self._run(step, samples, drops, memory, forward_only=False), len(self.terms)) / counts
 
     def _complete(self) -> None:
         """Sum the gradients of what tensor-parallel or pipeline ranks share."""
@@ -371,16 +389,19 @@ class Engine:
         writing: Callable[[], bool] = lambda: False,
         recheck: bool = False,
         key: int | None = None,
+        remember: bool = False,
     ) -> StepResult:
         """One update from this data-parallel rank's part of the global batch, unless there is trouble: see `step`.
 
         recheck: the passes are made twice, and there is no update unless both gave every rank the same. key: of
-        what is dropped, see pretrain.engine.dropout; None: nothing.
+        what is dropped, see pretrain.engine.dropout; None: nothing. remember: samples go on behind those of the last
+        step that did, row by row, where the engine has a memory.
         """
+        memory = self.memory if remember else None
         if recheck:
-            first = self._fingerprint(self._passes(samples, key))
+            first = self._fingerprint(self._passes(samples, key, memory))
             self.forget()
-        terms = self._passes(samples, key)
+        terms = self._passes(samples, key, memory)
         if recheck and (ranks := unlike(first, self._fingerprint(terms))):
             self.forget()
             nothing = torch.zeros_like(terms)
@@ -388,7 +409,10 @@ class Engine:
             trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
             return StepResult(math.nan, math.nan, {}, trouble, largest, unwritten, ranks)
         self._complete()
-        return self.step(lr, terms, veto, wish, writing)
+        result = self.step(lr, terms, veto, wish, writing)
+        if memory and not result.trouble:
+            memory.take_over()
+        return result
 
     def _fingerprint(self, terms: Tensor) -> Tensor:
         """int64, of this rank's gradients and terms of the loss: whatever differs in a bit has another one."""

@@ -84,8 +84,9 @@ class Family:
     layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
     module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
     it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none. megatron: its arguments in Megatron-LM;
-    None: it has none there. variant_of: the family whose operators do to this one what they do to it, so that they are
-    measured once.
+    None: it has none there. memory: whether its attentions can see what their blocks remember of the text before a
+    sample, see pretrain.families.common.memory. variant_of: the family whose operators do to this one what they do to
+    it, so that they are measured once.
     """
 
     table: Table
@@ -100,6 +101,7 @@ class Family:
     head: Head = Head()
     hf_teacher: HfTeacher | None = None
     megatron: MegatronForm | None = None
+    memory: bool = False
     variant_of: str = ""
 
     @property

@@ -46,6 +46,7 @@ SHARED = (
     "linear",
     "dropout",
     "layer_drop",
+    "memory",
 )
 
 MEGATRON = (
@@ -64,7 +65,7 @@ DISTRIBUTED = (
     "pretrain/kernels/cross_entropy.py",  # over tensor-parallel shards of the vocabulary
     "pretrain/losses/soft_labels.py",  # likewise
     *("pretrain/engine/engine.py", "pretrain/engine/exchange.py", "pretrain/engine/gradients.py"),
-    *("pretrain/engine/megatron.py", "pretrain/engine/zero.py"),
+    *("pretrain/engine/megatron.py", "pretrain/engine/memory.py", "pretrain/engine/zero.py"),
     *("pretrain/event/certify.py", "pretrain/stage/train.py"),
     *("pretrain/cli/command.py", "pretrain/cli/launch.py", "pretrain/cli/preflight.py", "pretrain/__main__.py"),
     "pretrain/megatron_lm/export.py",  # the classes of its format for checkpoints

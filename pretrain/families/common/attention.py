@@ -11,18 +11,38 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import TransformerConfig, attention
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
-from pretrain.families.common import dropout
+from pretrain.families.common import dropout, memory
 from pretrain.families.common.documents import Documents
 from pretrain.kernels.dropout import Drop, Dropout, drop_weights
 from pretrain.kernels.varlen import attend_inside
 
 
+class SelfAttention(attention.SelfAttention):
+    """Megatron-core's, whose keys and values may be of a memory and the segment behind it.
+
+    remembered: the memory, normed as the segment is, where its layer has one.
+    """
+
+    remembered: Tensor | None = None
+
+    def get_query_key_value_tensors(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Queries [S, B, N, H], keys and values [M + S, B, G, H]."""
+        parts = super().get_query_key_value_tensors(hidden_states, *args, **kwargs)
+        if self.remembered is None:
+            return parts
+        _, *before = super().get_query_key_value_tensors(self.remembered, *args, **kwargs)
+        query, *own = parts
+        return query, *(torch.cat(pair) for pair in zip(before, own, strict=True))
+
+
 class CoreAttention(torch.nn.Module):
-    """Attention of the local heads, flash where torch has it, on any device.
+    """Attention of the local heads, flash where torch has it, on any device. Where there are more keys than queries,
+    the first of them are of a memory.
 
     fused: whether what lies between matrix products is kernels.
 
@@ -59,7 +79,8 @@ class CoreAttention(torch.nn.Module):
         """Attend; returns [S, B, N*H]. attention_mask (True = hidden) is used only where the mask is not causal.
         packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
-        mask = None if self.causal else attention_mask
+        behind = self.causal and k.shape[2] > q.shape[2]
+        mask = memory.unseen(q.shape[2]) if behind else None if self.causal else attention_mask
         p = self.dropout if self.training else 0.0
         apart = packed_seq_params
         if p and not q.is_cuda and (drop := dropout.of_weights(p, self.layer, q.shape[1])):
@@ -79,9 +100,9 @@ class CoreAttention(torch.nn.Module):
                 q,
                 k,
                 v,
-                attn_mask=None if mask is None else ~mask,
+                attn_mask=~mask if mask is not None else causal_lower_right(q.shape[2], k.shape[2]) if behind else None,
                 dropout_p=p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0,
-                is_causal=self.causal,
+                is_causal=self.causal and not behind,
                 scale=self.scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
@@ -91,17 +112,19 @@ class CoreAttention(torch.nn.Module):
     def _by_address(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Drop, beside: Tensor | None = None
     ) -> Tensor:
-        """The attention [B, N, S, H] of q [B, N, S, H], k and v [B, G, S, H], with its weights as a tensor.
+        """The attention [B, N, S, H] of q [B, N, S, H], k and v [B, G, M + S, H], with its weights as a tensor.
 
-        beside: what scores have beside q k^T, [B, N, S, S], -inf where a query does not see a key.
+        beside: what scores have beside q k^T, [B, N, S, M + S], -inf where a query does not see a key.
         """
-        groups, length = k.shape[1:3]
+        groups, keys = k.shape[1:3]
+        length = q.shape[2]
         q = q.unflatten(1, (groups, -1))
-        score = (q @ k.unsqueeze(2).transpose(-1, -2)) * (self.scale or q.shape[-1] ** -0.5)  # [B, G, N / G, S, S]
+        score = (q @ k.unsqueeze(2).transpose(-1, -2)) * (self.scale or q.shape[-1] ** -0.5)  # [B, G, N / G, S, M + S]
         if beside is not None:
             score = score + beside.view_as(score)
         elif self.causal:
-            score = score.masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+            ahead = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(1 + keys - length)
+            score = score.masked_fill(ahead, -torch.inf)
         if mask is not None:
             score = score.masked_fill(mask.unsqueeze(1), -torch.inf)
         weights = score.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)

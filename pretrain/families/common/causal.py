@@ -18,7 +18,8 @@ from torch import Tensor
 
 from growth.architecture import Architecture
 from pretrain.data.documents import positions
-from pretrain.families.common.attention import CoreAttention
+from pretrain.families.common import memory
+from pretrain.families.common.attention import CoreAttention, SelfAttention
 from pretrain.families.common.documents import Documents
 from pretrain.families.common.layer import Activation, layer_specs
 from pretrain.families.common.vocabulary import Vocabulary, padded
@@ -26,11 +27,14 @@ from pretrain.losses import Outputs
 
 
 class CausalLM(Vocabulary, GPTModel):
-    """GPTModel with a padded vocabulary, whose rotary embeddings begin anew at every document."""
+    """GPTModel with a padded vocabulary, whose rotary embeddings begin anew at every document, and count the places of
+    a memory."""
 
     def _preprocess(self, *, position_ids: Tensor, packed_seq_params: Documents | None = None, **given: Any) -> Any:
         how = {"position_ids": position_ids, "packed_seq_params": packed_seq_params}
         embedded, angles, *rest = super()._preprocess(**how, **given)
+        if angles is not None and (before := memory.places()):
+            angles = self.rotary_pos_emb(before + position_ids.shape[1])
         if packed_seq_params is not None and angles is not None:
             angles = angles[position_ids.t()].flatten(2, 3)  # [S, B, 1, H], of [S, 1, 1, H]
         return embedded, angles, *rest
@@ -59,6 +63,7 @@ def build_gpt(
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = norm
     layer.submodules.pre_mlp_layernorm = norm
+    layer.submodules.self_attention.module = SelfAttention
     layer.submodules.self_attention.submodules.core_attention = core_attention
     if head_norm:
         parts = layer.submodules.self_attention.submodules

@@ -13,7 +13,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from pretrain.families.common import dropout, layer_drop, linear
+from pretrain.families.common import dropout, layer_drop, linear, memory
 from pretrain.families.common.documents import Documents
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.kernels.dropout import BiasDropout, Drop, Dropout, drop_channels
@@ -55,7 +55,12 @@ def _of_kind(parts: TransformerLayerSubmodules, kind: str) -> TransformerLayerSu
 
 
 class Layer(TransformerLayer):
-    """Megatron-core's layer, with dropout by address, of which a part or the whole may be left out."""
+    """Megatron-core's layer, with dropout by address, of which a part or the whole may be left out.
+
+    remembers: whether its attention may have a memory.
+    """
+
+    remembers = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,21 +71,48 @@ class Layer(TransformerLayer):
         if self.hidden_dropout and has_mlp:
             self.mlp_bda = lambda *_: partial(self._add, dropout.MLP)
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether it is not an MLP alone."""
+        return self._parts[0]
+
     def runs(self, part: int) -> bool:
         """Whether the layer has this part (see pretrain.families.common.layer_drop), and it is not left out now."""
         return self._parts[part] and not (self.training and layer_drop.left_out(self.layer_number, part))
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As Megatron-core's, which calls the two below."""
+        self._keep(hidden_states)
         if not (self.runs(layer_drop.ATTENTION) or self.runs(layer_drop.MLP)):
             return layer_drop.passed_on(hidden_states), None
         output: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, **kwargs)
         return output
 
-    def _forward_attention(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _keep(self, hidden: Tensor) -> None:
+        if self.remembers and (segment := memory.current()) is not None:
+            segment.keep(self.layer_number, hidden)
+
+    def _remembered(self) -> Tensor | None:
+        """The memory of the layer, normed as what its attention gets; None: it has none now."""
+        before = None
+        if self.remembers and (segment := memory.current()) is not None:
+            before = segment.before(self.layer_number)
+        return None if before is None else self.input_layernorm(before)
+
+    def _forward_attention(
+        self, hidden_states: Tensor, *args: Any, rotary_pos_emb: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         if not self.runs(layer_drop.ATTENTION):
             return hidden_states, None
-        return super()._forward_attention(hidden_states, *args, **kwargs)
+        angles: Any = rotary_pos_emb
+        if (remembered := self._remembered()) is not None:
+            self.self_attention.remembered = remembered
+            if angles is not None:  # queries are of the segment alone
+                angles = angles[memory.places() :], angles
+        output = super()._forward_attention(hidden_states, *args, rotary_pos_emb=angles, **kwargs)
+        if remembered is not None:
+            self.self_attention.remembered = None
+        return output
 
     def _forward_mlp(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return super()._forward_mlp(hidden_states, *args, **kwargs) if self.runs(layer_drop.MLP) else hidden_states
@@ -117,6 +149,7 @@ class FusedLayer(Layer):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
+        self._keep(hidden_states)
         hidden, branch, bias = hidden_states, None, None
         if self.runs(layer_drop.ATTENTION):
             hidden, normed = self.input_layernorm.add(hidden)
@@ -144,6 +177,8 @@ class FusedLayer(Layer):
         """The attention's output and the bias that is still to be added to it."""
         attention = self.self_attention
         mixed, _ = attention.linear_qkv(normed)
+        if (remembered := self._remembered()) is not None:
+            mixed = torch.cat((attention.linear_qkv(remembered)[0], mixed))
         groups, size = attention.num_query_groups_per_partition, attention.hidden_size_per_attention_head
         mixed = mixed.unflatten(-1, (groups, -1))
         if not isinstance(attention.q_layernorm, IdentityOp):
@@ -155,6 +190,8 @@ class FusedLayer(Layer):
             query = query.unflatten(-1, (-1, size)).flatten(2, 3)
         else:
             query, key, value = rotated_parts(mixed, *table(angles, mixed.dtype))
+        if remembered is not None:
+            query = query[memory.places() :]
         if attention.checkpoint_core_attention and self.training:
             how = {"attn_mask_type": attention.attn_mask_type, "packed_seq_params": documents}
             output = attention._checkpointed_attention_forward(query, key, value, mask, **how)

@@ -5,7 +5,7 @@ Shape suffixes: B batch, S sequence, D hidden, N heads, G kv heads, Q queries of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,26 @@ class Continued(dict[str, torch.Tensor]):
         self._kept[self._block : self._block + 1] = [(k, v)]
         self._block += 1
         return k, v
+
+
+class Remembering(dict[str, torch.Tensor]):
+    """Samples behind a text of which the model remembers, attention by attention, what the block's input was (Dai et
+    al. 2019, "Transformer-XL"). memory: [B, M, D] of each attention on the way through the blocks; none: it begins."""
+
+    def __init__(self, samples: Samples, memory: Sequence[torch.Tensor] = ()) -> None:
+        super().__init__(samples)
+        self._memory, self._block = memory, 0
+        self.inputs: list[torch.Tensor] = []
+        """What the input of each of these blocks was in this pass, [B, S, D]."""
+        if memory:
+            before = memory[0].shape[1]
+            self["positions"] = torch.arange(before + samples["inputs"].shape[1])
+
+    def behind(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """[memory; x], [B, M + S, D], of the next attention on the way."""
+        self.inputs.append(x_BSD)
+        self._block += 1
+        return torch.cat((self._memory[self._block - 1], x_BSD), 1) if self._memory else x_BSD
 
 
 class Weights:
@@ -134,17 +154,17 @@ def attention(
     samples: Samples | None = None,
     beside: Callable[[int], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] -> [B, S, N*H]; `turn` are rotary cosine and sine,
-    `valid_BS` (bool) the positions that may be looked at, `samples` those whose documents may
-    not see each other, or that go on behind others; `beside` makes of the number of keys K what scores have beside
-    q k^T, [B, N, S, K]."""
+    """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] or behind a memory [B, M + S, G*H] -> [B, S, N*H];
+    `turn` are rotary cosine and sine of all of them, `valid_BS` (bool) the positions that may be looked at, `samples`
+    those whose documents may not see each other, or that go on behind others; `beside` makes of the number of keys K
+    what scores have beside q k^T, [B, N, S, K]."""
     batch, length = q.shape[:2]
     heads, dim = arch.sizes["heads"], arch.sizes["head_dim"]
     groups = arch.sizes.get("kv_heads", heads)
     q = q.view(batch, length, heads, dim).transpose(1, 2)
-    k, v = (x.view(batch, length, groups, dim).transpose(1, 2) for x in (k, v))
+    k, v = (x.view(batch, -1, groups, dim).transpose(1, 2) for x in (k, v))
     if turn:
-        q, k = _turn(q, turn), _turn(k, turn)
+        q, k = _turn(q, (turn[0][..., -length:, :], turn[1][..., -length:, :])), _turn(k, turn)
     if isinstance(samples, Continued):
         k, v = samples.behind(k, v)
     q = q.reshape(batch, groups, heads // groups, length, dim)

@@ -25,5 +25,6 @@ def decoder(table: Table, hf: HfForm, **more: Any) -> Family:
         text_module="pretrain.families.common.text",
         hf=hf,
         megatron=megatron(table),
+        memory=True,
         **more,
     )

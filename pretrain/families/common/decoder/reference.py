@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pretrain.data.samples import Samples
 from pretrain.families.common.decoder.table import BIASES, EMBEDDING, FINAL_NORM, HEAD, KEY, QUERY, has
-from pretrain.families.common.reference import Reference, Weights, attention, by_kind, rotary
+from pretrain.families.common.reference import Reference, Remembering, Weights, attention, by_kind, rotary
 from pretrain.losses import Outputs
 
 
@@ -34,13 +34,14 @@ def _embed(weight: Weights, samples: Samples) -> torch.Tensor:
 
 def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
     layer = f"model.layers.{number}."
-    h_BSD = _norm(weight, x_BSD, layer + "input_layernorm.weight")
-    q, k, v = (h_BSD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")
+    seen_BTD = samples.behind(x_BSD) if isinstance(samples, Remembering) else x_BSD
+    h_BTD = _norm(weight, seen_BTD, layer + "input_layernorm.weight")
+    q, k, v = (h_BTD @ weight(f"{layer}self_attn.{p}_proj.weight").T for p in "qkv")
     if has(weight.arch.table, BIASES[0]):
         q, k, v = (x + weight(layer + bias) for x, bias in zip((q, k, v), BIASES, strict=True))
     if weight.arch.table.head_norms:
         q, k = (_norm_heads(weight, x, layer + gain) for x, gain in ((q, QUERY), (k, KEY)))
-    turn = rotary(weight.arch, x_BSD, samples)
+    turn, q = rotary(weight.arch, x_BSD, samples), q[:, -x_BSD.shape[1] :]
     mixed = attention(weight.arch, q, k, v, causal=True, turn=turn, samples=samples)
     return mixed @ weight(layer + "self_attn.o_proj.weight").T
 
