@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from growth import rotary
 from growth.adapters import RANK, Adapters, names
 from growth.errors import GrowthError
-from growth.family import LAYERS, MOST_LAYERS, Family, TensorSpec, family
+from growth.family import LAYERS, MOST_LAYERS, Family, Stream, TensorSpec, family
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ class Architecture:
     With `adapters` the sizes have the axis `rank` too.
 
     Raises GrowthError for an unknown family, axis, scalar or kind, for sizes, kinds and calls that do not fit together,
-    for scalars that are not positive numbers and for adapters that the model cannot have.
+    for blocks that do not take what those before them give, for scalars that are not positive numbers and for adapters
+    that the model cannot have.
     """
 
     family: str
@@ -86,6 +87,8 @@ class Architecture:
         object.__setattr__(self, "kinds", tuple(self.kinds) or self.layers * table.kinds[:1])
         object.__setattr__(self, "calls", tuple(self.calls) or tuple(range(self.layers)))
         self._check_blocks()
+        if table.streams:
+            self._check_streams()
         if self.adapters:
             self.adapters.check(table, dict(self.sizes))
             object.__setattr__(self, "sizes", {**self.sizes, RANK: self.adapters.rank})
@@ -102,6 +105,27 @@ class Architecture:
             raise GrowthError(
                 f"{self.family}: the blocks must call each of the {self.layers} layers, numbered in the order of their "
                 f"first calls, and they call {_shortened(self.calls)}"
+            )
+
+    def _check_streams(self) -> None:
+        stream = Stream()
+        for number, (kind, _) in enumerate(self.blocks):
+            takes, gives = self.table.through(kind)
+            if takes != stream:
+                raise GrowthError(
+                    f"{self.family}: block {number} is of kind {kind} and takes a stream {takes.width} x hidden wide, "
+                    f"of one unit for {takes.tokens} token(s); before it there is one {stream.width} x hidden wide, of "
+                    f"one for {stream.tokens}"
+                )
+            stream = gives
+        if stream != Stream():
+            raise GrowthError(
+                f"{self.family}: the last block gives one unit for {stream.tokens} tokens, and the head needs one for "
+                "each: end with what makes the stream as long as the text again"
+            )
+        if (places := self.sizes.get("positions", 0)) % self.unit:
+            raise GrowthError(
+                f"{self.family}: positions = {places} must be a multiple of {self.unit}, its longest unit"
             )
 
     def _check_frequencies(self) -> None:
@@ -146,6 +170,15 @@ class Architecture:
     def shared(self) -> bool:
         """Whether a layer is called more than once."""
         return self.depth != self.layers
+
+    def stream(self, block: int) -> Stream:
+        """The residual stream in front of a block of this number; behind the last one where there is none."""
+        return self.table.through(self.blocks[block].kind)[0] if block < self.depth else Stream()
+
+    @cached_property
+    def unit(self) -> int:
+        """How many tokens the longest unit of the stream stands for: samples are multiples of it."""
+        return max((self.table.tokens(kind) for kind in set(self.kinds)), default=1)
 
     @cached_property
     def branches(self) -> int:

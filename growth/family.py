@@ -1,8 +1,9 @@
 """What a family of models is to the algebra: a table of logical tensors with the axes and the role of every dimension.
 
 A dimension *writes* an axis (its index is an output that others take in), *reads* it, or is a *gain* or a *shift*
-along it (the weight and the bias of a norm). `query`, `key` and `gate` are writers that a few operators treat apart;
-`last_gain` and `last_shift` belong to the norm before a head that shares the embedding, hence has no factor of its own.
+along it (the weight and the bias of a norm). `query`, `key` and `gate` are writers that a few operators treat apart,
+and `stream` a reader of the residual stream as it is, without a norm before it; `last_gain` and `last_shift` belong to
+the norm before a head that shares the embedding, hence has no factor of its own.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from growth.errors import GrowthError
 
-Role = Literal["write", "query", "key", "gate", "read", "gain", "shift", "last_gain", "last_shift"]
+Role = Literal["write", "query", "key", "gate", "read", "stream", "gain", "shift", "last_gain", "last_shift"]
 Init = Literal["normal", "branch", "one", "zero"]
 
 # A special role and the one whose factors it takes where an operator does not tell them apart.
@@ -22,6 +23,7 @@ GENERAL: dict[str, str] = {
     "query": "write",
     "key": "write",
     "gate": "write",
+    "stream": "read",
     "last_gain": "gain",
     "last_shift": "shift",
     **{role: role for role in ("write", "read", "gain", "shift")},
@@ -61,7 +63,16 @@ class TensorSpec:
     @property
     def branch(self) -> bool:
         """Whether this is a layer's way back into the residual stream: zero here makes the layer the identity."""
-        return self.layered and any(GENERAL[d.role] == "write" and RESIDUAL in d.axes for d in self.dims)
+        writes = any(GENERAL[d.role] == "write" and RESIDUAL in d.axes for d in self.dims)
+        return self.layered and writes and all(d.role != "stream" for d in self.dims)
+
+
+class Stream(NamedTuple):
+    """The residual stream at a place of a model: how many times `hidden` it is wide, and how many tokens of a sample
+    one of its units stands for."""
+
+    width: int = 1
+    tokens: int = 1
 
 
 def _no_rule(sizes: Mapping[str, int]) -> None:
@@ -73,6 +84,7 @@ class Family:
     """A family of architectures: its table of tensors (in model order), axes and logical scalars.
 
     `kinds` are the kinds of layers that it has, the usual one first: which rows of the table a layer is made of.
+    `streams` are what layers of a kind take and give, where that is not a stream of one unit a token, `hidden` wide.
     `rule` raises GrowthError for sizes that do not fit together; `norm` is the normalisation of the residual stream;
     `pads` says whether new hidden channels can be added without changing the function; `fixed` are the sizes of the
     axes that are the same in every model.
@@ -86,11 +98,20 @@ class Family:
     pads: bool = True
     kinds: tuple[str, ...] = ("layer",)
     fixed: Mapping[str, int] = field(default_factory=dict, hash=False)
+    streams: Mapping[str, tuple[Stream, Stream]] = field(default_factory=dict, hash=False)
     rule: Callable[[Mapping[str, int]], None] = _no_rule
 
     def rows(self, kind: str) -> tuple[TensorSpec, ...]:
         """The rows of which a layer of this kind is made."""
         return tuple(spec for spec in self.tensors if spec.layered and kind in spec.kinds)
+
+    def through(self, kind: str) -> tuple[Stream, Stream]:
+        """The stream that a layer of this kind takes, and the one that it gives."""
+        return self.streams.get(kind, (Stream(), Stream()))
+
+    def tokens(self, kind: str) -> int:
+        """How many tokens of a sample stand for one application of the matrices of a layer of this kind."""
+        return max(stream.tokens for stream in self.through(kind))
 
     @property
     def gated(self) -> bool:

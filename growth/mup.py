@@ -14,7 +14,7 @@ from math import prod, sqrt
 from typing import Any
 
 from growth.architecture import Architecture
-from growth.family import RESIDUAL, Dim, TensorSpec
+from growth.family import GENERAL, RESIDUAL, Dim, TensorSpec
 
 WIDE = frozenset((RESIDUAL, "heads", "kv_heads", "ffn"))
 """The axes along which a model is made wider; the size of any other, such as head_dim, is no width."""
@@ -46,8 +46,8 @@ class Mup:
 
     def factors(self, arch: Architecture, row: TensorSpec) -> Factors:
         """Those of the tensors of a row of the architecture's table."""
-        into = [dim for dim in row.dims if dim.role == "read"]
-        out = [dim for dim in row.dims if dim.role != "read"]
+        into = [dim for dim in row.dims if GENERAL[dim.role] == "read"]
+        out = [dim for dim in row.dims if GENERAL[dim.role] != "read"]
         a, c = 1.0 / self._times(arch, into), 1.0 / self._times(arch, out)
         if any(dim.role in ("last_gain", "last_shift") for dim in out):
             a, c = c, a  # a tied head has no factor of its own: the norm before it takes that

@@ -189,7 +189,7 @@ class Maps:
     def _dim(self, dim: Dim, start: int, stop: int, kind: str) -> DimMap:
         axes = self._axis_maps(dim)
         m = dim_map(dim, axes, start, stop, kind, self.moments)
-        if kind == "weight" and dim.role == "read" and any(axis.noise for axis in axes):
+        if kind == "weight" and GENERAL[dim.role] == "read" and any(axis.noise for axis in axes):
             return replace(m, copies=self._copies(dim).part(start, stop))
         return m
 

@@ -108,6 +108,8 @@ def zero_hidden(arch: Architecture, sizes: Mapping[str, int], keep_eps: bool = F
         # The embedding takes the scale of the stream too; before a tied head the last norm undoes it.
         factors |= {"write": 1 / s, "last_gain": s * s, "last_shift": s}
         gradient = {"write": s, "read": 1.0, "gain": 1 / s, "shift": 1.0, "last_gain": 1 / s**2, "last_shift": 1 / s}
+        if arch.table.streams:  # what reads the stream without a norm undoes the scale itself
+            factors, gradient = {**factors, "stream": s}, {**gradient, "stream": 1 / s}
     m = AxisMap.make("hidden", d, source, factors, gradient=gradient, zero=() if layer_norm else ("write",))
     if layer_norm:
         m = m.mixing({"write": np.full((1, d), 1.0 / d)}, np.where(source < 0, 0, -1))

@@ -11,7 +11,7 @@ import growth
 from growth import GrowthError
 from growth.family import DISTANCES, family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files, mixtures, orders, teachers
+from pretrain.config import factor_files, level_checks, mixtures, orders, teachers
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
@@ -147,8 +147,9 @@ def _shape(stage: Stage) -> Iterator[str]:
 
 def _order(model: Model) -> Iterator[str]:
     order, table = model.order, family(model.family)
+    yield from level_checks.misfits(model, table)
     if order is None:
-        if not model.layers:
+        if not model.layers and not table.streams:
             yield "model.layers: missing; give it, or model.order as a word of s and f"
         return
     if not {*orders.KINDS.values()} <= {*table.kinds}:
@@ -176,7 +177,10 @@ def _layout(stage: Stage) -> Iterator[str]:
             f"parallel.sequence_parallel: parallel.tp {parallel.tp} does not divide train.seq_len {train.seq_len}; "
             "change one of them or switch it off"
         )
-    work = model.depth if any(_shape(stage)) else totals(stage.architecture(), train.seq_len)
+    wrong = any(_shape(stage))
+    work = model.depth if wrong else totals(stage.architecture(), train.seq_len)
+    if not wrong:
+        yield from level_checks.unfit(stage)
     try:
         layout = Layout.make(work, pp=parallel.pp, dp=parallel.dp or 1, pipeline=parallel.pipeline)
         yield from misfits(train, layout)
@@ -188,6 +192,11 @@ def _layout(stage: Stage) -> Iterator[str]:
             )
         if parallel.pp == 1 and layout.virtual > 1:
             yield f"parallel.pipeline: {layout.virtual} parts for one pipeline rank; remove it or raise parallel.pp"
+        elif layout.virtual > 1 and model.levels:
+            yield (
+                f"parallel.pipeline: {layout.virtual} parts for each rank, but Megatron-core's interleaved pipeline "
+                "sends streams of one shape only, and those of model.levels differ; give each rank one part"
+            )
     except UserError as error:
         yield str(error) if str(error).startswith("parallel.pipeline") else f"parallel.pipeline: {error}"
     if stage.patches and parallel.pipeline is not None:

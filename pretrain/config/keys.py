@@ -7,7 +7,7 @@ from pydantic import Field
 
 from growth import Architecture
 from growth.family import DISTANCES, family
-from pretrain.config import orders
+from pretrain.config import levels, orders
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Grow, Patch
 from pretrain.config.kinds import MOST_LAYERS, Count, Derived, FamilyName, Layers, Order, Positive, Ranks, Size
@@ -92,6 +92,9 @@ class Model(Section):
     {par: p} (Mandava et al. 2020) order the 2 x `layers` sublayers of as many layers; a word of s (attention) and f
     (MLP), such as ssfsff, is the order itself, without `layers`; the empty word is an embedding and a head alone.
     See pretrain/config/orders.py."""
+    levels: tuple[Annotated[int, Field(ge=0, le=orders.MOST)], ...] = ()
+    """Where the family compresses its text, in place of `layers`: how many blocks come before, between and behind its
+    compressors and then its expanders, such as [1, 2, 2, 2, 2, 2, 1]. See pretrain/config/levels.py."""
     share: Layers = 1
     """How many layers in a row have the same weights: one layer that is called so often. A later stage with a smaller
     number unties them."""
@@ -113,6 +116,8 @@ class Model(Section):
     @property
     def depth(self) -> int:
         """The number of blocks: of the steps of a forward pass, each of which calls a layer."""
+        if self.levels:
+            return sum(self.levels) + len(self.levels) - 1
         return self.layers if self.order is None else len(self.letters)
 
     @property
@@ -126,7 +131,7 @@ class Model(Section):
         sizes = {axis: table.fixed.get(axis) or getattr(self, axis) for axis in table.axes}
         sizes["layers"] = self.depth // self.share
         scalars = {name: getattr(self, name) for name in ("norm_eps", "rope_theta") if name in table.scalars}
-        kinds = tuple(orders.KINDS[letter] for letter in self.letters)
+        kinds = tuple(orders.KINDS[letter] for letter in self.letters) or levels.kinds(table, self.levels)
         calls = tuple(block // self.share for block in range(self.depth))
         return Architecture(self.family, sizes, scalars, kinds=kinds, calls=calls)
 

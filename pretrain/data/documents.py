@@ -69,6 +69,13 @@ def parted(samples: Samples) -> Tensor | None:
     return numbers[:, :, None] != numbers[:, None, :]
 
 
+def in_units(samples: Samples, tokens: int) -> Samples:
+    """The same documents where a unit stands for so many tokens: one that has tokens of two is of the later one."""
+    if tokens == 1 or STARTS not in samples:
+        return samples
+    return {"inputs": samples["inputs"][:, ::tokens], STARTS: samples[STARTS] // tokens}
+
+
 def _numbers(starts: Tensor, place: Tensor) -> Tensor:
     """The number of the document of every place, int64 [n, S]."""
     return torch.searchsorted(starts, place.expand(len(starts), -1).contiguous(), right=True) - 1

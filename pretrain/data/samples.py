@@ -13,9 +13,10 @@ from torch import Tensor
 Samples = Mapping[str, Tensor]
 
 
-def causal(tokens: Tensor, mask: Tensor | None = None) -> Samples:
-    """Samples of a causal language model: of tokens [n, S + 1] every one but the first is a label; mask [n, S]."""
-    samples = {"inputs": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
+def causal(tokens: Tensor, ahead: int = 1, mask: Tensor | None = None) -> Samples:
+    """Samples of a causal language model: of tokens [n, S + ahead] every one but the first `ahead` is the label of the
+    input so many places before it; mask [n, S]."""
+    samples = {"inputs": tokens[:, :-ahead].contiguous(), "labels": tokens[:, ahead:].contiguous()}
     return samples if mask is None else {**samples, "mask": mask}
 
 

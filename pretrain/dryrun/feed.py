@@ -49,7 +49,8 @@ class Nothing(Feed):
         return self._samples(n, self.stage.train.seq_len)
 
     def _samples(self, n: int, seq_len: int) -> Samples:
-        samples = self._family.samples(torch.zeros(n, seq_len + self._family.ahead, dtype=torch.int64))
+        arch, family = self.stage.architecture(), self._family
+        samples = family.samples_of(arch, torch.zeros(n, seq_len + family.tokens_ahead(arch), dtype=torch.int64))
         if not self.stage.data.reset_attention:
             return samples
         return {**samples, STARTS: torch.arange(0, seq_len, -(-seq_len // DOCUMENTS), dtype=torch.int32).repeat(n, 1)}

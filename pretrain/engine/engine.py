@@ -121,6 +121,7 @@ class Engine:
         here = {parameter.pieces[0].tensor: p for parameter, p in self.parameters if parameter.pieces}
         spread = spanning(arch, layout, tp_rank)
         self._spanning = [(p.pieces[0].tensor, p.shape, here.get(p.pieces[0].tensor)) for p in spread]
+        self._boundaries = megatron.boundaries(arch, layout, pp_rank)
         self.frozen = Frozen()
         self.terms: tuple[Term, ...] = self.family.losses
         self.teacher: Teacher | None = None
@@ -271,6 +272,7 @@ class Engine:
             num_microbatches=size(samples) // self.micro_batch,
             seq_length=samples["inputs"].shape[1],
             micro_batch_size=self.micro_batch,
+            **self._boundaries,
             **how,
         )
         if memory:

@@ -15,6 +15,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlock
 
 from growth.architecture import Architecture
+from growth.family import Stream
 from pretrain import families
 from pretrain.config import LayerDrop
 from pretrain.engine import cpu, lora
@@ -184,6 +185,20 @@ def build(
     if (device := torch.get_default_device()).type != "meta":
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     return chunks.to(device=device, dtype=numerics.dtype)
+
+
+def boundaries(arch: Architecture, layout: Layout, pp_rank: int) -> dict[str, Any]:
+    """What Megatron-core's schedule must be told of the streams that this rank receives and sends, where they are not
+    the same between all ranks: their shapes follow from the blocks, so that no rank asks another for them."""
+    if layout.pp == 1 or not arch.table.streams:
+        return {}
+    ((_, numbers),) = layout.chunks(pp_rank)
+
+    def shape(usual: list[tuple[int, int, int]], stream: Stream) -> list[tuple[int, int, int]]:
+        return [(length // stream.tokens, batch, hidden * stream.width) for length, batch, hidden in usual]
+
+    received, sent = arch.stream(numbers.start), arch.stream(numbers.stop)
+    return {"adjust_tensor_shapes_fn": lambda recv, send: (shape(recv, received), shape(send, sent))}
 
 
 def _share(arch: Architecture, layout: Layout, pp_rank: int, chunks: torch.nn.ModuleList) -> None:

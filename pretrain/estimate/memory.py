@@ -205,6 +205,19 @@ class _Shapes:
             dropped=train.lora.dropout > 0,
         )
 
+    def at(self, kind: str) -> "_Shapes":
+        """What a token is inside a block of this kind: one of its units, where a unit is of several tokens."""
+        if kind not in self.table.streams:
+            return self
+        width, tokens = self.table.through(kind)[0].width, self.table.tokens(kind)
+        wider = {name: width * getattr(self, name) for name in ("hidden", "whole", "queries", "keys", "ffn")}
+        return replace(self, **wider, tokens=self.tokens // tokens, weights=self.weights / tokens)
+
+    def enters(self, kind: str) -> float:
+        """Bytes a token of a sample of the stream in front of a block of this kind."""
+        stream = self.table.through(kind)[0]
+        return self.element * self.hidden * stream.width / stream.tokens
+
     def norm(self) -> float:
         """Bytes a token that a norm saves for its backward pass: its input, and its statistics in fp32."""
         parts = self.hidden / self.whole
@@ -215,6 +228,13 @@ class _Shapes:
     def block(self, kind: str, recompute: str) -> float:
         """Bytes a token that a block saves for its backward pass (after Korthikanti et al. 2022, section 4, with
         flash attention and without masks of dropout, which are drawn again)."""
+        if kind in self.table.streams:
+            if not self._attends(kind) and not self._has_mlp(kind):
+                return self.enters(kind)  # what is between two streams keeps the one that it takes
+            return self.at(kind)._block(kind, recompute) / self.table.tokens(kind)
+        return self._block(kind, recompute)
+
+    def _block(self, kind: str, recompute: str) -> float:
         numbers, on = self.adapters[kind]
         saved = self.element * numbers + 0.0
         if self.dropped:
@@ -267,6 +287,9 @@ class _Shapes:
         """Bytes of the largest temporary of a block's backward pass: the gradient of the residual stream, with what the
         second linear layer of the MLP needs or, if it is gated, the gate; without an MLP, what the projections to
         queries, keys and values need."""
+        return self.at(kind)._inside(kind)
+
+    def _inside(self, kind: str) -> float:
         mlp = self._has_mlp(kind)
         linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
@@ -294,7 +317,7 @@ def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int
         if train.recompute == "full":
             last = sum(blocks[number][0] for number in numbers[len(numbers) - in_sight :]) * tokens
             numbers = numbers[: len(numbers) - in_sight]
-            saved += ceil(len(numbers) / train.recompute_layers) * shapes.element * shapes.hidden * tokens
+            saved += sum(shapes.enters(shapes.kinds[number]) for number in numbers[:: train.recompute_layers]) * tokens
             for first in numbers[:: train.recompute_layers]:
                 unit = blocks[first : min(first + train.recompute_layers, numbers.stop)]
                 inside = max(inside, sum(each for each, _ in unit) * tokens + max(within for _, within in unit))

@@ -7,7 +7,7 @@ text.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,19 +79,21 @@ class HfTeacher:
 class Family:
     """table: its logical tensors, for growth. losses: the terms of its loss; the first is of the words.
 
-    samples: samples all of whose labels count, from token ids [n, S + ahead]; ahead: how many tokens past the end of a
-    sample's inputs its labels reach. reference: the model in plain torch, which of samples needs but the inputs.
-    layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them. model_module: a
-    module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in transformers; None:
-    it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none. megatron: its arguments in Megatron-LM;
-    None: it has none there. memory: whether its attentions can see what their blocks remember of the text before a
-    sample, see pretrain.families.common.memory. variant_of: the family whose operators do to this one what they do to
-    it, so that they are measured once.
+    ahead: how many units past the end of a sample's inputs its labels reach; a unit is a token, or the longest of a
+    model whose blocks make units of several (growth.Architecture.unit). samples: samples all of whose labels count,
+    from token ids [n, S + a] and this number a in tokens. reference: the model in plain torch, which of samples needs
+    but the inputs. layout: the parameters of one pipeline chunk, in the order in which Megatron-core registers them.
+    model_module: a module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in
+    transformers; None: it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none. megatron: its
+    arguments in Megatron-LM; None: it has none there. memory: whether its attentions can see what their blocks remember
+    of the text before a sample, see pretrain.families.common.memory. variant_of: the family whose operators do to this
+    one what they do to it, so that they are measured once. prompt: of a family whose labels are more than one token
+    ahead, the sample of a text of any length, from whose last logits, as many as they are ahead, its next tokens follow.
     """
 
     table: Table
     losses: tuple[Term, ...]
-    samples: Callable[[Tensor], Samples]
+    samples: Callable[[Tensor, int], Samples]
     ahead: int
     reference: Reference
     layout: Callable[[Architecture, Place], list[Parameter]]
@@ -103,10 +105,19 @@ class Family:
     megatron: MegatronForm | None = None
     memory: bool = False
     variant_of: str = ""
+    prompt: Callable[[Sequence[int], Architecture], Samples] | None = None
 
     @property
     def name(self) -> str:
         return self.table.name
+
+    def tokens_ahead(self, arch: Architecture) -> int:
+        """How many tokens past the end of a sample's inputs its labels reach, for a model of this family."""
+        return self.ahead * arch.unit
+
+    def samples_of(self, arch: Architecture, ids: Tensor) -> Samples:
+        """Samples of a model of this family all of whose labels count, from token ids [n, S + tokens_ahead]."""
+        return self.samples(ids, self.tokens_ahead(arch))
 
     @cached_property
     def model(self) -> Model:

@@ -35,7 +35,7 @@ def loss(
     read: Read, arch: Architecture, ids_BS: Tensor, dtype: torch.dtype = torch.float32, vocab: int | None = None
 ) -> Tensor:
     """The objective on token ids [B, S], as the family makes samples of them."""
-    return objective(read, arch, families.of(arch.family).samples(ids_BS), dtype, vocab)
+    return objective(read, arch, families.of(arch.family).samples_of(arch, ids_BS), dtype, vocab)
 
 
 def words(logits_BSV: Tensor, samples: Samples, arch: Architecture) -> Tensor:

@@ -59,15 +59,15 @@ def entering(arch: Architecture, kind: str, seq_len: int) -> int:
     """FLOPs of the matrices that make queries, keys and values in a block of this kind, on the way forward, of one
     sample."""
     rows = [row for row in arch.table.rows(kind) if len(row.dims) == 2 and "head_dim" in row.dims[0].axes]
-    return sum(_flops(arch, row, seq_len, None) for row in rows)
+    return sum(_flops(arch, row, seq_len // arch.table.tokens(kind), None) for row in rows)
 
 
-def _flops(arch: Architecture, row: TensorSpec, seq_len: int, only: Collection[int | str] | None) -> int:
+def _flops(arch: Architecture, row: TensorSpec, units: int, only: Collection[int | str] | None) -> int:
     if any(DISTANCES in dim.axes for dim in row.dims):
         return 0  # once for a micro-batch, whatever is in it
     own = arch.adapters.rows(row) if arch.adapters else (row,)
     return sum(
-        2 * seq_len * prod(dim.size(arch.sizes) for dim in each.dims)
+        2 * units * prod(dim.size(arch.sizes) for dim in each.dims)
         for each in own
         if len(each.dims) == 2 and (only is None or each.name in only)
     )
@@ -83,11 +83,13 @@ def _of_kind(
     arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float | None
 ) -> Work:
     matrices = attention = 0
+    tokens = arch.table.tokens(kind)
+    units = seq_len // tokens
     for row in arch.table.rows(kind):
-        flops = _flops(arch, row, seq_len, only)
+        flops = _flops(arch, row, units, only)
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0
-    related = seq_len * seq_len if seen is None else round(seq_len * seen)
+    related = units * units if seen is None else round(units * seen / tokens)
     keys = sum(len(row.dims) == 2 and row.dims[0].role == "key" for row in arch.table.rows(kind))
     product = 2 * _queries(arch, kind) * related  # of q and one kind of keys; as much as that of weights and v
     return Work(matrices, (keys + 1) * product, attention, product if keys == 1 else 0)

@@ -17,7 +17,6 @@ from pretrain import families
 from pretrain.config import Stage
 from pretrain.data.corpus.corpus import DESCRIPTION
 from pretrain.data.samples import Samples
-from pretrain.families import Family
 from pretrain.families.common.text import Feed
 from pretrain.families.reference import logits, objective, words
 from pretrain.families.text import open_feed
@@ -55,17 +54,15 @@ def text(plan: Plan, stage: Stage, feed: Feed | None) -> Text:
     shorter = min(length, plan.old.sizes.get("positions", length))
     if feed is None:
         told = "token ids drawn at random (there is no corpus: name one with --corpus)"
-        drawn = [
-            _drawn(families.of(plan.old.family), size, n)
-            for size, n in ((vocab, shorter), (plan.new.sizes["vocab"], length))
-        ]
+        drawn = [_drawn(plan.new, size, n) for size, n in ((vocab, shorter), (plan.new.sizes["vocab"], length))]
         return Text(drawn[0], drawn[1], told)
     return Text(feed.probe(SAMPLES, vocab, shorter), feed.batch(SAMPLES), f"held-out text of {feed.source}")
 
 
-def _drawn(family: Family, vocab: int, length: int) -> Samples:
-    draw = torch.Generator().manual_seed(0)
-    return family.samples(torch.randint(vocab, (SAMPLES, length + family.ahead), generator=draw))
+def _drawn(arch: Architecture, vocab: int, length: int) -> Samples:
+    family, draw = families.of(arch.family), torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab, (SAMPLES, length + family.tokens_ahead(arch)), generator=draw)
+    return family.samples_of(arch, ids)
 
 
 def function(

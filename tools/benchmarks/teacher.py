@@ -90,7 +90,7 @@ def _row(kind: str, share: float, options: argparse.Namespace) -> dict[str, obje
         teacher.fill(lambda kind, name, box: drawn.evaluate(name, box, no_read, kind))
     taught.learn_from(teacher)
     ids = torch.randint(options.vocab, (options.batch, options.seq_len), generator=torch.Generator().manual_seed(0))
-    samples = {name: x.to(taught.device) for name, x in families.of("bert").samples(ids).items()}
+    samples = {name: x.to(taught.device) for name, x in families.of("bert").samples(ids, 0).items()}
 
     def said() -> None:
         with torch.no_grad():

@@ -14,11 +14,12 @@ FIRST = 1024  # documents that are looked at first, where only the beginning of 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """``tokens``: int64 [n, seq_len + 1], inputs and targets overlapping by one; ``mask``: bool [n, seq_len], False
-    where the target is padding; ``bytes``: the UTF-8 bytes of text that all targets stand for.
+    """``tokens``: int64 [n, seq_len + ahead], inputs and targets overlapping by one, or by how far targets are ahead;
+    ``mask``: bool [n, seq_len], False where the target is padding; ``bytes``: the UTF-8 bytes of text that all targets
+    stand for.
 
-    The first input is eos and every token of the text is a target once, so the sum of the losses over ``bytes * ln 2``
-    is the bits per byte of a text that no stage's vocabulary changes.
+    The first ``ahead`` inputs are eos and every token of the text is a target once, so the sum of the losses over
+    ``bytes * ln 2`` is the bits per byte of a text that no stage's vocabulary changes.
     """
 
     tokens: NDArray[np.int64]
@@ -27,31 +28,40 @@ class ValidationSet:
 
 
 def validation_set(
-    corpus: Corpus, *, vocab: int, seq_len: int, seed: int, validation: float, limit_bytes: int | None = LIMIT
+    corpus: Corpus,
+    *,
+    vocab: int,
+    seq_len: int,
+    seed: int,
+    validation: float,
+    limit_bytes: int | None = LIMIT,
+    ahead: int = 1,
 ) -> ValidationSet:
     """The validation documents in the first ``vocab`` pieces; if their text is longer than ``limit_bytes``, its
     beginning (cut between pieces of the full vocabulary, so at the same place for every stage)."""
     ids, text_bytes = _validation_ids(corpus, seed, validation, limit_bytes)
     stage = corpus.tokenizer.segmentation(vocab).apply(ids)
     n = -(-len(stage) // seq_len)
-    padded = np.full(n * seq_len + 1, corpus.tokenizer.eos, dtype=np.int64)
-    padded[1 : len(stage) + 1] = stage
-    tokens = padded[np.arange(n)[:, None] * seq_len + np.arange(seq_len + 1)]
+    padded = np.full(n * seq_len + ahead, corpus.tokenizer.eos, dtype=np.int64)
+    padded[ahead : len(stage) + ahead] = stage
+    tokens = padded[np.arange(n)[:, None] * seq_len + np.arange(seq_len + ahead)]
     mask = (np.arange(n * seq_len) < len(stage)).reshape(n, seq_len)
     return ValidationSet(tokens, mask, text_bytes)
 
 
-def probe(corpus: Corpus, n: int, *, vocab: int, seq_len: int, seed: int, validation: float) -> NDArray[np.int64]:
+def probe(
+    corpus: Corpus, n: int, *, vocab: int, seq_len: int, seed: int, validation: float, ahead: int = 1
+) -> NDArray[np.int64]:
     """The first n sequences of the validation text in the first ``vocab`` pieces, for a growth certificate: int64 [n,
-    seq_len + 1].
+    seq_len + ahead].
 
     A shorter text is repeated.
     """
-    need = n * (seq_len + 1)
+    need = n * (seq_len + ahead)
     longest = int(corpus.tokenizer.piece_bytes.max())
     ids, _ = _validation_ids(corpus, seed, validation, need * longest)
     stage = corpus.tokenizer.segmentation(vocab).apply(ids)
-    return np.resize(stage, need).astype(np.int64).reshape(n, seq_len + 1)
+    return np.resize(stage, need).astype(np.int64).reshape(n, seq_len + ahead)
 
 
 def _validation_ids(

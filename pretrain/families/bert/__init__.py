@@ -14,7 +14,7 @@ from pretrain.families.family import Family, Head, HfTeacher
 from pretrain.losses import MASKED_TOKEN, NEXT_SENTENCE
 
 
-def samples(ids_BS: Tensor) -> Samples:
+def samples(ids_BS: Tensor, ahead: int) -> Samples:
     """Every token is to be told from itself, and the parity of the first one as the next sentence."""
     ones = torch.ones(ids_BS.shape)
     return {

@@ -13,6 +13,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from pretrain.data.documents import positions
 from pretrain.families.common import memory
 from pretrain.families.common.attention import CoreAttention, SelfAttention
 from pretrain.families.common.documents import Documents
+from pretrain.families.common.kinds import KINDS
 from pretrain.families.common.layer import Activation, layer_specs
 from pretrain.families.common.vocabulary import Vocabulary, padded
 from pretrain.losses import Outputs
@@ -53,12 +55,15 @@ def build_gpt(
     chunk: int | None,
     head_norm: type[torch.nn.Module] | None = None,
     core_attention: Callable[..., torch.nn.Module] = CoreAttention,
+    model: type[CausalLM] = CausalLM,
+    of_kind: Callable[[ModuleSpec, str], ModuleSpec] | None = None,
     **how: Any,
 ) -> CausalLM:
     """One pipeline chunk with blocks of these kinds; chunk is its index on this rank, None without interleaving.
 
     fused: whether what lies between matrix products is kernels; norms and activation are then to be made of them.
-    head_norm: that of queries and keys, if they have one. core_attention: what mixes the values.
+    head_norm: that of queries and keys, if they have one. core_attention: what mixes the values. of_kind: where a family
+    has kinds of its own, the spec of a layer of a kind, from that of one with attention and an MLP.
     """
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = norm
@@ -68,8 +73,13 @@ def build_gpt(
     if head_norm:
         parts = layer.submodules.self_attention.submodules
         parts.q_layernorm = parts.k_layernorm = head_norm
-    specs = layer_specs(layer.submodules, activation if fused else None, kinds)
-    model = CausalLM(
+    made = activation if fused else None
+    if of_kind is None:
+        specs = layer_specs(layer.submodules, made, kinds)
+    else:
+        (usual,) = layer_specs(layer.submodules, made, KINDS[:1])
+        specs = [of_kind(usual, kind) for kind in kinds]
+    built = model(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm),
         vocab_size=padded(arch.sizes["vocab"], config.tensor_model_parallel_size),
@@ -78,8 +88,8 @@ def build_gpt(
         vp_stage=chunk,
         **how,
     )
-    model.complete(arch.sizes["vocab"], fused)
-    return model
+    built.complete(arch.sizes["vocab"], fused)
+    return built
 
 
 def forward(model: torch.nn.Module, samples: Mapping[str, Tensor]) -> Tensor:

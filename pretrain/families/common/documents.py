@@ -21,7 +21,7 @@ class Documents(PackedSeqParams):
     def __init__(self, samples: Samples) -> None:
         length = samples["inputs"].shape[1]
         super().__init__(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length)
-        self.starts, self._samples = samples[STARTS], samples
+        self.starts, self.samples, self._in_units = samples[STARTS], samples, dict[int, Documents]()
 
     @staticmethod
     def of(samples: Samples) -> Documents | None:
@@ -31,6 +31,12 @@ class Documents(PackedSeqParams):
     @cached_property
     def parted(self) -> Tensor:
         """Which tokens are of different documents, bool [B, S, S]."""
-        parted = documents.parted(self._samples)
+        parted = documents.parted(self.samples)
         assert parted is not None
         return parted
+
+    def in_units(self, tokens: int) -> Documents:
+        """The same where a unit stands for so many tokens."""
+        if tokens not in self._in_units:
+            self._in_units[tokens] = Documents(documents.in_units(self.samples, tokens))
+        return self._in_units[tokens]

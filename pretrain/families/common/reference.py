@@ -6,7 +6,7 @@ Shape suffixes: B batch, S sequence, D hidden, N heads, G kv heads, Q queries of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -107,17 +107,22 @@ and the samples."""
 @dataclass(frozen=True)
 class Reference:
     """A reference model in its parts: what the first block gets, [B, S, D]; for each kind of layer what adds to it, one
-    after the other; and the logits by name, from what the last block gives."""
+    after the other; the logits by name, from what the last block gives; and of kinds that make another stream of it
+    how they do."""
 
     embed: Callable[[Weights, Samples], torch.Tensor]
     sublayers: Mapping[str, tuple[Sublayer, ...]]
     head: Callable[[Weights, torch.Tensor], Outputs]
+    between: Mapping[str, Callable[[Weights, int, torch.Tensor], torch.Tensor]] = field(default_factory=dict)
 
     def __call__(self, read: Read, arch: Architecture, samples: Samples, dtype: torch.dtype) -> Outputs:
         """The logits of a model that `read` gives, by name; the words first, [B, S, V]."""
         weight = Weights(read, arch, dtype)
         x_BSD = self.embed(weight, samples)
         for kind, number in arch.blocks:
+            if kind in self.between:
+                x_BSD = self.between[kind](weight, number, x_BSD)
+                continue
             for sublayer in self.sublayers[kind]:
                 x_BSD = x_BSD + sublayer(weight, number, x_BSD, samples)
         return self.head(weight, x_BSD)

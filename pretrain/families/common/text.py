@@ -237,6 +237,11 @@ class CausalFeed(Feed):
             window=data.window,
         )
 
+    @property
+    def ahead(self) -> int:
+        """How many tokens behind an input its label is."""
+        return 1
+
     def _take(self, n: int, rows: Rows, progress: float) -> Taken:
         batch = self._text.take(n)
         samples, labels = self._samples(batch)
@@ -246,7 +251,7 @@ class CausalFeed(Feed):
     def _samples(self, batch: Batch | PackedBatch) -> tuple[Samples, int | None]:
         """The samples of a batch, and how many of their labels count; None: all."""
         if isinstance(batch, Batch):
-            return self._apart(causal(torch.from_numpy(batch.tokens))), None
+            return self._apart(causal(torch.from_numpy(batch.tokens), self.ahead)), None
         arrays = {"inputs": batch.inputs, "labels": batch.labels, "mask": batch.mask.astype(np.float32)}
         samples: Samples = {name: torch.from_numpy(rows) for name, rows in arrays.items()}
         if self.stage.data.reset_attention:
@@ -262,14 +267,15 @@ class CausalFeed(Feed):
             seed=self.stage.seed,
             validation=self.stage.data.validation_fraction,
             limit_bytes=t.eval_bytes,
+            ahead=self.ahead,
         )
-        samples = causal(torch.from_numpy(text.tokens), torch.from_numpy(text.mask).float())
+        samples = causal(torch.from_numpy(text.tokens), self.ahead, torch.from_numpy(text.mask).float())
         return HeldOut(padded(self._apart(samples), unit), text.bytes)
 
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
         seed, validation = self.stage.seed, self.stage.data.validation_fraction
-        tokens = probe(self.corpus, n, vocab=vocab, seq_len=seq_len, seed=seed, validation=validation)
-        return self._apart(causal(torch.from_numpy(tokens)))
+        tokens = probe(self.corpus, n, vocab=vocab, seq_len=seq_len, seed=seed, validation=validation, ahead=self.ahead)
+        return self._apart(causal(torch.from_numpy(tokens), self.ahead))
 
     def batch(self, n: int) -> Samples:
         return self.probe(n, self.stage.model.vocab, self.stage.train.seq_len)
