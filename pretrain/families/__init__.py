@@ -5,6 +5,7 @@ from __future__ import annotations
 from growth.errors import GrowthError
 from growth.family import register as register_table
 from pretrain.families.bert import BERT
+from pretrain.families.convolution_attention import CONVOLUTION_ATTENTION
 from pretrain.families.family import Family, Head
 from pretrain.families.gpt2 import GPT2
 from pretrain.families.llama2 import LLAMA2
@@ -31,5 +32,17 @@ def of(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (LLAMA2, BERT, GPT2, QWEN3, QWEN3_TIED, QWEN2, QWEN2_TIED, LLAMA3, LLAMA3_TIED, TRANSFORMER_XL):
+for _family in (
+    LLAMA2,
+    BERT,
+    GPT2,
+    QWEN3,
+    QWEN3_TIED,
+    QWEN2,
+    QWEN2_TIED,
+    LLAMA3,
+    LLAMA3_TIED,
+    TRANSFORMER_XL,
+    CONVOLUTION_ATTENTION,
+):
     register(_family)

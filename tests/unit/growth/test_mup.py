@@ -110,7 +110,7 @@ def test_a_tied_head_is_in_the_last_norm() -> None:
 def test_what_is_fused_learns_at_one_rate(family: str) -> None:
     """A parameter of Megatron-core's is made of logical tensors with the same factors; those of adapters too."""
     sizes = {"vocab": 64, "hidden": 32, "layers": 4, "heads": 8, "kv_heads": 4, "head_dim": 4, "ffn": 96}
-    sizes |= {"positions": 8, "types": 2, "labels": 2, "sinusoid": 8}
+    sizes |= {"positions": 8, "types": 2, "labels": 2, "sinusoid": 8, **families.of(family).table.fixed}
     arch = Architecture(family, {axis: sizes[axis] for axis in ("layers", *families.of(family).table.axes)})
     arch, mup = arch.with_adapters(Adapters(2, 4.0, ("attention", "mlp"))), Mup(16, heads=2, ffn=32, layers=2)
     by = factors(mup, arch)

@@ -121,7 +121,10 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ({"stages.1.model.hidden": 32}, ["stages[1].model.hidden: 32 is less than 64 in stage 'one'"]),
         ({"stages.1.model.layers": 3}, ["stages[1].model.layers: 3 is less than 4"]),
         ({"stages.0.model.head_dim": 32}, ["stages[1].model.head_dim: 16 is less than 32"]),
-        ({"stages.1.model.family": "gpt9"}, ["model.family: should be one of bert, gpt2, llama2, ", "not 'gpt9'"]),
+        (
+            {"stages.1.model.family": "gpt9"},
+            ["model.family: should be one of bert, convolution_attention, ", "not 'gpt9'"],
+        ),
         ({"train.layer_drop": 1}, ["train.layer_drop: should be less than 1, not 1"]),
         ({"train.layer_drop": float("inf")}, ["train.layer_drop: should be a finite number, not inf"]),
         (
