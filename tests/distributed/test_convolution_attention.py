@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from pretrain.layout import Layout
 from pretrain.layout.work import totals
 from tests.distributed import ranks
 from tests.distributed.harness import run
+from tests.distributed.test_stage import curriculum, losses, stage
+from tools import plan, show, verify
 
 SIZES = {"vocab": 41, "positions": 128, "hidden": 8, "heads": 4, "head_dim": 4, "ffn": 12}
 LENGTH, SAMPLES, MICRO_BATCH = 128, 4, 2
@@ -95,3 +99,29 @@ def test_every_layout_is_the_reference_model(world: int, expected: Any) -> None:
             assert steps[0] == pytest.approx((loss, norm), rel=1e-5), name
             second.add(tuple(round(value, 3) for value in steps[1]))
     assert len(second) == 1
+
+
+def test_it_trains_grows_and_resumes(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wider, with more of all, and with more blocks inside the levels, from DP2 to TP2; the event keeps the function,
+    and a resume is bitwise."""
+    small = {"family": "convolution_attention", "hidden": 16, "heads": 4, "ffn": 24, "levels": [1, 1, 1, 1, 1]}
+    large = {**small, "vocab": 381, "hidden": 20, "heads": 6, "ffn": 30, "levels": [1, 2, 2, 1, 2]}
+    stages = [
+        {"name": "small", "model": {**small, "vocab": 350}, "parallel": {"dp": 2}},
+        {"name": "large", "model": {**large, "head_dim": 4}, "parallel": {"tp": 2}},
+    ]
+    path = str(curriculum(corpus, tmp_path / "run", stages=stages))
+    folder = tmp_path / "run/run"
+    assert run(2, stage, path, "small", []) == ["", ""]
+    assert run(2, stage, path, "large", [], 4) == ["", ""]
+    assert run(2, stage, path, "large", []) == ["", ""]
+    resumed = losses(folder / "large")
+    assert plan.main([path]) == 0
+    assert show.main([str(folder / "large")]) == 0
+    assert verify.main([str(folder / "large"), "--parent", str(folder / "small")]) == 0
+    straight = str(curriculum(corpus, tmp_path / "again", stages=stages))
+    shutil.copytree(folder / "small", tmp_path / "again/run/small")
+    assert run(2, stage, straight, "large", []) == ["", ""]
+    assert losses(tmp_path / "again/run/large") == resumed
+    said = capsys.readouterr().out
+    assert "convolution_attention" in said
