@@ -121,6 +121,9 @@ def _shape(stage: Stage) -> Iterator[str]:
             "the same number of query heads"
         )
     yield from _order(model)
+    yield from (unlike := list(level_checks.misfits(stage, table)))
+    if unlike:
+        return
     if model.layers % model.share:
         fits = ", ".join(str(k) for k in range(1, model.layers + 1) if model.layers % k == 0)
         yield f"model.share: {model.share} does not divide model.layers {model.layers}; choose one of {fits}"
@@ -147,7 +150,6 @@ def _shape(stage: Stage) -> Iterator[str]:
 
 def _order(model: Model) -> Iterator[str]:
     order, table = model.order, family(model.family)
-    yield from level_checks.misfits(model, table)
     if order is None:
         if not model.layers and not table.streams:
             yield "model.layers: missing; give it, or model.order as a word of s and f"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from growth.family import Family
-from pretrain.config.keys import Model, Stage
-from pretrain.config.levels import example
+from pretrain.config.keys import Stage
+from pretrain.config.levels import example, kinds
 
 
-def misfits(model: Model, table: Family) -> Iterator[str]:
-    """Yields what is wrong with `model.levels`: key, values, what would fit."""
+def misfits(stage: Stage, table: Family) -> Iterator[str]:
+    """Yields what is wrong with `model.levels` and the lengths that follow from it: key, values, what would fit."""
+    model = stage.model
     levels, deepest = model.levels, sum(takes.tokens < gives.tokens for takes, gives in table.streams.values())
     if not table.streams:
         if levels:
@@ -23,6 +24,11 @@ def misfits(model: Model, table: Family) -> Iterator[str]:
             f"model.levels: {what}; give the blocks before, between and behind 1 to {deepest} compressors and as many "
             f"expanders, such as {fits}"
         )
+    else:
+        unit, length = max(table.tokens(kind) for kind in kinds(table, levels)), stage.train.seq_len
+        yield from _whole("train.seq_len", length, unit)
+        if model.positions != length:
+            yield from _whole("model.positions", model.positions, unit)
     if model.layers or model.order is not None:
         key, value = ("layers", model.layers) if model.layers else ("order", model.order)
         yield f"model.{key}: {value}, but model.levels says all blocks of {model.family}; remove it"
@@ -30,19 +36,23 @@ def misfits(model: Model, table: Family) -> Iterator[str]:
         yield f"model.share: {model.share}, but the blocks of model.levels are not shared; remove it"
 
 
+def _whole(key: str, value: int, unit: int, ranks: int = 1) -> Iterator[str]:
+    """Yields that a length is no multiple of the longest unit, on each of so many ranks that share it."""
+    if value % (all_of := unit * ranks):
+        among = f" on each of {ranks} tensor-parallel ranks" if ranks > 1 else ""
+        yield (
+            f"{key}: {value} is no multiple of {all_of}: the longest unit of model.levels has {unit} tokens{among}; "
+            f"use {max(1, round(value / all_of)) * all_of}"
+        )
+
+
 def unfit(stage: Stage) -> Iterator[str]:
     """Yields what of a stage cannot be with units of several tokens: key, value, what would fit."""
     arch, parallel, train = stage.architecture(), stage.parallel, stage.train
     if not arch.table.streams:
         return
-    cut = parallel.tp if parallel.sequence_parallel else 1
-    unit = arch.unit * cut
-    if train.seq_len % unit:
-        among = f" on each of {cut} ranks that share it" if cut > 1 else ""
-        yield (
-            f"train.seq_len: {train.seq_len} is no multiple of {unit}: the longest unit of model.levels has {arch.unit}"
-            f" tokens{among}; use {max(1, round(train.seq_len / unit)) * unit}"
-        )
+    if parallel.sequence_parallel:
+        yield from _whole("train.seq_len", train.seq_len, arch.unit, parallel.tp)
     if arch.sizes["hidden"] % parallel.tp:
         yield (
             f"parallel.tp: {parallel.tp} does not divide model.hidden {stage.model.hidden}, by which compressors and "

@@ -62,8 +62,8 @@ def build_gpt(
     """One pipeline chunk with blocks of these kinds; chunk is its index on this rank, None without interleaving.
 
     fused: whether what lies between matrix products is kernels; norms and activation are then to be made of them.
-    head_norm: that of queries and keys, if they have one. core_attention: what mixes the values. of_kind: where a family
-    has kinds of its own, the spec of a layer of a kind, from that of one with attention and an MLP.
+    head_norm: that of queries and keys, if they have one. core_attention: what mixes the values. of_kind: where a
+    family has kinds of its own, the spec of a layer of a kind, from that of one with attention and an MLP.
     """
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = norm
