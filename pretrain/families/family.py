@@ -88,7 +88,7 @@ class Family:
     arguments in Megatron-LM; None: it has none there. memory: whether its attentions can see what their blocks remember
     of the text before a sample, see pretrain.families.common.memory. variant_of: the family whose operators do to this
     one what they do to it, so that they are measured once. prompt: of a family whose labels are more than one token
-    ahead, the sample of a text of any length, from whose last logits, as many as they are ahead, its next tokens follow.
+    ahead, the sample of a text of any length: from its last logits, as many as they are ahead, the next tokens follow.
     """
 
     table: Table
