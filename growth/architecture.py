@@ -20,6 +20,7 @@ from growth import rotary
 from growth.adapters import RANK, Adapters, names
 from growth.errors import GrowthError
 from growth.family import LAYERS, MOST_LAYERS, Family, Stream, TensorSpec, family
+from growth.span import Span, with_spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Architecture:
     number of the layer that it calls (empty: each layer once). Layers are numbered in the order of their first calls:
     calls (0, 0, 1, 1) are four blocks, of which two at a time share their weights.
 
-    With `adapters` the sizes have the axis `rank` too.
+    With `adapters` the sizes have the axis `rank` too. With a `span` the table has the spans of heads too.
 
     Raises GrowthError for an unknown family, axis, scalar or kind, for sizes, kinds and calls that do not fit together,
     for blocks that do not take what those before them give, for scalars that are not positive numbers and for adapters
@@ -67,9 +68,12 @@ class Architecture:
     kinds: tuple[str, ...] = ()
     calls: tuple[int, ...] = ()
     adapters: Adapters | None = None
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         table = family(self.family)
+        if self.span:
+            self.span.check(table)
         table.check({axis: size for axis, size in self.sizes.items() if axis != RANK})
         if unknown := sorted(set(self.scalars) - set(table.scalars)):
             raise GrowthError(
@@ -140,11 +144,14 @@ class Architecture:
 
     def __hash__(self) -> int:
         sizes, scalars = tuple(self.sizes.items()), tuple(self.scalars.items())
-        return hash((self.family, sizes, scalars, self.rope_frequencies, self.kinds, self.calls, self.adapters))
+        return hash(
+            (self.family, sizes, scalars, self.rope_frequencies, self.kinds, self.calls, self.adapters, self.span)
+        )
 
     @property
     def table(self) -> Family:
-        return family(self.family)
+        table = family(self.family)
+        return with_spans(table) if self.span else table
 
     @property
     def layers(self) -> int:
@@ -281,6 +288,7 @@ class Architecture:
             self.kinds if kinds is None else kinds,
             self.calls if calls is None else calls,
             self.adapters,
+            self.span,
         )
 
     def with_adapters(self, adapters: Adapters | None) -> Architecture:
@@ -288,19 +296,21 @@ class Architecture:
         return replace(self, adapters=adapters)
 
     def to_json(self) -> dict[str, Any]:
-        """Frequencies, kinds and calls only where they are not the usual ones, adapters where there are any."""
+        """Frequencies, kinds and calls only where they are not the usual ones; adapters, spans where there are any."""
         sizes = {axis: size for axis, size in self.sizes.items() if axis != RANK}
         data: dict[str, Any] = {"family": self.family, "sizes": sizes, "scalars": dict(self.scalars)}
         for name, unusual in (("rope_frequencies", True), ("kinds", self.mixed), ("calls", self.shared)):
             if unusual and getattr(self, name):
                 data[name] = list(getattr(self, name))
-        return data | ({"adapters": self.adapters.to_json()} if self.adapters else {})
+        own = {"adapters": self.adapters, "span": self.span}
+        return data | {name: value.to_json() for name, value in own.items() if value}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Architecture:
         more = {name: tuple(data[name]) for name in ("rope_frequencies", "kinds", "calls") if name in data}
         adapters = Adapters.from_json(data["adapters"]) if "adapters" in data else None
-        return Architecture(data["family"], data["sizes"], data["scalars"], **more, adapters=adapters)
+        span = Span.from_json(data["span"]) if "span" in data else None
+        return Architecture(data["family"], data["sizes"], data["scalars"], **more, adapters=adapters, span=span)
 
 
 def in_words(arch: Architecture) -> str:

@@ -39,6 +39,8 @@ def between(
     """
     if new.family != old.family:
         raise GrowthError(f"a {old.family} cannot grow into a {new.family}: keep the parent's family")
+    if new.span != old.span:
+        raise GrowthError(f"spans of heads: {_in_words(old)} cannot become {_in_words(new)}: keep the parent's")
     given = dict(policy or {})
     moments = _moments(given.pop("moments", {}))
     chosen = {key: _choose(key, value, old, new) for key, value in given.items()}
@@ -78,6 +80,10 @@ def _check_direction(operator: Operator, axis: str, old: int, new: int) -> None:
         )
     if new > old and operator.shrinks:
         raise GrowthError(f"{axis}: {old} to {new} grows, but {operator.name} makes it smaller: name another operator")
+
+
+def _in_words(arch: Architecture) -> str:
+    return f"at most {arch.span.max}, with a ramp of {arch.span.ramp}" if arch.span else "none"
 
 
 def _moments(value: Any) -> Moments:

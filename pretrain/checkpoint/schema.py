@@ -30,6 +30,13 @@ class Adapters(TypedDict):
     on: list[Text]
 
 
+class Span(TypedDict):
+    """Spans of heads, as growth.span.Span.to_json writes them."""
+
+    max: Count
+    ramp: Count
+
+
 class Shape(TypedDict):
     """An architecture, as growth.Architecture.to_json writes it."""
 
@@ -40,6 +47,7 @@ class Shape(TypedDict):
     kinds: NotRequired[list[Text]]
     calls: NotRequired[list[Count]]
     adapters: NotRequired[Adapters]
+    span: NotRequired[Span]
 
 
 @with_config(CLOSED)

@@ -11,7 +11,7 @@ import growth
 from growth import GrowthError
 from growth.family import DISTANCES, family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files, level_checks, mixtures, orders, teachers
+from pretrain.config import factor_files, level_checks, mixtures, orders, span_keys, teachers
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
@@ -45,6 +45,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _patches(stage),
                 _teacher(stages, index),
                 _evaluation(stage),
+                span_keys.problems(stage),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.lora.rank and (not index or stage.from_scratch):
@@ -128,10 +129,12 @@ def _shape(stage: Stage) -> Iterator[str]:
         fits = ", ".join(str(k) for k in range(1, model.layers + 1) if model.layers % k == 0)
         yield f"model.share: {model.share} does not divide model.layers {model.layers}; choose one of {fits}"
     elif model.head_dim and model.heads % model.kv_heads == 0 and model.sinusoid % 2 == 0:
-        try:
-            stage.architecture()
-        except GrowthError as error:
-            yield f"train.lora: {error}"
+        for key, made in (("model.span", model.architecture), ("train.lora", stage.architecture)):
+            try:
+                made()
+            except GrowthError as error:
+                yield f"{key}: {error}"
+                break
     if "kv_heads" not in table.axes and model.kv_heads != model.heads:
         yield f"model.kv_heads: {model.kv_heads}, but {model.family} has model.heads {model.heads} of them; remove it"
     if model.sinusoid and DISTANCES not in table.axes:
@@ -343,7 +346,9 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage grows, so "
             f"raise it to {size} or more{_instead(axis)}"
         )
-    if shrunk or any(_shape(old)) or any(_shape(new)):
+    spans = list(span_keys.misfits(old, new))
+    yield from spans
+    if shrunk or spans or any(_shape(old)) or any(_shape(new)):
         return  # the errors of the shape are reported already
     if before.depth and (new.model.order is None) != (before.order is None):
         yield (

@@ -13,6 +13,7 @@ from pretrain.config.grow_keys import Grow, Patch
 from pretrain.config.kinds import MOST_LAYERS, Count, Derived, FamilyName, Layers, Order, Positive, Ranks, Size
 from pretrain.config.mixtures import CorpusShare
 from pretrain.config.section import Section
+from pretrain.config.span_keys import Span
 from pretrain.config.train_keys import Train
 
 
@@ -98,6 +99,8 @@ class Model(Section):
     share: Layers = 1
     """How many layers in a row have the same weights: one layer that is called so often. A later stage with a smaller
     number unties them."""
+    span: Span = field(default_factory=Span)
+    """Heads that learn how far they see."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of new weights; residual branches start at this / sqrt(2 * layers)."""
 
@@ -133,7 +136,7 @@ class Model(Section):
         scalars = {name: getattr(self, name) for name in ("norm_eps", "rope_theta") if name in table.scalars}
         kinds = tuple(orders.KINDS[letter] for letter in self.letters) or levels.kinds(table, self.levels)
         calls = tuple(block // self.share for block in range(self.depth))
-        return Architecture(self.family, sizes, scalars, kinds=kinds, calls=calls)
+        return Architecture(self.family, sizes, scalars, kinds=kinds, calls=calls, span=self.span.spans())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,9 +15,10 @@ PART = 1 << 24  # elements that change places at a time, through a temporary
 class Average:
     """This rank's part of the average, `values`, beside its part of the weights. Whoever fills the weights fills it."""
 
-    def __init__(self, zero: Zero) -> None:
+    def __init__(self, zero: Zero, publish: Callable[[], None]) -> None:
+        """publish: brings changed masters into the model (collective)."""
         self.values = torch.zeros_like(zero.masters.detach())
-        self._zero = zero
+        self._zero, self._publish = zero, publish
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
@@ -39,4 +40,4 @@ class Average:
             aside = weights.clone()
             weights.copy_(values)
             values.copy_(aside)
-        self._zero.publish()
+        self._publish()

@@ -28,6 +28,7 @@ from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.memory import Memory
+from pretrain.engine.spans import Spans
 from pretrain.engine.teacher import Teacher
 from pretrain.engine.zero import Zero
 from pretrain.estimate.flops import Ran
@@ -109,7 +110,7 @@ class Engine:
         )
         self._zero, self._model = Zero(chunks, self.adam, micro_batch), chunks
         self._gradients = self._zero.gradients
-        self.average = Average(self._zero) if averages else None
+        self.average = Average(self._zero, self.publish_weights) if averages else None
         self.chunks: list[Any] = list(chunks)
         table = parameters(arch, layout, pp_rank, tp_rank)
         self.parameters = list(zip(table, chunks.parameters(), strict=True))
@@ -126,6 +127,10 @@ class Engine:
         self.terms: tuple[Term, ...] = self.family.losses
         self.teacher: Teacher | None = None
         self.memory = Memory(memory, chunks, layout, micro_batch, self.device) if memory else None
+        self.spans = None
+        if arch.span:
+            masters = [o.weight for o in self.owned if o.parameter.name.endswith(".span")]
+            self.spans = Spans(arch, layout, self.chunks, masters)
 
     def _owned(self) -> list[Owned]:
         partition = self._zero.masters
@@ -201,13 +206,22 @@ class Engine:
         """From here on, minimise what a teacher says in a step; `evaluate` knows nothing of it."""
         self.teacher, self.terms = teacher, teacher.terms
 
+    def penalise_spans(self, penalty: float) -> None:
+        """From here on, minimise how far heads see as well, if they have spans; `evaluate` knows nothing of it."""
+        if self.spans and penalty:
+            self.terms = (*self.terms, self.spans.penalise(penalty))
+
     def clip_at(self, norm: float) -> None:
         """The largest gradient norm of the steps to come; 0: no clipping."""
         self._clip = norm
 
     def publish_weights(self) -> None:
         """Cast the master weights and gather them over the data-parallel ranks into the model."""
+        if self.spans:
+            self.spans.clamp()
         self._zero.publish()
+        if self.spans:
+            self.spans.refresh()
 
     def _moved(self, x: Tensor) -> Tensor:
         """On the device, without waiting for it."""
@@ -308,7 +322,9 @@ class Engine:
         return self._total(self._run(step, samples, drops, memory, forward_only=False), len(self.terms)) / counts
 
     def _complete(self) -> None:
-        """Sum the gradients of what tensor-parallel or pipeline ranks share."""
+        """Sum the gradients of what tensor-parallel or pipeline ranks share; that of the spans' penalty is added."""
+        if self.spans:
+            self.spans.add_gradient(self._gradients)
         # The norms' in one collective, for there are many and small ones; a tied embedding's where it lies.
         whole = [self.gradient(parameter) for parameter in self._sequence_parallel]
         reduce_together(whole, parallel_state.get_tensor_model_parallel_group())
@@ -369,6 +385,7 @@ class Engine:
         if self._clip and (excess := (norm + 1e-6) / self._clip) > 1:
             gradient.mul_(float(1.0 / excess))
         self._zero.update(gradient)
+        self.publish_weights()
 
     def forget(self) -> None:
         """Drop gradients that no step will use."""

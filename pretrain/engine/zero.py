@@ -75,11 +75,10 @@ class Zero:
         return part
 
     def update(self, gradient: Tensor) -> None:
-        """One update of the masters with this rank's part of the gradient, then `publish`."""
+        """One update of the masters with this rank's part of the gradient; the model has it after `publish`."""
         self.masters.grad = gradient
         self._adam.step()
         self.masters.grad = None
-        self.publish()
 
     def publish(self) -> None:
         """Cast the masters and gather them over the data-parallel ranks into the model (collective)."""

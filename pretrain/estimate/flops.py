@@ -5,7 +5,8 @@ tokens is counted and nothing else; norms, activations, RoPE and softmax are bel
 has none; what is made of distances is made once for a micro-batch, however many samples it has, and is not counted.
 Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and
 torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers. Where
-data.reset_attention keeps documents apart, a query has the keys of its document: `seen`, the mean over tokens.
+data.reset_attention keeps documents apart, a query has the keys of its document: `seen`, the mean over tokens; and
+where heads have spans, those that the longest of its layer reaches, in whole blocks.
 
 *Model* FLOPs are what the mathematics needs: forward, and twice that backward. *Hardware* FLOPs are what is run: what
 is computed again and the padding of the vocabulary included. MFU is of the first, HFU of the second (Korthikanti et
@@ -22,7 +23,7 @@ from growth import Architecture
 from pretrain import families
 from pretrain.config import Lora, Train
 from pretrain.layout import Layout
-from pretrain.layout.work import Work, work_of
+from pretrain.layout.work import Seen, Work, work_of
 
 Frozen = Collection[int | str]
 """The parts that are not trained: numbers of layers (with all blocks that call them), "embedding" (a tied head's matrix
@@ -64,13 +65,11 @@ class Forward:
         return sum(block.total for block in self.blocks) + self.vocabulary + self.head
 
 
-def forward(
-    arch: Architecture, seq_len: int, tp: int = 1, ran: Ran | None = None, seen: float | None = None
-) -> Forward:
+def forward(arch: Architecture, seq_len: int, tp: int = 1, ran: Ran | None = None, seen: Seen = None) -> Forward:
     """FLOPs of a forward pass over one sample of seq_len tokens, over all ranks.
 
     tp: tensor-parallel ranks, to a multiple of which the vocabulary is padded. ran: see Ran. seen: how many tokens
-    attention relates a token with, in the mean; None: all of the sample.
+    attention relates a token with, see pretrain.layout.work.Seen.
     """
     vocabulary = 2 * arch.sizes["hidden"] * -(-arch.sizes["vocab"] // tp) * tp * seq_len
     head = families.of(arch.family).head.flops(arch.sizes, seq_len)
@@ -78,7 +77,7 @@ def forward(
 
 
 def _blocks(
-    arch: Architecture, seq_len: int, ran: Ran | None, seen: float | None, only: Frozen | None = None
+    arch: Architecture, seq_len: int, ran: Ran | None, seen: Seen, only: Frozen | None = None
 ) -> tuple[Work, ...]:
     """The work of each block, or what is of the rows of the table `only`."""
     blocks = work_of(arch, seq_len, only, seen)
@@ -88,7 +87,7 @@ def _blocks(
 
 
 def training_flops(
-    arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran: Ran | None = None, seen: float | None = None
+    arch: Architecture, seq_len: int, *, frozen: Frozen = (), ran: Ran | None = None, seen: Seen = None
 ) -> float:
     """Model FLOPs of a training step, per token: nothing that is computed again is counted.
 
@@ -107,7 +106,7 @@ def hardware_flops(
     tp: int = 1,
     frozen: Frozen = (),
     ran: Ran | None = None,
-    seen: float | None = None,
+    seen: Seen = None,
     in_sight: int = 0,
 ) -> float:
     """Hardware FLOPs of a training step, per token, over all ranks: all matrix products that are run.

@@ -70,6 +70,8 @@ def export(
         arch = written_out(base)
         plan = between(stored if merged else base, arch, seed=0, init_std=0.0)
         family = form_of(arch.family)
+        if arch.span:
+            raise UserError(f"transformers' {family.model_class} cannot express this model: its heads have spans")
         if arch.mixed:
             family = coded(arch, family)
         words = vocabulary(checkpoint, manifest, tokenizer)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from growth.adapters import part_of
 from growth.architecture import Architecture
 from growth.family import DISTANCES, TensorSpec
+from growth.span import keys_of
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,22 @@ class Work:
         return Work(matrices, scores, of_attention, round(attention * self.again))
 
 
+Seen = float | Sequence[float] | None
+"""How many tokens attention relates a token with, in the mean: in every block, or in each; None: all of the sample, or
+where heads have spans all that the longest that there may be lets them see."""
+
+
 def work_of(
-    arch: Architecture, seq_len: int, only: Collection[int | str] | None = None, seen: float | None = None
+    arch: Architecture, seq_len: int, only: Collection[int | str] | None = None, seen: Seen = None
 ) -> tuple[Work, ...]:
     """Of each block, for a sample of seq_len tokens, over all tensor-parallel ranks. only: with the matrices of rows of
-    these names alone. seen: how many tokens attention relates a token with, in the mean; None: all of the sample."""
-    kinds = {kind: _of_kind(arch, kind, seq_len, only, seen) for kind in set(arch.kinds)}
-    return tuple(kinds[block.kind] for block in arch.blocks)
+    these names alone."""
+    if not isinstance(seen, Sequence):
+        most = keys_of(arch.span.max, arch.span.ramp, seq_len) if arch.span else seq_len
+        seen = [most if seen is None else min(seen, most)] * arch.depth
+    pairs = list(zip((block.kind for block in arch.blocks), seen, strict=True))
+    work = {(kind, n): _of_kind(arch, kind, seq_len, only, n) for kind, n in set(pairs)}
+    return tuple(work[pair] for pair in pairs)
 
 
 def totals(arch: Architecture, seq_len: int) -> list[int]:
@@ -79,9 +89,7 @@ def _queries(arch: Architecture, kind: str) -> int:
     return sum(dim.size(arch.sizes) for dim in first if dim.role == "query")
 
 
-def _of_kind(
-    arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float | None
-) -> Work:
+def _of_kind(arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float) -> Work:
     matrices = attention = 0
     tokens = arch.table.tokens(kind)
     units = seq_len // tokens
@@ -89,7 +97,7 @@ def _of_kind(
         flops = _flops(arch, row, units, only)
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0
-    related = units * units if seen is None else round(units * seen / tokens)
+    related = round(units * seen / tokens)
     keys = sum(len(row.dims) == 2 and row.dims[0].role == "key" for row in arch.table.rows(kind))
     product = 2 * _queries(arch, kind) * related  # of q and one kind of keys; as much as that of weights and v
     return Work(matrices, (keys + 1) * product, attention, product if keys == 1 else 0)

@@ -140,9 +140,9 @@ class Run:
         veto = partial(state.health.trouble, rules=rules)
         writing = partial(getattr, self.checkpointer, "writing")
         key = step_key(self.stage.seed, self.stage.name, state.progress.step)
+        flops = flops_per_token(self.engine, tokens // t.seq_len, key, batch.seen) * tokens
         result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
         self._written = not result.writing
-        flops = flops_per_token(self.engine, tokens // t.seq_len, key, batch.seen) * tokens
         if self.engine.average and not result.trouble:
             self.engine.average.follow(t.average.share(tokens))
         before, self._turn = self._turn, time.monotonic()
@@ -159,6 +159,7 @@ class Run:
             labels = tokens if batch.labels is None else batch.labels
             values["bits_per_byte"] = words * labels / math.log(2) / batch.bytes
         values |= {name: mean for name, mean in result.terms.items() if name not in values}
+        values |= self.engine.spans.figures() if self.engine.spans else {}
         values |= {f"share_{name}": share for name, share in batch.shares.items()}
         if result.trouble:
             values["skipped"] = 1
@@ -279,6 +280,7 @@ class Run:
             log.info("%s", describe_mup(mup, state.arch))
         self.state = self.pacing.set(engine, state)
         teach(self.resolved, engine)
+        engine.penalise_spans(self.stage.model.span.penalty)
         self.validation = Validation(engine, self.feed)
         self.feed.seek(state.cursor)
 

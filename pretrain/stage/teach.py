@@ -33,7 +33,8 @@ def flops_per_token(engine: Engine, samples: int, key: int, seen: float | None) 
     """Model FLOPs per token of the step with this key, of so many samples. seen: in their
     attention, see pretrain.families.common.text.Taken."""
     ran, teacher = engine.ran(samples, key), engine.teacher
-    flops = training_flops(engine.arch, engine.seq_len, frozen=engine.frozen.parts, ran=ran, seen=seen)
+    keys = engine.spans.keys(engine.seq_len, seen) if engine.spans else seen
+    flops = training_flops(engine.arch, engine.seq_len, frozen=engine.frozen.parts, ran=ran, seen=keys)
     if teacher is None:
         return flops
     taught = Taught(teacher.arch, teacher.distill, teacher.whole)

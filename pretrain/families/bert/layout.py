@@ -33,7 +33,7 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
             to, of = f"embedding.{name}_embeddings.weight", f"{EMBEDDINGS}{tensor}_embeddings.weight"
             listed.append(place.whole(to, of, (s[axis], hidden)))
     for local, (kind, number) in place.blocks:
-        listed += layer(place, s, kind, f"encoder.layers.{local}.", f"bert.encoder.layer.{number}.", NAMES)
+        listed += layer(arch, place, kind, f"encoder.layers.{local}.", f"bert.encoder.layer.{number}.", NAMES)
     if place.last:
         listed += norm(place, "encoder.final_layernorm", "bert.encoder.ln", hidden)
         listed += whole_linear(place, "lm_head.dense", f"{TRANSFORM}dense", hidden, hidden)

@@ -83,10 +83,10 @@ class MegatronForm:
     def arguments(self, arch: Architecture) -> dict[str, Any]:
         """Those of an architecture. Raises UserError for what Megatron-LM's model cannot be."""
         s, usual = arch.sizes, arch.sizes["head_dim"] ** -0.5
-        if arch.mixed or arch.shared or arch.adapters or arch.rope_frequencies:
+        if arch.mixed or arch.shared or arch.adapters or arch.span or arch.rope_frequencies:
             raise UserError(
-                "Megatron-LM has no such model: its layers are all alike, none is shared, none has adapters, and its "
-                "rotary frequencies follow from rotary_base"
+                "Megatron-LM has no such model: its layers are all alike, none is shared, none has adapters, its heads "
+                "see all there is, and its rotary frequencies follow from rotary_base"
             )
         for name, theirs in {"softmax_scale": usual, **self.constants}.items():
             if not math.isclose(arch.scalars[name], theirs, rel_tol=1e-12):

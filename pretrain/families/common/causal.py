@@ -7,6 +7,7 @@ label counts; and document_starts, int32 [n, K], where documents do not see each
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pretrain.families.common.attention import CoreAttention, SelfAttention
 from pretrain.families.common.documents import Documents
 from pretrain.families.common.kinds import KINDS
 from pretrain.families.common.layer import Activation, layer_specs
+from pretrain.families.common.span_attention import SpanAttention
 from pretrain.families.common.vocabulary import Vocabulary, padded
 from pretrain.losses import Outputs
 
@@ -69,6 +71,8 @@ def build_gpt(
     layer.submodules.input_layernorm = norm
     layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.module = SelfAttention
+    if arch.span:
+        core_attention = partial(SpanAttention, spans=arch.span)
     layer.submodules.self_attention.submodules.core_attention = core_attention
     if head_norm:
         parts = layer.submodules.self_attention.submodules

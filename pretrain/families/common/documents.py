@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
@@ -27,6 +28,12 @@ class Documents(PackedSeqParams):
     def of(samples: Samples) -> Documents | None:
         """Of a micro-batch; None where its documents see each other."""
         return Documents(samples) if STARTS in samples else None
+
+    @cached_property
+    def begins(self) -> Tensor:
+        """The first token of the document of every token, int64 [B, S]."""
+        place = documents.positions(self._samples)
+        return torch.arange(place.shape[-1], device=place.device) - place
 
     @cached_property
     def parted(self) -> Tensor:

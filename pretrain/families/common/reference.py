@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.evaluate.box_values import Read
+from growth import span
 from pretrain.data.documents import parted, positions
 from pretrain.data.samples import Samples
 from pretrain.families.common.kinds import ATTENTION, KINDS, MLP
@@ -84,6 +85,10 @@ class Weights:
     def _whole(self, name: str) -> torch.Tensor:
         return self.read("weight", name, Box.whole(self.arch.tensor(name).shape)).to(self.dtype)
 
+    def spans(self, query: str) -> torch.Tensor | None:
+        """How far the heads with this matrix of queries see, in tokens, [N]; None where they have no spans."""
+        return self(span.beside(query)) * self.arch.span.max if self.arch.span else None
+
     def kept(self, name: str) -> torch.Tensor:
         """One that is used at both ends of the model, such as a tied embedding: it is read once."""
         if name not in self._kept:
@@ -147,6 +152,16 @@ def _turn(x_BNSH: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torc
     return x_BNSH * turn[0] + torch.cat((-second, first), dim=-1) * turn[1]
 
 
+def _log_mask(arch: Architecture, span_N: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
+    """The logarithm of the mask m of growth.span, [N, S, S], of the last queries among so many keys."""
+    assert arch.span
+    place = torch.arange(keys, device=span_N.device)
+    beyond_NSS = place[keys - queries :, None] - place - span_N[:, None, None]
+    faded_NSS = 1 - beyond_NSS / arch.span.ramp
+    on_ramp = (beyond_NSS > 0) & (faded_NSS > 0)
+    return torch.where(on_ramp, faded_NSS, 1).log().masked_fill(faded_NSS <= 0, float("-inf"))
+
+
 def attention(
     arch: Architecture,
     q: torch.Tensor,
@@ -158,11 +173,12 @@ def attention(
     valid_BS: torch.Tensor | None = None,
     samples: Samples | None = None,
     beside: Callable[[int], torch.Tensor] | None = None,
+    span_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Grouped-query attention: q [B, S, N*H], k and v [B, S, G*H] or behind a memory [B, M + S, G*H] -> [B, S, N*H];
     `turn` are rotary cosine and sine of all of them, `valid_BS` (bool) the positions that may be looked at, `samples`
     those whose documents may not see each other, or that go on behind others; `beside` makes of the number of keys K
-    what scores have beside q k^T, [B, N, S, K]."""
+    what scores have beside q k^T, [B, N, S, K]; `span_N` is how far the heads see, in tokens."""
     batch, length = q.shape[:2]
     heads, dim = arch.sizes["heads"], arch.sizes["head_dim"]
     groups = arch.sizes.get("kv_heads", heads)
@@ -185,5 +201,7 @@ def attention(
         score = score.masked_fill(~valid_BS[:, None, None, None, :], float("-inf"))
     if samples is not None and (apart := parted(samples)) is not None:
         score = score.masked_fill(apart[:, None, None], float("-inf"))
+    if span_N is not None:
+        score = score + _log_mask(arch, span_N, length, k.shape[2]).unflatten(0, (groups, -1))
     out = score.softmax(-1) @ v.unsqueeze(2)
     return out.reshape(batch, heads, length, dim).transpose(1, 2).reshape(batch, length, heads * dim)

@@ -120,6 +120,10 @@ class Feed(ABC):
                     f"data.{key}: {value}, but samples of {stage.model.family} are pairs of segments, and no running "
                     "text; leave it out"
                 )
+        if not cls.causal and stage.model.span.max:
+            raise UserError(
+                f"model.span: a {stage.model.family} looks both ways, and spans reach back alone; leave it out"
+            )
         if not cls.causal and stage.log.samples.prompt:
             raise UserError(f"log.samples.prompt: a {stage.model.family} fills gaps and writes no text; leave it out")
 

@@ -30,7 +30,7 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
             place.whole("embedding.position_embeddings.weight", "transformer.wpe.weight", (positions, hidden)),
         ]
     for local, (kind, number) in place.blocks:
-        listed += layer(place, s, kind, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
+        listed += layer(arch, place, kind, f"decoder.layers.{local}.", f"transformer.h.{number}.", NAMES)
     if place.last:
         listed += norm(place, "decoder.final_layernorm", "transformer.ln_f", hidden)
         listed += tied_head(place, "output_layer.weight", "transformer.wte.weight", vocab, hidden)

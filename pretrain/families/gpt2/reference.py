@@ -20,7 +20,9 @@ def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Sampl
     layer = f"transformer.h.{number}."
     h_BSD = weight.layer_norm(x_BSD, layer + "ln_1")
     q, k, v = (weight.linear(h_BSD, f"{layer}attn.{p}_proj") for p in "qkv")
-    return weight.linear(attention(weight.arch, q, k, v, causal=True, samples=samples), layer + "attn.c_proj")
+    span_N = weight.spans(f"{layer}attn.q_proj.weight")
+    mixed = attention(weight.arch, q, k, v, causal=True, samples=samples, span_N=span_N)
+    return weight.linear(mixed, layer + "attn.c_proj")
 
 
 def _mlp(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:

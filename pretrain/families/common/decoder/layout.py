@@ -7,6 +7,7 @@ from pretrain.families.common.decoder.table import BIASES, EMBEDDING, FINAL_NORM
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.families.common.tied import tied_head
 from pretrain.layout.cuts import Parameter, Place
+from pretrain.layout.spans import spans
 
 
 def parameters(arch: Architecture, place: Place) -> list[Parameter]:
@@ -22,6 +23,7 @@ def parameters(arch: Architecture, place: Place) -> list[Parameter]:
             q, k, v = (f"{of}self_attn.{x}_proj.weight" for x in "qkv")
             listed += [
                 place.whole(f"{to}input_layernorm.weight", f"{of}input_layernorm.weight", (hidden,)),
+                *spans(arch, place, to, q),
                 place.columns(
                     f"{to}self_attention.linear_proj.weight", f"{of}self_attn.o_proj.weight", (hidden, heads * head_dim)
                 ),

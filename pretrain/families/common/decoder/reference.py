@@ -42,7 +42,8 @@ def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Sampl
     if weight.arch.table.head_norms:
         q, k = (_norm_heads(weight, x, layer + gain) for x, gain in ((q, QUERY), (k, KEY)))
     turn, q = rotary(weight.arch, x_BSD, samples), q[:, -x_BSD.shape[1] :]
-    mixed = attention(weight.arch, q, k, v, causal=True, turn=turn, samples=samples)
+    span_N = weight.spans(f"{layer}self_attn.q_proj.weight")
+    mixed = attention(weight.arch, q, k, v, causal=True, turn=turn, samples=samples, span_N=span_N)
     return mixed @ weight(layer + "self_attn.o_proj.weight").T
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from growth.architecture import Architecture
 from pretrain.families.common.kinds import ATTENTION, MLP
 from pretrain.layout.cuts import Parameter, Place
+from pretrain.layout.spans import spans
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def column_parallel(place: Place, name: str, tensor: str, out: int, into: int) -
     ]
 
 
-def layer(place: Place, sizes: Mapping[str, int], kind: str, to: str, of: str, names: Layer) -> list[Parameter]:
+def layer(arch: Architecture, place: Place, kind: str, to: str, of: str, names: Layer) -> list[Parameter]:
     """One pre-norm layer with as many kv heads as heads, in the order in which Megatron-core registers it."""
-    hidden, heads, head_dim, ffn = (sizes[axis] for axis in ("hidden", "heads", "head_dim", "ffn"))
+    hidden, heads, head_dim, ffn = (arch.sizes[axis] for axis in ("hidden", "heads", "head_dim", "ffn"))
     qkv = [f"{of}{name}" for name in (names.query, names.key, names.value)]
 
     def fused(part: str, *rest: int) -> Parameter:
@@ -64,6 +65,7 @@ def layer(place: Place, sizes: Mapping[str, int], kind: str, to: str, of: str, n
     listed = []
     if kind in ATTENTION:
         listed += norm(place, f"{to}input_layernorm", of + names.input_norm, hidden)
+        listed += spans(arch, place, to, f"{qkv[0]}.weight")
         listed += row_parallel(
             place, f"{to}self_attention.linear_proj", of + names.projection, hidden, heads * head_dim
         )

@@ -231,6 +231,15 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             {"train.mup": {"base_hidden": 64}, "stages.1.train.mup": {"base_layers": 2}},
             ["stages[1].train.mup: base_hidden 64, base_layers 2 after base_hidden 64 in stage 'one'; a base model"],
         ),
+        (
+            {"stages.1.model.span": {"max": 64}},
+            ["stages[1].model.span.max: 64 after 0 in stage 'one'; spans are shares"],
+        ),
+        (
+            {"model.span": {"max": 64}, "model.family": "transformer_xl"},
+            ["stages[0].model.span: transformer_xl attends by distance in its own way"],
+        ),
+        ({"model.span": {"ramp": 8}}, ["stages[0].model.span.ramp: 8, but model.span.max is 0 or missing"]),
         ({"train.lora": {"rank": 4}}, ["stages[0].train.lora.rank: 4, but adapters are of a model that has been"]),
         (
             {"stages.0.model.share": 2, "stages.0.patches": [{"at": 0.5, "index": 1}]},

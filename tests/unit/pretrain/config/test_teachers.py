@@ -55,6 +55,7 @@ def test_a_smaller_stage_learns_from_an_earlier_one(tmp_path: Path) -> None:
             {"train.recompute": "full", "train.recompute_layers": 2},
             "train.recompute_layers: 2, but with distill.kind minilm2 the layers below the one that is compared",
         ),
+        ({"model.span": {"max": 64}}, "distill.kind: minilm2 compares what every token says to every other"),
         ({"train.layer_drop": 0.2}, "train.layer_drop: 0.2 leaves the layer out at times"),
     ],
 )
