@@ -36,8 +36,8 @@ class Span:
             raise GrowthError(
                 f"spans of at most {self.max}, with a ramp of {self.ramp}: give two whole numbers above 0"
             )
-        if DISTANCES in table.axes:
-            raise GrowthError(f"{table.name} attends by distance in its own way, and its heads see all there is")
+        if DISTANCES in table.axes or table.streams:
+            raise GrowthError(f"{table.name} has an attention of its own, whose heads see all there is; leave it out")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,7 +11,7 @@ import growth
 from growth import GrowthError
 from growth.family import DISTANCES, family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files, level_checks, mixtures, orders, span_keys, teachers
+from pretrain.config import factor_files, level_checks, mixtures, orders, spans, teachers
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
@@ -45,7 +45,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _patches(stage),
                 _teacher(stages, index),
                 _evaluation(stage),
-                span_keys.problems(stage),
+                spans.problems(stage),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.lora.rank and (not index or stage.from_scratch):
@@ -346,9 +346,9 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage grows, so "
             f"raise it to {size} or more{_instead(axis)}"
         )
-    spans = list(span_keys.misfits(old, new))
-    yield from spans
-    if shrunk or spans or any(_shape(old)) or any(_shape(new)):
+    others = list(spans.misfits(old, new))
+    yield from others
+    if shrunk or others or any(_shape(old)) or any(_shape(new)):
         return  # the errors of the shape are reported already
     if before.depth and (new.model.order is None) != (before.order is None):
         yield (

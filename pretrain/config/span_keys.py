@@ -1,19 +1,15 @@
-"""The keys of a stage under `model.span`, and whether they fit it."""
+"""The keys of a stage under `model.span`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from growth.span import Span as Spans
 from pretrain.config.kinds import Derived, Size
 from pretrain.config.section import Section
-
-if TYPE_CHECKING:
-    from pretrain.config.keys import Stage
 
 
 @dataclass(frozen=True)
@@ -32,24 +28,3 @@ class Span(Section):
     def spans(self) -> Spans | None:
         """For growth; None without."""
         return Spans(self.max, self.ramp) if self.max else None
-
-
-def problems(stage: Stage) -> Iterator[str]:
-    """Yields what is wrong with the spans of a stage: key, value, what would fit."""
-    span, distill = stage.model.span, stage.distill
-    for key in ("ramp", "penalty"):
-        if not span.max and (value := getattr(span, key)) != getattr(Span(), key):
-            yield f"model.span.{key}: {value:g}, but model.span.max is 0 or missing: give the largest span, as 1024"
-    if span.max and distill.teacher and distill.kind != "logits":
-        yield (
-            f"distill.kind: {distill.kind} compares what every token says to every other, and heads with model.span do "
-            "not see them all; use logits"
-        )
-
-
-def misfits(old: Stage, new: Stage) -> Iterator[str]:
-    """Yields what is wrong with the spans of a stage that grows from another."""
-    for key in ("max", "ramp"):
-        before, now = getattr(old.model.span, key), getattr(new.model.span, key)
-        if before != now:
-            yield f"model.span.{key}: {now} after {before} in stage {old.name!r}; spans are shares of it: keep it"

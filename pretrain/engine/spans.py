@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from numpy.typing import NDArray
 from torch import Tensor
 
 from growth.architecture import Architecture
 from growth.span import keys_of
-from pretrain.engine.gradients import FlatGradients
+from pretrain.engine.gradients import FlatGradients, reduce_together
 from pretrain.engine.megatron import transformer_block
 from pretrain.families.common.span_attention import SpanAttention
 from pretrain.layout import Layout
@@ -36,7 +35,8 @@ class Spans:
         """chunks: those of this rank. masters: flat views of the fp32 spans that it owns."""
         assert arch.span
         self._arch, self._span, self._layout, self._masters = arch, arch.span, layout, masters
-        pp_rank, _, tp_rank = layout.coordinates(dist.get_rank())
+        pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+        tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self._here: dict[int, SpanAttention] = {}
         for chunk, (_, numbers) in zip(chunks, layout.chunks(pp_rank), strict=True):
             for block, number in zip(transformer_block(chunk).layers, numbers, strict=True):
@@ -71,7 +71,7 @@ class Spans:
         for number, core in self._here.items():
             table[number, self._own] = core.span.float() * self._span.max
         if self._layout.tp * self._layout.pp > 1:
-            dist.all_reduce(table, group=parallel_state.get_model_parallel_group())
+            reduce_together([table], parallel_state.get_model_parallel_group())
         self._total, self.by_head = table.sum(), table.cpu().numpy()
         for number, core in self._here.items():
             core.longest = float(self.by_head[number, self._own].max())

@@ -47,6 +47,7 @@ SHARED = (
     "dropout",
     "layer_drop",
     "memory",
+    "span_attention",
 )
 
 MEGATRON = (

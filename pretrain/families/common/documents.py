@@ -32,7 +32,7 @@ class Documents(PackedSeqParams):
     @cached_property
     def begins(self) -> Tensor:
         """The first token of the document of every token, int64 [B, S]."""
-        place = documents.positions(self._samples)
+        place = documents.positions(self.samples)
         return torch.arange(place.shape[-1], device=place.device) - place
 
     @cached_property

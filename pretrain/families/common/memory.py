@@ -86,6 +86,15 @@ def places() -> int:
     return 0 if segment is None or not segment.remembers else segment.length
 
 
+def begins(queries: int) -> Tensor | None:
+    """Of every query the first key of [memory; segment] that it may see, int64 [B, queries], where some lanes have less
+    to remember than others; None: any."""
+    segment = current()
+    if segment is None or segment.empty is None:
+        return None
+    return segment.empty.sum(1, keepdim=True).expand(-1, queries)
+
+
 def unseen(queries: int) -> Tensor | None:
     """Which keys of [memory; segment] a query does not see, bool [B, 1, queries, M + queries], where some lanes have
     less to remember than others; None: those behind its own place."""

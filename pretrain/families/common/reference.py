@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from growth import span
 from growth.architecture import Architecture
 from growth.box import Box
 from growth.evaluate.box_values import Read
-from growth import span
 from pretrain.data.documents import parted, positions
 from pretrain.data.samples import Samples
 from pretrain.families.common.kinds import ATTENTION, KINDS, MLP

@@ -9,7 +9,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from growth.span import Span, reach
-from pretrain.families.common import dropout
+from pretrain.families.common import dropout, memory
 from pretrain.families.common.attention import CoreAttention
 from pretrain.families.common.documents import Documents
 from pretrain.kernels import fused
@@ -38,14 +38,15 @@ class SpanAttention(CoreAttention):
         packed_seq_params: Documents | None = None,
         **_: Any,
     ) -> Tensor:
-        """Attend; returns [S, B, N*H]. packed_seq_params: documents that do not see each other."""
+        """Attend; returns [S, B, N*H]. Where there are more keys than queries, the first of them are of a memory.
+        packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
         p = self.dropout if self.training else 0.0
         within = Within(
             ramp=self.spans.ramp,
             reach=reach(self.longest, self.spans.ramp),
             scale=self.scale or q.shape[-1] ** -0.5,
-            begins=None if packed_seq_params is None else packed_seq_params.begins,
+            begins=memory.begins(q.shape[2]) if packed_seq_params is None else packed_seq_params.begins,
             drop=dropout.of_weights(p, self.layer, q.shape[1]),
         )
         compiled = self.fused and fused.observer is None

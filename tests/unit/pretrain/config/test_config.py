@@ -237,7 +237,7 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
         ),
         (
             {"model.span": {"max": 64}, "model.family": "transformer_xl"},
-            ["stages[0].model.span: transformer_xl attends by distance in its own way"],
+            ["stages[0].model.span: transformer_xl has an attention of its own"],
         ),
         ({"model.span": {"ramp": 8}}, ["stages[0].model.span.ramp: 8, but model.span.max is 0 or missing"]),
         ({"train.lora": {"rank": 4}}, ["stages[0].train.lora.rank: 4, but adapters are of a model that has been"]),
