@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from growth import Architecture
+from growth.family import DISTANCES
 from pretrain.config.distill_keys import Distill
 from pretrain.config.keys import Stage
 from pretrain.layout.work import attending
@@ -84,6 +85,11 @@ def misfits(teacher: Architecture, stage: Stage, *, whole: bool = False) -> Iter
         yield (
             f"distill.teacher_layer: {layer}, and {name} has attention in its layers "
             f"{', '.join(map(str, attending(teacher)))}; choose one of them, or 0 for the last"
+        )
+    if distill.kind == "minilm" and DISTANCES in sizes:
+        yield (
+            f"distill.kind: minilm compares what queries and keys make of each other, and in a {teacher.family} "
+            "distances have a part in that; use minilm2, or logits"
         )
     if distill.kind == "minilm" and sizes["heads"] != student.sizes["heads"]:
         yield (

@@ -65,7 +65,7 @@ def card(
     }
     births = manifest.generations.get("each", [])
     auto = "AutoModelForCausalLM" if family.generates else "AutoModelForPreTraining"
-    trust = ", trust_remote_code=True" if arch.mixed else ""
+    trust = ", trust_remote_code=True" if family.carried else ""
     task = "text-generation" if family.generates else "fill-mask"
     lines = [
         HEAD.format(family=arch.family, title=title, parameters=arch.parameters(), auto=auto, task=task, trust=trust)

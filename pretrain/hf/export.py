@@ -111,8 +111,8 @@ def export(
                     _json(work / "config.json", config)
                     if family.generates:
                         _json(work / "generation_config.json", _generation(config))
-                    if arch.mixed and family.code:
-                        write_file(work / family.code.file.name, family.code.file.read_bytes())
+                    if code := family.carried:
+                        write_file(work / code.file.name, code.file.read_bytes())
                     words.write(work)
                     weights = f"{dtype}, moving average" if average else dtype
                     write_file(work / "README.md", _card(checkpoint, manifest, arch, family, weights).encode())
@@ -168,7 +168,8 @@ def _config(
         **words.token_ids(),
         **taken_over,
         **({} if "positions" in arch.sizes else longest),  # with learned positions family.config says it
-        **({"order": orders.in_words(arch), "auto_map": family.code.auto_map()} if arch.mixed and family.code else {}),
+        **({"order": orders.in_words(arch)} if arch.mixed else {}),
+        **({"auto_map": family.carried.auto_map()} if family.carried else {}),
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,
     }

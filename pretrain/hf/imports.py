@@ -122,10 +122,12 @@ def _check_tokenizer_files(source: Path) -> None:
 def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfForm, Architecture]:
     model_type, where = config.get("model_type"), str(source / "config.json")
     of_type = [form for form in forms().values() if form.model_type == model_type]
+    if "order" in config:
+        of_type = [form for form in of_type if not form.carried]
     if of_type:
         form = next((form for form in of_type if form.fits(config)), of_type[0])
         return form, form.architecture(config, where)
-    for form in forms().values():
+    for form in forms().values():  # with the code that orders of sublayers have
         if form.code and form.code.model_type == model_type:
             usual = {key: value for key, value in config.items() if key not in form.code.keys}
             return form.coded(), _ordered(form.architecture(usual, where), config, source)

@@ -2,6 +2,7 @@
 
 from pretrain.data.samples import causal
 from pretrain.families.family import Family
+from pretrain.families.transformer_xl.hf import FORM
 from pretrain.families.transformer_xl.layout import parameters
 from pretrain.families.transformer_xl.reference import REFERENCE
 from pretrain.families.transformer_xl.table import TABLE
@@ -16,4 +17,5 @@ TRANSFORMER_XL = Family(
     layout=parameters,
     model_module="pretrain.families.transformer_xl.model",
     text_module="pretrain.families.common.text",
+    hf=FORM,
 )

@@ -14,8 +14,10 @@ SORTED = "sorted"
 
 @dataclass(frozen=True)
 class Code:
-    """A model that transformers has no class for, as a module of Python that goes with its weights: its layers are
-    attention or an MLP alone, as the key `order` of config.json says; its other keys are the usual class's.
+    """A model that transformers has no class for, as a module of Python that goes with its weights.
+
+    Where its layers are attention or an MLP alone, the key `order` of config.json says so; its other keys are the usual
+    class's.
 
     file: the module, which needs torch and transformers only. model_type, model_class: as in HfForm. auto: class of
     transformers that a user calls -> class of the module.
@@ -45,7 +47,8 @@ class HfForm:
     folder may have too, and that say nothing new. tied: tensors that it may have too -> the row that each must equal.
     base: what the names of the rows begin with, and do not in a folder of the model without its output layer.
     fits: whether a config.json of this model_type is of this family, where several have it: of the first that fits.
-    generates: whether the model writes text. code: the form of a model whose layers are attention or an MLP alone.
+    generates: whether the model writes text. code: the form of a model whose layers are attention or an MLP alone; with
+    the same model_type, of all models of the family.
     """
 
     model_type: str
@@ -61,6 +64,11 @@ class HfForm:
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     generates: bool = True
     code: Code | None = None
+
+    @property
+    def carried(self) -> Code | None:
+        """The code that goes with a model of this form; None: transformers has its class."""
+        return self.code if self.code and self.code.model_type == self.model_type else None
 
     def coded(self) -> "HfForm":
         """That of a model which goes with its code: its tensors are those of growth's table."""

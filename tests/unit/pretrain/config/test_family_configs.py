@@ -22,6 +22,7 @@ from pretrain import config
         ("megatron_bert", [336_226_108]),
         ("sandwich_16", [237_455_360]),
         ("par_32", [77_412_352]),
+        ("transformer_xl", [0]),
     ],
 )
 def test_parameters(name: str, sizes: list[int]) -> None:
@@ -55,7 +56,7 @@ def test_megatrons_steps_and_warm_up(name: str, steps: int) -> None:
 
 def test_what_they_drop() -> None:
     """BERT and GPT-2 a tenth; the published orders what their sources say; the others nothing."""
-    own = {"sandwich_16": (0.3, 0.1), "par_32": (0.1, 0.0)}
+    own = {"sandwich_16": (0.3, 0.1), "par_32": (0.1, 0.0), "transformer_xl": (0.1, 0.0)}
     for path in sorted(Path("configs").glob("*.yaml")):
         for train in (stage.train for stage in config.load(str(path)).stages):
             tenth = 0.1 if path.stem.startswith(("bert_", "gpt2_", "megatron_", "minilm_")) else 0.0

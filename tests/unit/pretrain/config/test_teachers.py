@@ -87,3 +87,9 @@ def test_a_teacher_knows_the_segments_of_samples(tmp_path: Path) -> None:
 def test_a_teacher_reads_samples_as_long_as_the_students(tmp_path: Path) -> None:
     both = {"stages.0.model.family": "gpt2", "stages.1.model.family": "gpt2", "stages.1.train.seq_len": 128}
     assert "one has 64 positions, fewer than train.seq_len 128" in message(tmp_path, changed(both))
+
+
+def test_attention_by_distance_is_not_compared(tmp_path: Path) -> None:
+    both = {f"stages.{number}.model.family": "transformer_xl" for number in range(2)}
+    found = message(tmp_path, changed({**both, "stages.1.distill.kind": "minilm"}))
+    assert "in a transformer_xl distances have a part in that; use minilm2, or logits" in found
