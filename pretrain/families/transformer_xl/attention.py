@@ -72,6 +72,7 @@ class RelativeAttention(CoreAttention):
         r_KC = sinusoid(distance, self.channels).to(self.r_net.dtype)
         r_NHK = (self.r_net @ r_KC.t()).unflatten(0, (self.heads, -1))
         assert self.scale is not None
-        product = ((q + self.r_r_bias.view(self.heads, 1, -1)) * self.scale) @ r_NHK
+        from_distance = (q + self.r_r_bias.view(self.heads, 1, -1)) * self.scale
+        product = torch.einsum("bnsh,nhk->bnsk", from_distance, r_NHK)  # unlike matmul it has no r for each sample
         queries = q.shape[2]
         return product.flatten(2).narrow(2, queries - 1, queries * keys).unflatten(2, (queries, keys))

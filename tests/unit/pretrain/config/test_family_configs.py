@@ -22,7 +22,7 @@ from pretrain import config
         ("megatron_bert", [336_226_108]),
         ("sandwich_16", [237_455_360]),
         ("par_32", [77_412_352]),
-        ("transformer_xl", [0]),
+        ("transformer_xl", [54_200_340]),
     ],
 )
 def test_parameters(name: str, sizes: list[int]) -> None:
