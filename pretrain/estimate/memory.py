@@ -6,6 +6,7 @@ from math import ceil, inf, prod
 
 from growth import Architecture
 from growth.adapters import part_of
+from growth.family import DISTANCES
 from growth.family import Family as Table
 from pretrain import families
 from pretrain.config import Average, Stage, Train
@@ -152,10 +153,11 @@ class _Shapes:
     whole: elements of the residual stream, where sequence parallelism cuts it and where it is gathered.
     transform: see families.Head. fused: whether what lies between matrix products is fused into kernels. fused_norm:
     whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
-    copies). weights: the attention weights, which are a tensor only with dropout on a CPU. dropout: whether branches
-    have one, so that their gradient is not that of the stream. adapters: by kind of block, how many numbers
-    theirs make of a token between their two factors, and what they are on. dropped: whether they keep a dropped copy of
-    what enters them.
+    copies). weights: the attention weights, which are a tensor only with dropout on a CPU. scores: what distances add
+    to scores, where attention goes by them; bare: whether torch has no kernel that takes this, so that the weights are
+    a tensor. relu: see families.Family. dropout: whether branches have one, so that their gradient is not that of the
+    stream. adapters: by kind of block, how many numbers theirs make of a token between their two factors, and what they
+    are on. dropped: whether they keep a dropped copy of what enters them.
     """
 
     table: Table
@@ -171,6 +173,9 @@ class _Shapes:
     heads: float
     groups: float
     weights: float
+    scores: float
+    bare: bool
+    relu: bool
     vocabulary: float
     transform: bool
     fused: bool
@@ -196,6 +201,9 @@ class _Shapes:
             heads=size["heads"] / tp,
             groups=size.get("kv_heads", size["heads"]) / tp,
             weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
+            scores=size["heads"] / tp * train.seq_len if DISTANCES in size else 0.0,
+            bare=not gpu or size["head_dim"] % 8 > 0,
+            relu=families.of(arch.family).relu,
             vocabulary=ceil(size["vocab"] / tp),
             transform=families.of(arch.family).head.transform,
             fused=gpu if train.compile is None else train.compile,
@@ -246,6 +254,11 @@ class _Shapes:
             if recompute != "selective":
                 # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
                 saved += (4 + self.element) * self.weights or 4 * self.heads
+                if self.scores and not self.weights:
+                    saved += (4 if self.bare else self.element) * self.scores
+                if self.scores:  # queries with what is added to them, for keys and for distances, and keys as fp32
+                    saved += self.element * self.queries
+                    saved += 4 * (self.queries + self.keys) if self.bare else self.element * self.queries
             if self.table.head_norms:  # the inputs of their norms, as those of other norms; kernels have the values too
                 kept = self.element if self.fused or self.fused_norm else 8
                 saved += kept * (self.queries + self.keys) + 4 * (self.heads + self.groups)
@@ -255,7 +268,8 @@ class _Shapes:
         if self._has_mlp(kind):
             # Inputs of the norm and of the matrix after it. Gated: gate, up and their product; single operations also
             # save silu(gate) and its operand. Otherwise the input and the output of gelu.
-            inside = self.element * self.ffn * ((3 if self.fused else 5) if self.table.gated else 2)
+            # Of a relu its output alone.
+            inside = self.element * self.ffn * ((3 if self.fused else 5) if self.table.gated else 1 if self.relu else 2)
             saved += self.norm() + self.element * self.hidden + inside
         return saved
 
@@ -293,8 +307,9 @@ class _Shapes:
         mlp = self._has_mlp(kind)
         linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
+        scores = (8 if self.bare else 2 * self.element) * self.scores * self.tokens if self._attends(kind) else 0
         branch = self.hidden * self.tokens if self.dropout else 0
-        return self.element * (self.whole * self.tokens + branch + max(linear, gate))
+        return self.element * (self.whole * self.tokens + branch + max(linear, gate, scores / self.element))
 
 
 def _adapters(arch: Architecture, kind: str) -> tuple[int, frozenset[str]]:

@@ -86,9 +86,10 @@ class Family:
     model_module: a module with the functions of `Model`. text_module: a module with a class `TEXT`. hf: its form in
     transformers; None: it has none. head: see Head. hf_teacher: see HfTeacher; None: there is none. megatron: its
     arguments in Megatron-LM; None: it has none there. memory: whether its attentions can see what their blocks remember
-    of the text before a sample, see pretrain.families.common.memory. variant_of: the family whose operators do to this
-    one what they do to it, so that they are measured once. prompt: of a family whose labels are more than one token
-    ahead, the sample of a text of any length: from its last logits, as many as they are ahead, the next tokens follow.
+    of the text before a sample, see pretrain.families.common.memory. relu: whether its MLPs have one. variant_of: the
+    family whose operators do to this one what they do to it, so that they are measured once. prompt: of a family whose
+    labels are more than one token ahead, the sample of a text of any length: from its last logits, as many as they are
+    ahead, the next tokens follow.
     """
 
     table: Table
@@ -104,6 +105,7 @@ class Family:
     hf_teacher: HfTeacher | None = None
     megatron: MegatronForm | None = None
     memory: bool = False
+    relu: bool = False
     variant_of: str = ""
     prompt: Callable[[Sequence[int], Architecture], Samples] | None = None
 

@@ -36,6 +36,7 @@ def settings_of(**changes: Any) -> Train:
 OTHER = {
     "gpt2": {**SIZES, "ffn": 512, "positions": 256},
     "bert": {**SIZES, "ffn": 512, "positions": 256, "types": 2, "labels": 2},
+    "transformer_xl": {**SIZES, "ffn": 512, "sinusoid": 128},
 }
 
 
@@ -176,7 +177,9 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "world"), [*product(("llama2", "gpt2", "bert"), (1, 2)), ("qwen3", 1)])
+@pytest.mark.parametrize(
+    ("family", "world"), [*product(("llama2", "gpt2", "bert"), (1, 2)), ("qwen3", 1), ("transformer_xl", 1)]
+)
 def test_activations(family: str, world: int) -> None:
     cases: list[Case] = [
         (_arch(family, **sizes), how, settings_of(**changes))

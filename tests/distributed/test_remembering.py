@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import growth
-from growth import Box
+from growth import Architecture, Box
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
@@ -18,13 +19,15 @@ from pretrain.families.reference import objective
 from pretrain.kernels import fused
 from tests.distributed import ranks
 from tests.distributed.harness import run
+from tests.distributed.ranks import GQA
 from tests.distributed.test_layouts import LAYOUTS
+from tests.distributed.test_transformer_xl import XL
 
-ARCH = ranks.GQA
 FULL = (ranks.GLOBAL_BATCH,) * 3
 RAMP = (4, 12, 8)
-Case = tuple[int, tuple[int, ...]]
-"""The length of a memory, and the samples of each step: a lane that is new has nothing to remember."""
+Case = tuple[Architecture, int, tuple[int, ...]]
+"""A model, the length of its memory, and the samples of each step: a lane that is new has nothing to remember."""
+Weights = dict[str, torch.Tensor]
 Way = tuple[Case, dict[str, Any], Numerics]
 """A case, a layout, and how a model is computed."""
 
@@ -41,10 +44,10 @@ def trained(ways: list[Way]) -> list[list[tuple[float, float]]]:
     """For each way, the loss and the norm of the gradient of steps that change nothing but the memory."""
     fused.observer = lambda kernel, args: kernel.eager(*args)  # the kernels' formulas, without a compiler
     found = []
-    for (length, sizes), how, numerics in ways:
-        layout = ranks.layout(ARCH, how)
+    for (arch, length, sizes), how, numerics in ways:
+        layout = ranks.layout(arch, how)
         engine = Engine(
-            ARCH,
+            arch,
             layout,
             numerics,
             Adam(clip=0.0),
@@ -63,17 +66,19 @@ def trained(ways: list[Way]) -> list[list[tuple[float, float]]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+@cache
+def weights(arch: Architecture) -> Weights:
     """What `ranks.begin` draws, in double precision."""
-    plan = growth.initial(ARCH, 3, 0.05)
-    drawn = {name: plan.evaluate(name, Box.whole(t.shape), None) for name, t in ARCH.tensors().items()}  # type: ignore[arg-type]
+    plan = growth.initial(arch, 3, 0.05)
+    drawn = {name: plan.evaluate(name, Box.whole(t.shape), None) for name, t in arch.tensors().items()}  # type: ignore[arg-type]
     return {name: value.double().requires_grad_() for name, value in drawn.items()}
 
 
-def expected(weights: dict[str, torch.Tensor], case: Case) -> list[tuple[float, float]]:
+@cache
+def expected(case: Case) -> list[tuple[float, float]]:
     """The same in plain torch, where the rows with as much to remember as each other are computed together."""
-    length, sizes = case
+    arch, length, sizes = case
+    drawn = weights(arch)
     remembered: dict[int, list[torch.Tensor]] = {}  # by row, of each block
     found = []
     for samples in text(sizes):
@@ -83,57 +88,64 @@ def expected(weights: dict[str, torch.Tensor], case: Case) -> list[tuple[float, 
             groups.setdefault(remembered[row][0].shape[0] if row in remembered else 0, []).append(row)
         loss, after = torch.zeros((), dtype=torch.float64), dict[int, list[torch.Tensor]]()
         for filled, group in groups.items():
-            blocks = range(ARCH.depth) if filled else ()
+            blocks = range(arch.depth) if filled else ()
             memory = [torch.stack([remembered[row][block] for row in group]) for block in blocks]
             own = Remembering({name: each[group] for name, each in samples.items()}, memory)
             share = len(group) / len(rows)
-            loss = loss + share * objective(lambda kind, name, box: weights[name], ARCH, own, torch.float64)
+            loss = loss + share * objective(lambda kind, name, box: drawn[name], arch, own, torch.float64)
             for at, row in enumerate(group):
                 inputs = [x[at].detach() for x in own.inputs]
                 before = [m[at] for m in memory] or [x[:0] for x in inputs]
                 after[row] = [torch.cat(pair)[-length:] for pair in zip(before, inputs, strict=True)]
-        norms = [g.norm() for g in torch.autograd.grad(loss, list(weights.values()))]
+        norms = [g.norm() for g in torch.autograd.grad(loss, list(drawn.values()))]
         found.append((loss.item(), torch.stack(norms).norm().item()))
         remembered = after
     return found
 
 
-def test_reference_equals_one_pass_with_the_gradient_cut(weights: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("arch", [GQA, XL], ids=lambda arch: arch.family)
+def test_reference_equals_one_pass_with_the_gradient_cut(arch: Architecture) -> None:
     """Of two segments at M = S: one pass over both of them."""
     one, two = text()[:2]
     both = {name: torch.cat((one[name], two[name]), 1) for name in one}
     second = torch.cat((torch.zeros_like(one["inputs"]), torch.ones_like(two["inputs"])), 1).float()
     samples = {**both, "mask": second}
-    loss = objective(lambda kind, name, box: weights[name], ARCH, samples, torch.float64)
-    assert loss.item() == pytest.approx(expected(weights, (16, FULL))[1][0], rel=1e-12)
+    loss = objective(lambda kind, name, box: weights(arch)[name], arch, samples, torch.float64)
+    assert loss.item() == pytest.approx(expected((arch, 16, FULL))[1][0], rel=1e-12)
 
 
-def check(found: list[list[tuple[float, float]]], ways: list[Way], weights: dict[str, torch.Tensor]) -> None:
+def check(found: list[list[tuple[float, float]]], ways: list[Way]) -> None:
     for steps, (case, *_) in zip(found, ways, strict=True):
-        np.testing.assert_allclose(np.array(steps), np.array(expected(weights, case)), rtol=1e-5)
+        np.testing.assert_allclose(np.array(steps), np.array(expected(case)), rtol=1e-5)
 
 
-def test_in_one_process(weights: dict[str, torch.Tensor]) -> None:
+def test_in_one_process() -> None:
     """A memory shorter and longer than a sample; eager and kernels, recomputed or not."""
     ways: list[Way] = [
-        ((16, FULL), {}, Numerics()),
-        ((8, FULL), {}, Numerics(compile=True)),
-        ((24, RAMP), {}, Numerics(recompute="full")),
-        ((16, FULL), {}, Numerics(compile=True, recompute="full")),
-        ((24, FULL), {}, Numerics(compile=True, recompute="selective")),
+        ((GQA, 16, FULL), {}, Numerics()),
+        ((GQA, 8, FULL), {}, Numerics(compile=True)),
+        ((GQA, 24, RAMP), {}, Numerics(recompute="full")),
+        ((GQA, 16, FULL), {}, Numerics(compile=True, recompute="full")),
+        ((GQA, 24, FULL), {}, Numerics(compile=True, recompute="selective")),
+        ((XL, 16, FULL), {}, Numerics(compile=True)),
+        ((XL, 24, RAMP), {}, Numerics(recompute="selective")),
     ]
     (found,) = run(1, trained, ways)
-    check(found, ways, weights)
+    check(found, ways)
 
 
-def test_under_every_kind_of_layout(weights: dict[str, torch.Tensor]) -> None:
+def test_under_every_kind_of_layout() -> None:
     ways: list[Way] = [
-        ((24, FULL), LAYOUTS["tp2"], Numerics()),
-        ((16, FULL), LAYOUTS["tp2-sp"], Numerics()),
-        ((24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True, recompute="full")),
-        ((8, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
-        ((16, FULL), LAYOUTS["pp2-interleaved"], Numerics()),
-        ((16, RAMP), LAYOUTS["dp2"], Numerics(recompute="selective")),
+        ((GQA, 24, FULL), LAYOUTS["tp2"], Numerics()),
+        ((GQA, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
+        ((GQA, 24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True, recompute="full")),
+        ((GQA, 8, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
+        ((GQA, 16, FULL), LAYOUTS["pp2-interleaved"], Numerics()),
+        ((GQA, 16, RAMP), LAYOUTS["dp2"], Numerics(recompute="selective")),
+        ((XL, 24, RAMP), LAYOUTS["tp2"], Numerics(compile=True)),
+        ((XL, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
+        ((XL, 16, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
+        ((XL, 24, RAMP), LAYOUTS["dp2"], Numerics()),
     ]
     for found in run(2, trained, ways):
-        check(found, ways, weights)
+        check(found, ways)

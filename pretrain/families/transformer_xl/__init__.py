@@ -18,4 +18,6 @@ TRANSFORMER_XL = Family(
     model_module="pretrain.families.transformer_xl.model",
     text_module="pretrain.families.common.text",
     hf=FORM,
+    memory=True,
+    relu=True,
 )

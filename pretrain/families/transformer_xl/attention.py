@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from pretrain.families.common import dropout
+from pretrain.families.common import dropout, memory
 from pretrain.families.common.attention import CoreAttention
 from pretrain.families.common.documents import Documents
 from pretrain.families.transformer_xl.distances import sinusoid
@@ -22,8 +22,8 @@ class RelativeAttention(CoreAttention):
     What distances add to the scores is a tensor [B, N, S, K], and so are the weights where torch has no kernel that
     takes it. No tensor has a channel for each pair of a query and a key.
 
-    Shapes: S queries, K keys, the last S of them of the queries' own tokens; B micro-batch, N local heads, H head_dim,
-    C channels of the sinusoid.
+    Shapes: S queries; K keys, the last S of them of the queries' own tokens, those before of a memory; B micro-batch, N
+    local heads, H head_dim, C channels of the sinusoid.
     """
 
     def __init__(self, channels: int, /, config: TransformerConfig, **given: Any) -> None:
@@ -48,7 +48,9 @@ class RelativeAttention(CoreAttention):
         """Attend; returns [S, B, N*H]. packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
         queries, keys = q.shape[2], k.shape[2]
-        hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
+        hidden = memory.unseen(queries) if keys > queries else None
+        if hidden is None:
+            hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
         if packed_seq_params is not None:
             hidden = hidden | packed_seq_params.parted[:, None]
         scores = self._of_distances(q, keys).masked_fill(hidden, -torch.inf)

@@ -20,7 +20,11 @@ class TransformerXLConfig(PreTrainedConfig):
     """Keys as those of the paper's code. d_sinusoid: channels of the embedding of a distance."""
 
     model_type = "cambium_transformer_xl"
-    attribute_map: ClassVar = {"hidden_size": "d_model", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+    attribute_map: ClassVar = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
     vocab_size: int = 1
     d_model: int = 2
     d_sinusoid: int = 2

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from growth.family import DISTANCES
 from pretrain.data.samples import Samples
-from pretrain.families.common.reference import Reference, Weights, attention, by_kind
+from pretrain.families.common.reference import Reference, Remembering, Weights, attention, by_kind
 from pretrain.families.transformer_xl.distances import sinusoid
 from pretrain.families.transformer_xl.table import EMBEDDING, FINAL_NORM
 from pretrain.losses import Outputs
@@ -19,8 +19,10 @@ def _embed(weight: Weights, samples: Samples) -> torch.Tensor:
 
 def _attention(weight: Weights, number: int, x_BSD: torch.Tensor, samples: Samples) -> torch.Tensor:
     layer, sizes = f"transformer.layers.{number}.dec_attn.", weight.arch.sizes
-    h_BSD = weight.layer_norm(x_BSD, layer + "layer_norm")
-    q, k, v = (h_BSD @ weight(f"{layer}{p}_net.weight").T for p in "qkv")
+    seen_BTD = samples.behind(x_BSD) if isinstance(samples, Remembering) else x_BSD
+    h_BTD = weight.layer_norm(seen_BTD, layer + "layer_norm")
+    q, k, v = (h_BTD @ weight(f"{layer}{p}_net.weight").T for p in "qkv")
+    q = q[:, -x_BSD.shape[1] :]
     from_distance = (q + weight(layer + "r_r_bias")).unflatten(-1, (sizes["heads"], -1))
 
     def of_distances(keys: int) -> torch.Tensor:
