@@ -6,6 +6,7 @@ In one process, with the reference model, at any size that fits. What it returns
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from growth.box import Box
 from growth.errors import GrowthError
 from growth.evaluate.box_values import Read
 from growth.family import GENERAL
+from growth.random import philox
 
 AXES = ("hidden", "ffn", "heads", "kv_heads")
+NOISE = 10 ** (-10 / 20)  # over a reader's share: a signal-to-noise ratio of 10 dB, as of `replicate`
 ROLES = {"layers": ("layers",), "kv_heads": ("write",)}
 Factors = dict[tuple[str, str], torch.Tensor]  # (axis, "write" | "read" | "layers") -> [new, old]
 
@@ -38,7 +41,7 @@ class Learner:
         self._old, self._new = old, new
         self._weights = {name: read("weight", name, Box.whole(t.shape)).float() for name, t in old.tensors().items()}
         self._factors = {
-            (axis, role): _tiled(old.sizes[axis], new.sizes[axis], role)
+            (axis, role): _tiled(axis, old.sizes[axis], new.sizes[axis], role)
             for axis in grown
             for role in ROLES.get(axis, ("write", "read"))
         }
@@ -81,12 +84,32 @@ class Learner:
             self._optimizer.state[factor] = {key: x.clone() for key, x in moments.items()}
 
 
-def _tiled(old: int, new: int, role: str) -> torch.Tensor:
-    """Copies in turn; readers are divided by their number."""
+def map_flops(old: Architecture, new: Architecture) -> int:
+    """FLOPs of making every weight of the new model once: of the products with the factors of each axis that grows."""
+    flops = 0
+    for tensor in new.tensors().values():
+        numel = prod(dim.size(old.sizes) for dim in tensor.spec.dims)
+        if tensor.layer is not None and old.layers != new.layers:
+            flops += 2 * numel * old.layers
+        for dim in tensor.spec.dims:
+            axis = dim.axes[0]
+            if axis in AXES and old.sizes[axis] != new.sizes[axis]:
+                flops += 2 * numel * new.sizes[axis]
+                numel = numel // old.sizes[axis] * new.sizes[axis]
+    return flops
+
+
+def _tiled(axis: str, old: int, new: int, role: str) -> torch.Tensor:
+    """Copies in turn; readers are divided by their number, and read a little of everything, which sums to nothing over
+    the copies: without it copies would have the same gradients, and learn to be the same."""
     source = torch.arange(new) % old
     matrix = torch.zeros(new, old)
-    share = 1.0 / torch.bincount(source, minlength=old)[source] if role == "read" else torch.ones(new)
-    matrix[torch.arange(new), source] = share
+    matrix[torch.arange(new), source] = 1.0
+    if role == "read":
+        copies = torch.bincount(source, minlength=old)
+        noise = philox.normal(0, f"learned {axis}", (new, old), Box.whole((new, old)), std=NOISE / old**0.5)
+        mean = torch.zeros(old, old).index_add_(0, source, noise) / copies[:, None]
+        matrix = (matrix + noise - mean[source]) / copies[source, None]
     return matrix.requires_grad_()
 
 

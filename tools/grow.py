@@ -58,6 +58,11 @@ def work(options: argparse.Namespace) -> command.Answer:
     stage = taught(curriculum, curriculum.stage(options.stage))
     if stage.grow.trial.candidates:
         raise UserError(f"stage {stage.name!r} chooses by grow.trial, which trains: start it, or empty its candidates")
+    if stage.grow.learn.steps:
+        raise UserError(
+            f"stage {stage.name!r} learns its maps at its start (grow.learn): start it, or learn them with "
+            "tools/learn_growth.py and name the file"
+        )
     if stage.grow.clip == "scale":
         raise UserError(
             f"stage {stage.name!r} has grow.clip: scale, and only a start measures gradients: start it, or take it out"

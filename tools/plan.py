@@ -4,15 +4,19 @@ Needs no GPU and builds no model. Numbers of parameters, weights, gradients and 
 follow formulas that are tested against real models; MFU, storage and network are assumptions, which the answer names.
 Ends with exit code 2 when a stage does not fit its GPUs, and says what would make it fit.
 
+Several curricula are compared: their FLOPs, tokens and hours, and the loss that a law which was fitted to models from
+scratch gives them, if growth costs nothing.
+
 examples:
   python tools/plan.py configs/llama2_55m_to_7b.yaml
   python tools/plan.py configs/llama2_55m_to_7b.yaml --gpu h100-80gb --mfu 0.4
   python tools/plan.py configs/bert_to_large.yaml --nodes 2 --suggest
+  python tools/plan.py configs/llama2_55m_to_7b.yaml configs/llama2_late_jump_to_7b.yaml
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -23,7 +27,7 @@ from pretrain.cli import command
 from pretrain.cli.command import Answer
 from pretrain.config.orders import in_words
 from pretrain.errors import UserError
-from pretrain.estimate import cost, picture
+from pretrain.estimate import cost, law, picture
 from pretrain.estimate.cost import HOST, STORAGE, Cost
 from pretrain.estimate.flops import PEAK_FLOPS
 from pretrain.estimate.parts import PARTS, parameters_by_part
@@ -37,7 +41,7 @@ SHOWN = 3
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="the curriculum, a YAML file")
+    parser.add_argument("config", nargs="+", help="the curriculum, a YAML file; several: they are compared")
     parser.add_argument("--nodes", type=command.positive, help="nodes of every stage (default: what its dp asks for)")
     parser.add_argument("--gpus-per-node", type=command.positive, default=8, help="default: %(default)s")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="a100-80gb", help="default: %(default)s")
@@ -55,18 +59,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> Answer:
     """Raises UserError when a stage does not fit its GPUs."""
-    gpu, per_node = GPUS[options.gpu], options.gpus_per_node
-    curriculum = config.load(options.config)
-    curriculum = replace(curriculum, stages=tuple(map(in_tokens, curriculum.stages)))
-    # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
-    nodes = None if options.suggest else options.nodes
-    costs = cost.of_curriculum(curriculum, gpu=gpu, gpus_per_node=per_node, nodes=nodes, mfu=_mfu(options.mfu))
-    costs = costs[1:] if curriculum.yours else costs  # the first stage is the model as it came
+    gpu = GPUS[options.gpu]
+    every = [_costs(path, options, gpu) for path in options.config]
+    costs = [each for of_curriculum in every for each in of_curriculum]
     if options.suggest:
-        world = options.nodes and options.nodes * per_node
+        world = options.nodes and options.nodes * options.gpus_per_node
         return _suggested(costs, world, options, gpu)
     if problems := [_too_large(c, gpu) for c in costs if c.memory.total > gpu.memory]:
         raise UserError("\n".join(problems))
+    if len(every) > 1:
+        return _compared(dict(zip(options.config, every, strict=True)), _assumptions(options, gpu))
     unusual = [[c.stage.name, in_words(c.arch)] for c in costs if in_words(c.arch)]
     text = [_stages(costs), *([table([["blocks", ""], *unusual])] if unusual else []), _batches(costs)]
     text += [_text(costs)] if any(c.packings for c in costs) else []
@@ -74,6 +76,45 @@ def work(options: argparse.Namespace) -> Answer:
     text += [_pipelines(costs)] if any(c.layout.pp > 1 for c in costs) else []
     text += [f"{c.stage.name}: {describe_mup(mup, c.arch)}" for c in costs if (mup := c.stage.train.mup.base())]
     return Answer("\n\n".join([*text, _total(costs), _assumptions(options, gpu)]), _data(costs))
+
+
+def _costs(path: str, options: argparse.Namespace, gpu: Gpu) -> list[Cost]:
+    """Of each stage of a curriculum that is trained."""
+    curriculum = config.load(path)
+    curriculum = replace(curriculum, stages=tuple(map(in_tokens, curriculum.stages)))
+    # Suggestions are for the nodes that are asked for, whatever the layouts in the file ask for.
+    nodes = None if options.suggest else options.nodes
+    how = {"gpus_per_node": options.gpus_per_node, "nodes": nodes, "mfu": _mfu(options.mfu)}
+    costs = cost.of_curriculum(curriculum, gpu=gpu, **how)
+    return costs[1:] if curriculum.yours else costs  # the first stage is the model as it came
+
+
+def _compared(every: Mapping[str, Sequence[Cost]], assumptions: str) -> Answer:
+    """Several curricula side by side, each with its last model from scratch."""
+    rows = [["curriculum", "stages", "tokens", "FLOPs", "GPU hours", "time", "loss by the law"]]
+    data = []
+    for path, costs in every.items():
+        flops, hours = sum(c.flops for c in costs), sum(c.gpu_hours for c in costs)
+        tokens, seconds = sum(c.stage.train.tokens for c in costs), sum(c.seconds for c in costs)
+        alone_flops, alone_hours = cost.from_scratch(list(costs))
+        end = law.losses(law.HOFFMANN, costs)[-1]
+        same_tokens, same_flops = law.from_scratch(law.HOFFMANN, costs)
+        name = costs[-1].stage.name
+        spent = [f"{flops:.2e}", f"{hours:,.0f}", duration(seconds), f"{end:.3f}"]
+        alone = [f"{alone_flops:.2e}", f"{alone_hours:,.0f}", "", f"{same_tokens:.3f}"]
+        rows.append([path, str(len(costs)), short(tokens), *spent])
+        rows.append([f"  {name} from scratch, the same tokens", "1", short(tokens), *alone])
+        rows.append([f"  {name} from scratch, the same FLOPs", "1", "", f"{flops:.2e}", "", "", f"{same_flops:.3f}"])
+        scratch = {"flops": alone_flops, "gpu_hours": alone_hours, "loss": same_tokens, "loss_at_flops": same_flops}
+        about = {"tokens": tokens, "flops": flops, "gpu_hours": hours, "seconds": seconds, "loss": end}
+        data.append({"config": path, "stages": len(costs), **about, "from_scratch": scratch})
+    said = (
+        "The law is Hoffmann et al.'s (2022, equation 10) of causal models from scratch; of growth it is taken that "
+        "the event costs nothing, and that a grown model goes on as one from scratch with its loss would. That is a "
+        "bound rather than a forecast, tokens are taken for those of one vocabulary, and the differences between "
+        "recipes are exactly what it does not see: tools/study.py measures them."
+    )
+    return Answer("\n\n".join([table(rows), said, assumptions]), {"curricula": data})
 
 
 def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Namespace, gpu: Gpu) -> Answer:

@@ -13,7 +13,7 @@ from growth.family import DISTANCES, family
 from growth.operators import OPERATORS
 from pretrain.config import factor_files, level_checks, mixtures, orders, spans, teachers
 from pretrain.config.distill_keys import Distill
-from pretrain.config.grow_keys import Patch
+from pretrain.config.grow_keys import LEARNED, Patch
 from pretrain.config.keys import Model, Stage
 from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
@@ -374,6 +374,13 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
         )
     rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces make no difference to the checks
     policies = {"grow": grow}
+    arch, target = before.architecture(), new.model.architecture()
+    if grow.learn.steps:
+        if not (keys := grow.learn.keys(arch, target)):
+            yield f"grow.learn.steps: {grow.learn.steps}, but of {', '.join(grow.learn.only or LEARNED)} nothing grows"
+        if grow.trial.candidates:
+            yield "grow.learn: its maps take the place of operators, of which grow.trial tries several; choose one"
+        policies = {"grow": grow.mapped({key: {"operator": "dense", factor_files.OPTION: ""} for key in keys})}
     for number, candidate in enumerate(grow.trial.candidates):
         where = f"grow.trial.candidates[{number}]"
         if unknown := sorted(set(candidate) - set(grow.OPERATORS)):
@@ -381,7 +388,6 @@ def _growth(old: Stage, new: Stage) -> Iterator[str]:
             yield f"{where}: {', '.join(unknown)} cannot be tried; a candidate chooses among {choices}"
         else:
             policies[where] = grow.tried(candidate)
-    arch, target = before.architecture(), new.model.architecture()
     for where, policy in policies.items():
         try:
             growth.between(

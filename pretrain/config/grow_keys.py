@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.config.kinds import Candidates, Count, Operator, Positive
+from growth import Architecture
+from pretrain.config.kinds import Candidates, Count, Derived, Operator, Positive
 from pretrain.config.section import Section
 
 
@@ -20,6 +21,31 @@ class Trial(Section):
     nothing is tried."""
     steps: Positive = 100
     """Optimizer steps of each."""
+
+
+LEARNED = {"layers": ("layers",), "hidden": ("hidden",), "heads": ("heads", "kv_heads"), "ffn": ("ffn",)}
+"""The keys of `grow` whose maps can be learned, and the axes that each is about."""
+
+
+@dataclass(frozen=True)
+class Learn(Section):
+    """The maps of the event, learned before it happens (LiGO, Wang et al. 2023): new weights are linear maps of old
+    ones, A W B, and sums over layers; some steps of Adam on these factors alone start from copies and make the best of
+    them, on the stage's text from its beginning. By the first rank, on its CPU; see tools/learn_growth.py."""
+
+    steps: Derived = 0
+    """Steps on the factors; 0 or absent: nothing is learned."""
+    batch: Positive = 8
+    """Samples of a step."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the factors."""
+    only: tuple[Literal["layers", "hidden", "heads", "ffn"], ...] = ()
+    """What is learned, in place of the operators of `grow`; empty: all of it that grows."""
+
+    def keys(self, old: Architecture, new: Architecture) -> list[str]:
+        """Of what grows from one model to the other, what is learned."""
+        grows = [key for key, axes in LEARNED.items() if any(old.sizes.get(a) != new.sizes.get(a) for a in axes)]
+        return [key for key in self.only or LEARNED if key in grows]
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,8 @@ class Grow(Section):
     gradient's norm by, on the same batch of held-out text, so that as much is clipped as before."""
     trial: Trial = Trial()
     """Choose the operators by trial."""
+    learn: Learn = Learn()
+    """Learn the maps of the event."""
     condense: bool = False
     """Let all generations but the newest two learn as one from here on, at their mean rate by tokens."""
 
@@ -84,6 +112,10 @@ class Grow(Section):
         if "moments" in chosen:  # for growth, which takes this word to mean what is old only
             chosen["moments"] = {"old": self.moments, "new": self.moments}
         return chosen
+
+    def mapped(self, maps: Mapping[str, Any]) -> "Grow":
+        """The same settings with these maps, which were learned."""
+        return replace(self, learn=Learn(), **maps)
 
     def tried(self, candidate: Mapping[str, Any]) -> "Grow":
         """The same settings with the operators of one candidate of the trial."""

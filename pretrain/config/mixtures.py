@@ -72,7 +72,9 @@ def _of_stage(stage: Any, own: Any, names: Sequence[Any], index: int, where: str
             data.pop(other, None)
     if isinstance(data.get("corpora"), list):
         data["corpora"] = [
-            {key: value for key, value in source.items() if key != "from_stage"} if "from_stage" in source else source
+            {key: value for key, value in source.items() if key != "from_stage"}
+            if isinstance(source, Mapping)
+            else source
             for number, source in enumerate(data["corpora"])
             if not isinstance(source, Mapping)
             or _begun(source.get("from_stage"), names, index, f"{where}: stages[{index}].data.corpora[{number}]")

@@ -97,6 +97,15 @@ def bert2bert_aki(old: int, new: int) -> Keys:
 
 
 @_recipe
+def ligo(old: int, new: int) -> Keys:
+    """New weights are linear maps of all old ones, learned in 100 steps on these maps alone; then a training of its
+    own. Wang et al. 2023, "Learning to grow pretrained models for efficient transformer training" (LiGO), section 3.2:
+    there what reads an axis has the map of what writes it, and each kind of matrix its own sums over layers; here
+    readers have a map of their own, and the layers one for all that is in them."""
+    return {"learn": {"steps": 100}, "moments": "reset", "schedule": "restart"}
+
+
+@_recipe
 def staged(old: int, new: int) -> Keys:
     """Exact operators (copies in width, the identity in depth), with moments and the schedule carried on, as if the
     model had always been so large. Shen et al. 2022, "Staged training for transformer language models", sections 3.1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain import config
-from pretrain.config import Curriculum, Log, Stage, checks
+from pretrain.config import Curriculum, Learn, Log, Stage, checks
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.layout import Layout
 from pretrain.layout.layout import balanced_pipeline
@@ -69,7 +69,7 @@ def _quiet(stage: Stage) -> Stage:
     trial = replace(stage.grow.trial, steps=min(TRIED, stage.grow.trial.steps))
     log = replace(stage.log, wandb=False, tensorboard=False, samples=Log().samples)
     data = stage.data.only(stage.data.folders[0])  # none is read
-    return replace(stage, data=data, train=train, log=log, grow=replace(stage.grow, trial=trial))
+    return replace(stage, data=data, train=train, log=log, grow=replace(stage.grow, trial=trial, learn=Learn()))
 
 
 def _short(stage: Stage) -> Stage:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from growth import Architecture
-from pretrain.config import Curriculum, Stage
+from pretrain.config import LEARNED, Curriculum, Stage
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.data.packing import Packed
 from pretrain.errors import UserError
@@ -128,10 +128,13 @@ def of_stage(
         extra = teaching.teaching_flops(arch, taught, train.seq_len, layout.tp, seen)
         in_sight = taught.in_sight(arch)
     step_speed = replace(step_speed, seconds=step_speed.seconds * (1 + extra / flops_per_token))
-    event = event_flops = 0.0
+    event = event_flops = learning = 0.0
     if parent:
         old = parent.grown()
         event_flops = flops.event_flops(old, arch, layout, train.seq_len, train.micro_batch)
+        if keys := stage.grow.learn.keys(old, arch) if stage.grow.learn.steps else []:
+            sizes = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
+            learning = flops.learning_flops(arch.replace(sizes), arch, train.seq_len, stage.grow.learn)
         # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
         steps = event_flops / flops_per_token / train.seq_len / train.global_batch
@@ -159,8 +162,8 @@ def of_stage(
         speed=step_speed,
         share=share,
         taught=taught,
-        flops=(flops_per_token + extra) * train.tokens * share + event_flops,
-        hardware_flops=(hardware_flops + extra) * train.tokens * share + event_flops,
+        flops=(flops_per_token + extra) * train.tokens * share + event_flops + learning,
+        hardware_flops=(hardware_flops + extra) * train.tokens * share + event_flops + learning,
         event=event,
         stall=stored_bytes(stage) * arch.parameters() / layout.world / HOST,
     )

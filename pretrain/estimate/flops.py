@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growth import Architecture
+from growth.learn import map_flops
 from pretrain import families
-from pretrain.config import Lora, Train
+from pretrain.config import Learn, Lora, Train
 from pretrain.layout import Layout
 from pretrain.layout.work import Seen, Work, work_of
 
@@ -144,6 +145,13 @@ def event_flops(old: Architecture, new: Architecture, layout: Layout, seq_len: i
 
     of_new = of_probe(new) + 2 * seq_len * training_flops(new, seq_len)
     return micro_batch * layout.pp * (old_dp * of_probe(old) + layout.dp * of_new)
+
+
+def learning_flops(old: Architecture, new: Architecture, seq_len: int, how: Learn) -> float:
+    """Model FLOPs of learning the maps from one model to the other: passes through the new one, whose weights are made
+    of the old ones and differentiated in each step."""
+    step = how.batch * seq_len * training_flops(new, seq_len) + 3 * map_flops(old, new)
+    return how.steps * step
 
 
 def _backward(

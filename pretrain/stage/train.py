@@ -18,9 +18,9 @@ from pretrain.guard.health import Rollback
 from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
 from pretrain.runtime.ranks import agreed, world_size
+from pretrain.stage.learn import start_as_learned
 from pretrain.stage.resolved import resolve
 from pretrain.stage.run import Run
-from pretrain.stage.trial import start_with_the_best
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def _train(
     resolved = resolve(curriculum, stage, world_size())
     if back:
         agreed(partial(abandon, folder / "checkpoints", back.good))
-    started = start_with_the_best(resolved, switches, watchdog)
-    if started is None:  # asked to leave while it tried operators
+    started = start_as_learned(resolved, switches, watchdog)
+    if started is None:  # asked to leave while it learned how to grow, or tried operators
         switches.honoured(leaving=True)
         return False
     engine, state = started

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import config
 from pretrain.checkpoint import Manifest
+from pretrain.event import learn as learning
 from pretrain.families.reference import objective
 from pretrain.runtime.files import Lock
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run
-from tools import learn_growth
 from tools.grow import main as grow
 from tools.learn_growth import main
 from tools.verify import main as verify
@@ -80,7 +80,7 @@ def test_stopped_and_started_again(
         losses: list[float] = json.loads(capsys.readouterr().out)["losses"]
         return losses
 
-    monkeypatch.setattr(learn_growth, "objective", counted)
+    monkeypatch.setattr(learning, "objective", counted)
     losses, measured = learn("whole"), 2  # the held-out loss of copies and of what was learned
     assert calls == 14 + measured
     for name, lr, left in (("same", "1e-3", 4), ("other", "1e-2", 14)):
@@ -102,7 +102,7 @@ def test_nothing_is_written(run: Run, tmp_path: Path, capfd: pytest.CaptureFixtu
     file = tmp_path / "large.safetensors"
     command = [str(run.parent), str(file), "--config", run.config, "--stage", "large", "--batch", "2"]
     assert main([*command, "--lr", "1e30"]) == 2
-    assert "take a smaller --lr" in capfd.readouterr().err
+    assert "take a smaller learning rate" in capfd.readouterr().err
     with Lock(tmp_path / ".large.safetensors.lock"):
         assert run_ranks(1, lambda rank: main([*command, "--steps", "1"]), tmp_path / "store") == [2]
     assert "must not write one folder" in capfd.readouterr().err

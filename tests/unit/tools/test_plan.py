@@ -13,7 +13,7 @@ from growth import Architecture
 from pretrain import config
 from pretrain.config import Stage
 from pretrain.data.tokenizers.merge_age import Piece, merge_age
-from pretrain.estimate import cost, speed
+from pretrain.estimate import cost, law, speed
 from pretrain.estimate.parts import parameters_by_part
 from pretrain.estimate.speed import GPUS
 from pretrain.layout.work import totals
@@ -339,3 +339,29 @@ def test_growth_events_cost_time_and_flops(large: list[cost.Cost]) -> None:
 def test_epochs_need_a_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main([str(CONFIGS / "bert_stack.yaml")]) == 2
     assert "bookcorpus-bert" in capsys.readouterr().err
+
+
+def test_two_curricula_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    """The law's losses: each from scratch on its tokens as the formula has it, a grown model not below that, and not
+    above what its own FLOPs buy from scratch."""
+    jump = str(CONFIGS / "llama2_late_jump_to_7b.yaml")
+    assert plan.main([LARGE, jump, "--json"]) == 0
+    stages, late = json.loads(capsys.readouterr().out)["curricula"]
+    assert [stages["stages"], late["stages"]] == [8, 2]
+    for each in (stages, late):
+        alone = each["from_scratch"]
+        tokens = each["tokens"]
+        assert alone["loss"] == pytest.approx(1.69 + 406.4 / 6_738_415_616**0.34 + 410.7 / tokens**0.28)
+        assert alone["loss"] < each["loss"] < alone["loss_at_flops"]
+        assert each["flops"] < alone["flops"]
+    assert late["flops"] < stages["flops"] / 2
+    assert late["loss"] > stages["loss"]
+    assert plan.main([LARGE, jump]) == 0
+    assert "a bound rather than a forecast" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_the_law_and_its_inverse() -> None:
+    for size, tokens in ((1e8, 2e9), (7e9, 1.4e11)):
+        loss = law.HOFFMANN.loss(size, tokens)
+        assert law.HOFFMANN.tokens_to(loss, size) == pytest.approx(tokens)
+    assert law.HOFFMANN.tokens_to(law.HOFFMANN.loss(7e9, 1e12), 1e7) == float("inf")

@@ -176,6 +176,7 @@ GROW = ("stages", 1, "grow")
 @example(("model", "order"), {"par": 0})
 @example(("model", "order"), {"par": 2})
 @example(("model", "share"), 10**4)
+@example(("data", "corpora"), [None])
 def test_whatever_stands_at_a_key(path: tuple[str | int, ...], value: Any) -> None:
     loads(changed(path, value))
 
