@@ -44,8 +44,9 @@ class Certificate:
     on the old segmentation; `dead` maps rows of the family's table to (dead, counted) new parameters; `locked` maps an
     axis with copied channels to the share of copies that still equal their source, at once and after ten steps;
     `approximate` says where transformed moments are only near those of an exact trajectory; bits per byte, where
-    measured, are with the new vocabulary and segmentation and never stop a stage; the gradient's global norm before and
-    after the event, where measured, is on one batch of the old segmentation."""
+    measured, are with the new vocabulary and segmentation and never stop a stage; `memory` is what became of what lanes
+    remember: "mapped", so that `error` is of text behind it, or "forgotten" (empty: there was none); the gradient's
+    global norm before and after the event, where measured, is on one batch of the old segmentation."""
 
     operators: tuple[str, ...]
     claims: bool
@@ -60,6 +61,7 @@ class Certificate:
     bits_per_byte_after: float | None = None
     grad_norm_before: float | None = None
     grad_norm_after: float | None = None
+    memory: str = ""
 
     @staticmethod
     def of(plan: Plan, *, error: float, loss_before: float, loss_after: float, **measured: Any) -> Certificate:
@@ -130,6 +132,8 @@ class Certificate:
         if self.grad_norm_ratio:
             text = f"{self.grad_norm_before:.4f} to {self.grad_norm_after:.4f}"
             rows.append(["gradient norm", text, f"times {self.grad_norm_ratio:.4f} (on one batch)"])
+        if self.memory:
+            rows.append(["memory", self.memory, ""])
         rows += [["moments", "approximate", note] for note in self.approximate]
         if self.bits_per_byte_before is not None and self.bits_per_byte_after is not None:
             change = self.bits_per_byte_after - self.bits_per_byte_before
@@ -138,7 +142,10 @@ class Certificate:
         return table(rows)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "preserved": self.preserved, "dead_share": self.dead_share}
+        values = {**asdict(self), "preserved": self.preserved, "dead_share": self.dead_share}
+        if not self.memory:
+            del values["memory"]
+        return values
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Certificate:

@@ -5,6 +5,7 @@ from pretrain.checkpoint.checkpointer import Checkpointer, SaveReport
 from pretrain.checkpoint.find import Found, check, find, restore, step_folder, verify_all
 from pretrain.checkpoint.manifest import AVERAGE, STORED, CorruptCheckpoint, FileRecord, Manifest, ManifestFields
 from pretrain.checkpoint.model import model_of
+from pretrain.checkpoint.places import MEMORY
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.stream import write_checkpoint
 from pretrain.checkpoint.writer import Source, Writer
@@ -13,6 +14,7 @@ from pretrain.runtime.files import Lock, is_done, mark_done
 __all__ = [
     "AVERAGE",
     "KINDS",
+    "MEMORY",
     "STORED",
     "Checkpointer",
     "CorruptCheckpoint",

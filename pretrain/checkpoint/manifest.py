@@ -15,7 +15,7 @@ import xxhash
 from growth.box import Box
 from growth.evaluate.recipe import KINDS
 from pretrain.checkpoint import schema
-from pretrain.checkpoint.places import StoredBox, StoredFile, TensorEntry, check_places
+from pretrain.checkpoint.places import MEMORY, StoredBox, StoredFile, TensorEntry, check_places
 from pretrain.errors import UserError
 from pretrain.runtime import documents
 
@@ -91,6 +91,11 @@ class Manifest(Description):
     hash: str
     format_version: int = 2
 
+    @property
+    def model(self) -> Mapping[str, TensorEntry]:
+        """The tensors of the model, and of its optimizer."""
+        return {name: tensor for name, tensor in self.tensors.items() if MEMORY not in tensor.boxes}
+
     def has(self, kind: str) -> bool:
         """Whether the checkpoint holds this kind (moments may be absent: an imported model)."""
         return any(kind in t.boxes for t in self.tensors.values())
@@ -113,14 +118,18 @@ class Manifest(Description):
                 if name not in boxes:
                     raise ValueError(f"{record.name} holds {name}, which is no tensor of this architecture")
                 boxes[name].setdefault(record.kind, []).append(StoredBox(record.name, offset, box))
-        kinds = sorted({r.kind for r in records if r.boxes}, key=STORED.index)
+        kinds = sorted({r.kind for r in records if r.boxes} - {MEMORY}, key=STORED.index)
         tensors = {}
         for name, shape in fields.shapes.items():
-            ordered = {kind: tuple(sorted(boxes[name].get(kind, ()), key=lambda b: b.box)) for kind in kinds}
+            own = (MEMORY,) if MEMORY in boxes[name] else kinds
+            ordered = {kind: tuple(sorted(boxes[name].get(kind, ()), key=lambda b: b.box)) for kind in own}
             tensors[name] = TensorEntry(tuple(shape), ordered)
         files = {r.name: r.file for r in sorted(records, key=lambda r: r.name) if r.boxes}
         check_places(tensors, files)
-        about = {**fields.frozen().description(), "format_version": 3 if AVERAGE in kinds else 2}
+        about = {
+            **fields.frozen().description(),
+            "format_version": 3 if AVERAGE in kinds or any(MEMORY in b for b in boxes.values()) else 2,
+        }
         manifest = Manifest(step=step, tensors=tensors, files=files, hash="", **about)
         return dataclasses.replace(manifest, hash=digest(manifest._body()))
 

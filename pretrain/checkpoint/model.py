@@ -40,7 +40,7 @@ def _check_layers(manifest: Manifest) -> None:
 
 def _check_tensors(arch: Architecture, manifest: Manifest) -> None:
     expected = {name: tensor.shape for name, tensor in arch.tensors().items()}
-    stored = {name: entry.shape for name, entry in manifest.tensors.items()}
+    stored = {name: entry.shape for name, entry in manifest.model.items()}
     for name in {**expected, **stored}:
         if expected.get(name) != stored.get(name):
             raise GrowthError(f"{name} has shape {stored.get(name)}, and in this architecture {expected.get(name)}")

@@ -8,6 +8,8 @@ import numpy as np
 
 from growth.box import Box
 
+MEMORY = "memory"
+"""The kind of what the lanes of a run remember: tensors of their own, that no model has."""
 BLOCK = 1 << 20  # bytes: each block of a file has a hash
 HEADER = 16  # bytes: the header of a safetensors file with a tensor is longer
 
@@ -38,15 +40,16 @@ class StoredFile:
 
 
 def check_places(tensors: Mapping[str, TensorEntry], files: Mapping[str, StoredFile]) -> None:
-    """Raises ValueError unless every file has the blocks of its size, every tensor has boxes of the same kinds that
-    tile it, and every file holds boxes of its kind, one after the other, from its header to its end."""
+    """Raises ValueError unless every file has the blocks of its size, every tensor has boxes of the same kinds, or of
+    MEMORY alone, that tile it, and every file holds boxes of its kind, one after the other, from its header to its end.
+    """
     for name, file in files.items():
         if len(file.blocks) != -(-file.size // BLOCK):
             raise ValueError(f"{name}: {len(file.blocks)} blocks for {file.size} bytes of {BLOCK} each")
-    kinds = {kind for tensor in tensors.values() for kind in tensor.boxes}
+    kinds = {kind for tensor in tensors.values() for kind in tensor.boxes} - {MEMORY}
     inside: dict[str, list[tuple[int, int, str]]] = {name: [] for name in files}
     for name, tensor in tensors.items():
-        if missing := sorted(kinds - set(tensor.boxes)):
+        if (missing := sorted(kinds - set(tensor.boxes))) and set(tensor.boxes) != {MEMORY}:
             raise ValueError(f"{name} has no {' and no '.join(missing)}, and other tensors do")
         numels: dict[tuple[Box, ...], list[int]] = {}  # all kinds often have the same tiling
         for kind, stored in tensor.boxes.items():

@@ -10,13 +10,13 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 
 from pretrain.runtime.documents import CLOSED, Count, Number, Object, Positive, Text
 
-FILE_NAME = r"^(weight|exp_avg|exp_avg_sq|average)-[0-9]{5,12}\.safetensors$"
+FILE_NAME = r"^(weight|exp_avg|exp_avg_sq|average|memory)-[0-9]{5,12}\.safetensors$"
 
 Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
 FileName = Annotated[str, Field(strict=True, pattern=FILE_NAME)]
 Whole = Annotated[int, Field(strict=True, ge=-1, le=1 << 62)]
 Tokens = Annotated[int, Field(strict=True, ge=0, le=10**31)]  # a budget may be one that no run reaches
-Kind = Literal["average", "weight", "exp_avg", "exp_avg_sq"]
+Kind = Literal["average", "memory", "weight", "exp_avg", "exp_avg_sq"]
 Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Numbers = list[Number]
 Seconds = Annotated[Number, Field(ge=0, le=1e12)]
@@ -177,6 +177,7 @@ class Certificate(TypedDict):
     bits_per_byte_after: NotRequired[Number | None]
     grad_norm_before: NotRequired[Number | None]
     grad_norm_after: NotRequired[Number | None]
+    memory: NotRequired[Text]
     preserved: bool
     dead_share: Number
 

@@ -12,6 +12,7 @@ import torch
 from growth.box import Box
 from pretrain.checkpoint.blocks import BLOCK, BlockWriter
 from pretrain.checkpoint.manifest import STORED, FileRecord
+from pretrain.checkpoint.places import MEMORY
 
 Source = torch.Tensor | Callable[[Box], torch.Tensor]
 """The content of a box: a tensor of its shape, strided or not, on any device; or a function that gives any part of the
@@ -46,8 +47,8 @@ class Writer:
         entries: (tensor, box, content); shapes: the full shapes. progress is told of bytes as they are written.
         Raises OSError as the filesystem does and ValueError for content of another shape or dtype.
         """
-        if kind not in STORED:
-            raise ValueError(f"kind {kind!r} is none of {', '.join(STORED)}")
+        if kind not in (*STORED, MEMORY):
+            raise ValueError(f"kind {kind!r} is none of {', '.join((*STORED, MEMORY))}")
         entries = [e for e in entries if e[1].numel]
         header, offsets, _ = header_of([(name, box) for name, box, _ in entries], shapes)
         name = file_name(kind, self.rank)

@@ -11,7 +11,7 @@ import growth
 from growth import GrowthError
 from growth.family import DISTANCES, family
 from growth.operators import OPERATORS
-from pretrain.config import factor_files, level_checks, mixtures, orders, spans, teachers
+from pretrain.config import factor_files, level_checks, memories, mixtures, orders, spans, teachers
 from pretrain.config.distill_keys import Distill
 from pretrain.config.grow_keys import LEARNED, Patch
 from pretrain.config.keys import Model, Stage
@@ -46,6 +46,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _teacher(stages, index),
                 _evaluation(stage),
                 spans.problems(stage),
+                memories.problems(stage),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.lora.rank and (not index or stage.from_scratch):

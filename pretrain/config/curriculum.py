@@ -38,6 +38,7 @@ RESUMABLE = (
     "train.compile",
     "train.eval_interval",
     "train.eval_bytes",
+    "train.eval_memory",
     "checkpoint",
     "guard",
     "log",

@@ -158,6 +158,12 @@ class Train(Section):
     """Blocks that are left out, so that fewer are enough afterwards; never in validation or a growth certificate. A
     function of the seed, the stage, the step and the micro-batch's place in the global batch, the same under every
     layout with this `micro_batch`."""
+    memory: Derived = 0
+    """Tokens before a sample that its attention sees too (Dai et al. 2019, "Transformer-XL"): each layer remembers what
+    its input was there, without a gradient. Row i of every global batch then goes on where row i of the one before has
+    ended, and `data.window` does not apply. 0: none."""
+    eval_memory: Derived = 0
+    """The same in validation, where it may be longer; 0 or absent: `memory`. A resume may change it."""
     lora: Lora = Lora()
     """Train low-rank adapters of the model that the stage begins with."""
     average: Average = Average()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 Samples = Mapping[str, Tensor]
@@ -24,6 +25,14 @@ def part(samples: Samples, rank: int, ranks: int) -> Samples:
     """One data-parallel rank's equal share of samples that every rank has."""
     n = size(samples) // ranks
     return {name: rows[rank * n : (rank + 1) * n] for name, rows in samples.items()}
+
+
+def in_lanes(samples: Samples, rank: int, ranks: int, micro_batch: int) -> Samples:
+    """One data-parallel rank's share of samples that go on behind each other, as micro-batches whose rows do: as many
+    lanes as all ranks' micro-batches have rows, of as many samples each."""
+    n = size(samples)
+    rows = torch.arange(n).view(ranks, micro_batch, -1)[rank].t().flatten()
+    return {name: values[rows] for name, values in samples.items()}
 
 
 def size(samples: Samples) -> int:

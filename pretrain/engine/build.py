@@ -30,6 +30,7 @@ def engine_of(arch: Architecture, layout: Layout, train: Train) -> Engine:
         seq_len=train.seq_len,
         micro_batch=train.micro_batch,
         averages=bool(train.average.half_life),
+        memory=train.memory,
     )
     startup.through("engine")
     return engine

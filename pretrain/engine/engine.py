@@ -27,7 +27,7 @@ from pretrain.engine.frozen import Frozen, enter_without_gradient
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
-from pretrain.engine.memory import Memory
+from pretrain.engine.memory import Memory, Passing
 from pretrain.engine.spans import Spans
 from pretrain.engine.teacher import Teacher
 from pretrain.engine.zero import Zero
@@ -438,19 +438,22 @@ class Engine:
         return torch.cat((self._gradients.checksum()[None], terms.view(torch.int64)))
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples) -> dict[str, float]:
-        """The sum, in nats, of each term of the loss over the samples of all ranks."""
+    def evaluate(self, samples: Samples, memory: int = 0) -> dict[str, float]:
+        """The sum, in nats, of each term of the loss over the samples of all ranks. memory: of an engine that has one,
+        tokens that are remembered; each micro-batch goes on behind the one before it, row by row."""
         self._model.eval()
         terms = self.family.losses
         step = self._forward(torch.ones(len(terms), device=self.device), terms)
-        total = self._total(self._run(step, samples, forward_only=True), len(terms))
+        passing = Passing(memory, self.chunks, self.layout, self.micro_batch, self.device) if memory else None
+        total = self._total(self._run(step, samples, memory=passing, forward_only=True), len(terms))
         dist.all_reduce(total)
         return {term.name: value for term, value in zip(terms, total.tolist(), strict=True)}
 
     @torch.no_grad()
-    def logits(self, samples: Samples) -> Tensor | None:
+    def logits(self, samples: Samples, remember: bool = False) -> Tensor | None:
         """Logits [n, seq_len, vocab] of samples that every data-parallel rank has all of: fp32 and on the host, on the
-        first rank that computes them; None elsewhere."""
+        first rank that computes them; None elsewhere. remember: they are behind what the engine remembers, if it does,
+        and are not remembered."""
         self._model.eval()
         group = parallel_state.get_tensor_model_parallel_group()
         first = dist.get_rank() == self.layout.loss_rank
@@ -465,5 +468,6 @@ class Engine:
         def step(batches: Iterator[Samples], model: Any) -> Any:
             return self.family.model.logits(model, next(batches)), collect
 
-        self._run(step, samples, forward_only=True, collect_non_loss_data=True)
+        memory = self.memory if remember else None
+        self._run(step, samples, memory=memory, forward_only=True, collect_non_loss_data=True)
         return torch.cat(parts) if first else None

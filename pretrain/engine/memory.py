@@ -38,7 +38,8 @@ class Memory:
     """What the lanes of a data-parallel rank remember, in this rank's blocks.
 
     length: M, in tokens. layers: of these numbers. parts: over how many tensor-parallel ranks a sequence is split.
-    filled: of each lane here, at how many places there is something to remember; on the host.
+    filled: of each lane here, at how many places there is something to remember; on the host. kept: of each micro-batch
+    and layer, [M, B, hidden]. holds: whether there is any such, on all ranks alike.
     """
 
     def __init__(
@@ -49,8 +50,21 @@ class Memory:
         self.parts = layout.tp if layout.sequence_parallel else 1
         self.filled: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.kept: list[dict[int, Tensor]] = []
+        self.holds = False
         self._passed: dict[int, Segment] = {}
         self._read = 0
+
+    def empty(self, samples: int) -> None:
+        """So many lanes of this rank begin, and remember nothing."""
+        self.filled, self.holds = np.zeros(samples, dtype=np.int64), False
+        self.kept = [{} for _ in range(samples // self.micro_batch)]
+
+    def hold(self, hidden: int, dtype: torch.dtype) -> None:
+        """Make room for what these lanes remember."""
+        shape = (self.length // self.parts, self.micro_batch, hidden)
+        self.holds = True
+        for kept in self.kept:
+            kept.update({layer: torch.zeros(shape, dtype=dtype, device=self.device) for layer in self.layers})
 
     def start(self, samples: int, length: int) -> None:
         """The passes over so many samples of this rank begin, each of so many tokens; lanes are dealt anew where there
@@ -78,20 +92,20 @@ class Memory:
     def take_over(self) -> None:
         """The step was made: its samples are what is remembered from here on."""
         self.kept = [self._passed[number].after for number in range(len(self._passed))]
-        self.filled = np.minimum(self.filled + self._read, self.length)
+        self.filled, self.holds = np.minimum(self.filled + self._read, self.length), True
         self._passed = {}
 
     def _deal(self, samples: int) -> None:
         """Gives this rank its lanes of a global batch of another size."""
+        if not self.holds:
+            self.empty(samples)
+            return
         ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         own, micro_batch = np.arange(rank * samples, (rank + 1) * samples), self.micro_batch
         filled = _gathered(torch.from_numpy(self.filled), ranks).numpy()
         old = own[own < len(filled)]
         self.filled = np.zeros(samples, dtype=np.int64)
         self.filled[: len(old)] = filled[old]
-        if not filled.any():
-            self.kept = [{} for _ in range(samples // micro_batch)]
-            return
         by_lane = {layer: self._lanes(layer, ranks, old, samples) for layer in self.layers}
         self.kept = [
             {layer: lanes[:, start : start + micro_batch].contiguous() for layer, lanes in by_lane.items()}
@@ -104,6 +118,21 @@ class Memory:
         lanes = here.new_zeros(here.shape[1], samples, here.shape[2])
         lanes[:, : len(old)] = _gathered(here, ranks)[torch.from_numpy(old)].transpose(0, 1)
         return lanes
+
+
+class Passing(Memory):
+    """Of a forward pass whose micro-batches go on behind each other, row by row: the first remembers nothing."""
+
+    def start(self, samples: int, length: int) -> None:
+        self._latest: dict[int, Tensor] = {}
+        self._read = length
+
+    def begin(self, number: int) -> None:
+        filled, empty = min(number * self._read, self.length), None
+        if 0 < filled < self.length:
+            empty = (torch.arange(self.length, device=self.device) < self.length - filled).expand(self.micro_batch, -1)
+        # Each layer passes micro-batches in order, whatever the pipeline: what it keeps is for its next one.
+        memory.begin(Segment(self.length, filled > 0, self._latest, empty, self.parts, self._latest))
 
 
 def _gathered(x: Tensor, ranks: int) -> Tensor:

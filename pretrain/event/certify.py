@@ -31,7 +31,7 @@ class Before:
     @staticmethod
     def of(engine: Engine, probe: Samples) -> Before:
         """Measured on an engine with the parent's weights (collective)."""
-        return Before(engine.logits(probe), gradient_norm(engine, probe))
+        return Before(engine.logits(probe, remember=True), gradient_norm(engine, probe))
 
 
 def certify(
@@ -49,7 +49,7 @@ def certify(
     multiple of dp * micro_batch. One optimizer step is made at `lr`. Dead parameters are new and have no gradient on
     two backward passes, before and after that step.
     """
-    new, old = engine.logits(probe), before.logits
+    new, old = engine.logits(probe, remember=True), before.logits
     measured: list[float] = []
     if new is not None:
         assert old is not None

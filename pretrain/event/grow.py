@@ -11,11 +11,13 @@ from typing import Any
 from growth import Plan, identity
 from growth.certificate import Certificate
 from growth.describe import describe_plan
+from growth.stream import Stream
 from pretrain.checkpoint import Reader
 from pretrain.config import Average, Stage
 from pretrain.data.samples import Samples
 from pretrain.engine.build import engine_of
 from pretrain.engine.engine import Engine
+from pretrain.engine.remembered import recall
 from pretrain.engine.shards import fill, publish
 from pretrain.estimate.flops import event_flops
 from pretrain.event.certify import Before, certify
@@ -38,12 +40,14 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     """
     plan, source = growth.plan, growth.source
     probe, batch = _held_out(plan, stage, layout, feed)
-    before, measured = _before(source, stage, layout, probe)
+    stream = Stream.of(plan)
+    before, measured = _before(source, stage, layout, probe, remember=stream is not None)
     engine = engine_of(plan.new, layout, stage.train)
 
     def load(reader: Reader) -> State:
         state = growth.state_of(reader, plan, stage)
         fill(engine, plan, reader)
+        recall(engine, reader, stream, len(batch["inputs"]))
         return state
 
     restored = source.restored(load)
@@ -57,8 +61,14 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
         log.info("grown from %s\n%s", restored.path, describe_plan(plan))
     publish(engine, state)
     certificate = certify(engine, plan, before=before, probe=probe, batch=batch, lr=stage.train.lr)
-    certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte)
-    source.restored(lambda reader: fill(engine, plan, reader))
+    lanes = stage.train.batch_at(state.progress.stage_tokens)
+
+    def load_again(reader: Reader) -> str:
+        fill(engine, plan, reader)
+        return recall(engine, reader, stream, lanes)
+
+    memory = source.restored(load_again).loaded
+    certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte, memory=memory or "")
     publish(engine, state)
     if is_first() and certificate.claims and not certificate.preserved:
         log.error("%s", certificate)
@@ -79,12 +89,18 @@ def _held_out(plan: Plan, stage: Stage, layout: Layout, feed: Feed) -> tuple[Sam
     return feed.probe(n, both, length), feed.batch(n * layout.dp)
 
 
-def _before(source: Source, stage: Stage, layout: Layout, probe: Samples) -> tuple[Before, Path | None]:
+def _before(source: Source, stage: Stage, layout: Layout, probe: Samples, remember: bool) -> tuple[Before, Path | None]:
     """What the model that will grow does, on an engine of its own, before that of the grown model is made; and which
-    checkpoint it was."""
+    checkpoint it was. remember: behind what its lanes remember, if they do."""
     train = replace(stage.train, seq_len=probe["inputs"].shape[1], recompute_layers=1, average=Average())
     engine = engine_of(source.arch, layout.of_parent(source.arch, train.seq_len), train)
-    restored = source.restored(lambda reader: fill(engine, identity(source.arch), reader, kinds=("weight",)))
+
+    def load(reader: Reader) -> None:
+        plan = identity(source.arch)
+        fill(engine, plan, reader, kinds=("weight",))
+        recall(engine, reader, Stream.of(plan) if remember else None, len(probe["inputs"]) * engine.layout.dp)
+
+    restored = source.restored(load)
     engine.publish_weights()
     before = Before.of(engine, probe)
     engine.free()

@@ -9,13 +9,20 @@ from pretrain import families
 from pretrain.config import Stage
 from pretrain.data.corpus.corpus import DESCRIPTION
 from pretrain.data.packing import Packed
+from pretrain.errors import UserError
 from pretrain.families.common.mixture import MixedFeed
 from pretrain.families.common.text import Feed
 
 
 def open_feed(stage: Stage) -> Feed:
-    """The feed of a stage, at no place yet: see Feed.seek."""
-    text, data = families.of(stage.model.family).text, stage.data
+    """The feed of a stage, at no place yet: see Feed.seek. UserError for a memory that its family cannot have."""
+    family, data = families.of(stage.model.family), stage.data
+    text = family.text
+    if stage.train.memory and not family.memory:
+        able = ", ".join(name for name, other in families.FAMILIES.items() if other.memory)
+        raise UserError(
+            f"train.memory: {stage.train.memory}, but a {family.name} has no memory, as {able} can; remove it"
+        )
     if not data.corpora:
         return text.open(stage)
     return MixedFeed(stage, [text.open(replace(stage, data=data.only(source.corpus))) for source in data.corpora])

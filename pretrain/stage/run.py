@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from growth import Box
 from growth.describe import describe_mup
 from pretrain.checkpoint import Checkpointer, ManifestFields, mark_done
 from pretrain.config import to_yaml
 from pretrain.config.checks import due
+from pretrain.engine import remembered
 from pretrain.engine.dropout import step_key
 from pretrain.engine.engine import Engine
 from pretrain.engine.shards import boxes
@@ -141,7 +143,7 @@ class Run:
         writing = partial(getattr, self.checkpointer, "writing")
         key = step_key(self.stage.seed, self.stage.name, state.progress.step)
         flops = flops_per_token(self.engine, tokens // t.seq_len, key, batch.seen) * tokens
-        result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key)
+        result = self.engine.train_step(batch.samples, lrs, veto, wish, writing, recheck=again, key=key, remember=True)
         self._written = not result.writing
         if self.engine.average and not result.trouble:
             self.engine.average.follow(t.average.share(tokens))
@@ -218,7 +220,7 @@ class Run:
             self.watchdog.beat("checkpoint", step)
             with self._apart():
                 saved = self.checkpointer.save(
-                    step, boxes(self.engine), self._fields(), spare=partial(self._spare, self.state.health.good)
+                    step, self._boxes(), self._fields(), spare=partial(self._spare, self.state.health.good)
                 )
                 saved = (self.checkpointer.wait() if now or patching else None) or saved
             self._written = False  # the last step knew nothing of this one
@@ -249,10 +251,15 @@ class Run:
         yield
         self._turn += _idle() - began
 
+    def _boxes(self) -> dict[str, list[tuple[str, Box, torch.Tensor]]]:
+        """What this rank writes of a checkpoint, by kind."""
+        return {**boxes(self.engine), **remembered.boxes(self.engine)}
+
     def _fields(self) -> ManifestFields:
         """What a checkpoint says besides its tensors."""
         state = replace(self.state, cursor=self.feed.cursor)
-        return state.fields(self.given.name, self.given.to_dict(), self.engine.adam.steps)
+        fields = state.fields(self.given.name, self.given.to_dict(), self.engine.adam.steps)
+        return replace(fields, shapes={**fields.shapes, **remembered.shapes(self.engine)})
 
     def mark_done(self) -> None:
         """The stage is finished: why it ended, and the marker that later stages wait for."""

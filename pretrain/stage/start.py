@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 
 from growth import Architecture, identity
+from growth.stream import Stream
 from pretrain.checkpoint import CorruptCheckpoint, Found, Reader, find, restore
 from pretrain.config import compare_for_resume
 from pretrain.engine.build import engine_of
 from pretrain.engine.engine import Engine
+from pretrain.engine.remembered import recall
 from pretrain.engine.shards import fill, publish
 from pretrain.event.grow import grow
 from pretrain.event.plan import of_stage, plan_of
@@ -57,7 +59,9 @@ def _resume(root: Path, newest: Found, resolved: Resolved) -> tuple[Engine, Stat
         compare_for_resume(reader.manifest.config, resolved.given.to_dict())
         state = State.from_reader(reader)
         if state.arch == arch:
-            fill(engine, identity(arch), reader)
+            plan = identity(arch)
+            fill(engine, plan, reader)
+            recall(engine, reader, Stream.of(plan), resolved.stage.train.batch_at(state.progress.stage_tokens))
         return state
 
     restored = restore(root, load)

@@ -101,7 +101,9 @@ def _try(resolved: Resolved, switches: Switches, watchdog: Watchdog) -> dict[str
         samples = t.batch_at(tokens - before)
         tokens += samples * t.seq_len
         key = step_key(stage.seed, stage.name, state.progress.step + step)
-        result = engine.train_step(batch.samples, rates(state.births, stage, tokens), wish=switches.wish, key=key)
+        result = engine.train_step(
+            batch.samples, rates(state.births, stage, tokens), wish=switches.wish, key=key, remember=True
+        )
         if result.wish == Asked.STOP:
             return None
         flops += flops_per_token(engine, samples, key, batch.seen) * samples * t.seq_len

@@ -5,21 +5,31 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from pretrain.data.samples import part
+from pretrain.data.samples import Samples, in_lanes, part
 from pretrain.engine.engine import Engine
 from pretrain.families.common.text import Feed, HeldOut
 
 
 class Validation:
-    """The held-out text in a stage's segmentation, this data-parallel rank's part of it; call it to measure."""
+    """The held-out text in a stage's segmentation, this data-parallel rank's part of it; call it to measure.
+
+    With a memory it is cut into as many lanes as the micro-batches of all data-parallel ranks have rows. Each begins
+    with nothing to remember: so what is measured depends a little on how many these are.
+    """
 
     def __init__(self, engine: Engine, feed: Feed) -> None:
         layout = engine.layout
         self.engine, self._texts = engine, feed.measured(layout.batch_unit(engine.micro_batch))
         self._counts = [[term.count(text.samples) for term in engine.family.losses] for text in self._texts]
-        self._texts = tuple(
-            replace(text, samples=part(text.samples, engine.dp_rank, layout.dp)) for text in self._texts
-        )
+        train = feed.stage.train
+        self._memory = train.eval_memory or train.memory
+        self._texts = tuple(replace(text, samples=self._own(text.samples)) for text in self._texts)
+
+    def _own(self, samples: Samples) -> Samples:
+        rank, ranks = self.engine.dp_rank, self.engine.layout.dp
+        if self._memory:
+            return in_lanes(samples, rank, ranks, self.engine.micro_batch)
+        return part(samples, rank, ranks)
 
     def __call__(self) -> dict[str, float]:
         """validation_loss in nats per label, its terms if there are several, validation_bits_per_byte (collective).
@@ -51,7 +61,7 @@ class Validation:
         return mean | each
 
     def _of(self, text: HeldOut, counts: list[float]) -> dict[str, float]:
-        nats = self.engine.evaluate(text.samples)
+        nats = self.engine.evaluate(text.samples, self._memory)
         means = {name: total / count for (name, total), count in zip(nats.items(), counts, strict=True)}
         record = {"validation_loss": sum(means.values())}
         if len(means) > 1:

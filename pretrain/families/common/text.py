@@ -18,6 +18,7 @@ from pretrain.data.corpus.corpus import AnyCorpus, Corpus, Split
 from pretrain.data.corpus.counts import training_tokens
 from pretrain.data.packing import PACKINGS, Packed
 from pretrain.data.samples import Samples, causal
+from pretrain.data.stream.lanes import LaneStream
 from pretrain.data.stream.packed import PackedBatch, PackedStream, read_documents
 from pretrain.data.stream.stream import Batch, Position, Stream
 from pretrain.data.stream.validation import probe, validation_set
@@ -55,8 +56,9 @@ class Taken:
 
     bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
     seen: how many tokens the document of a token has in its sample, in the mean over the tokens of the global batch,
-    where documents are kept apart; else None. labels: how many labels of the global batch count; None: all.
-    shares: of each of several corpora, by name, its share of the stage's samples up to these.
+    where documents are kept apart; with a memory, those of the sample and of that; else None. labels: how many labels
+    of the global batch count; None: all. shares: of each of several corpora, by name, its share of the stage's samples
+    up to these.
     """
 
     samples: Samples
@@ -227,19 +229,20 @@ class CausalFeed(Feed):
     causal = True
     corpus: Corpus
 
-    _text: Stream | PackedStream
+    _text: Stream | PackedStream | LaneStream
 
-    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream | PackedStream:
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Stream | PackedStream | LaneStream:
         data = self.stage.data
-        return (PackedStream if data.packing == "best_fit" else Stream)(
-            self.corpus,
-            vocab=self.stage.model.vocab,
-            seq_len=self.stage.train.seq_len,
-            seed=self.stage.seed,
-            validation=data.validation_fraction,
-            cursor=dict(cursor) if cursor else None,
-            window=data.window,
-        )
+        how: dict[str, Any] = {
+            "vocab": self.stage.model.vocab,
+            "seq_len": self.stage.train.seq_len,
+            "seed": self.stage.seed,
+            "validation": data.validation_fraction,
+            "cursor": dict(cursor) if cursor else None,
+        }
+        if self.stage.train.memory:
+            return LaneStream(self.corpus, **how)
+        return (PackedStream if data.packing == "best_fit" else Stream)(self.corpus, **how, window=data.window)
 
     @property
     def ahead(self) -> int:
@@ -250,7 +253,11 @@ class CausalFeed(Feed):
         batch = self._text.take(n)
         samples, labels = self._samples(batch)
         own = {name: values[rows] for name, values in samples.items()}
-        return Taken(own, int(batch.bytes.sum()), documents.seen(samples), labels)
+        return Taken(own, int(batch.bytes.sum()), self._seen(samples), labels)
+
+    def _seen(self, samples: Samples) -> float | None:
+        train = self.stage.train
+        return float(train.seq_len + train.memory) if train.memory else documents.seen(samples)
 
     def _samples(self, batch: Batch | PackedBatch) -> tuple[Samples, int | None]:
         """The samples of a batch, and how many of their labels count; None: all."""
