@@ -154,10 +154,10 @@ class _Shapes:
     transform: see families.Head. fused: whether what lies between matrix products is fused into kernels. fused_norm:
     whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
     copies). weights: the attention weights, which are a tensor only with dropout on a CPU. scores: what distances add
-    to scores, where attention goes by them; bare: whether torch has no kernel that takes this, so that the weights are
-    a tensor. relu: see families.Family. dropout: whether branches have one, so that their gradient is not that of the
-    stream. adapters: by kind of block, how many numbers theirs make of a token between their two factors, and what they
-    are on. dropped: whether they keep a dropped copy of what enters them.
+    to scores, where attention goes by them; bare: whether torch has no kernel that takes this, as on a CPU, so that the
+    weights are a tensor. relu: see families.Family. dropout: whether branches have one, so that their gradient is not
+    that of the stream. adapters: by kind of block, how many numbers theirs make of a token between their two factors,
+    and what they are on. dropped: whether they keep a dropped copy of what enters them.
     """
 
     table: Table
@@ -202,7 +202,7 @@ class _Shapes:
             groups=size.get("kv_heads", size["heads"]) / tp,
             weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
             scores=size["heads"] / tp * train.seq_len if DISTANCES in size else 0.0,
-            bare=not gpu or size["head_dim"] % 8 > 0,
+            bare=not gpu,
             relu=families.of(arch.family).relu,
             vocabulary=ceil(size["vocab"] / tp),
             transform=families.of(arch.family).head.transform,

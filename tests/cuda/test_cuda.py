@@ -11,7 +11,7 @@ import pytest
 from tests.cuda.devices import both, on
 
 pytestmark = pytest.mark.cuda
-FAMILIES = pytest.mark.parametrize("family", ["llama2", "gpt2", "bert", "qwen3_tied"])
+FAMILIES = pytest.mark.parametrize("family", ["llama2", "gpt2", "bert", "qwen3_tied", "transformer_xl"])
 
 
 def same(one: Any, other: Any) -> None:
@@ -127,9 +127,10 @@ def test_documents_apart(family: str, precision: str) -> None:
         assert any("_flash_attention_backward" in name for name in taken), taken
 
 
-def test_attention_with_a_mask_is_one_kernel() -> None:
-    """BERT's padding has a mask, which flash attention does not take."""
-    taken = on("cuda", "attention", "bert")
+@pytest.mark.parametrize("family", ["bert", "transformer_xl"])
+def test_attention_with_a_mask_is_one_kernel(family: str) -> None:
+    """Flash attention takes no mask, as BERT's padding has one, and nothing that distances add to scores."""
+    taken = on("cuda", "attention", family)
     assert not any("math" in name for name in taken), taken
 
 

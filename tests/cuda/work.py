@@ -22,6 +22,7 @@ from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
 from tests.distributed import ranks
+from tests.distributed.test_transformer_xl import XL
 
 SIZES = {"vocab": 101, "positions": 20, "hidden": 32, "layers": 3, "heads": 4, "head_dim": 8, "ffn": 48}
 OLD = {
@@ -29,6 +30,7 @@ OLD = {
     "gpt2": Architecture("gpt2", SIZES),
     "bert": Architecture("bert", {**SIZES, "types": 2, "labels": 2}),
     "qwen3_tied": Architecture("qwen3_tied", {**ranks.GQA.sizes, "head_dim": 12}),
+    "transformer_xl": XL,
 }
 WIDER = {"hidden": 48, "layers": 5, "heads": 6, "ffn": 80}
 NEW = {

@@ -15,6 +15,8 @@ from pretrain.families.common.attention import CoreAttention
 from pretrain.families.common.documents import Documents
 from pretrain.families.transformer_xl.distances import sinusoid
 
+KERNEL = 8  # of which the width of a head is a multiple in torch's kernels; zeros make it one
+
 
 class RelativeAttention(CoreAttention):
     """Attention of the local heads, with their u (r_w_bias), v (r_r_bias) and W_R (r_net).
@@ -60,7 +62,10 @@ class RelativeAttention(CoreAttention):
             out_BNSH = self._by_address(q, k, v, None, drop, beside=scores)
         else:
             p = p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0
-            out_BNSH = F.scaled_dot_product_attention(q, k, v, scores, p, scale=self.scale)
+            size = q.shape[-1]
+            if q.is_cuda and size % KERNEL:
+                q, k, v = (F.pad(x, (0, -size % KERNEL)) for x in (q, k, v))
+            out_BNSH = F.scaled_dot_product_attention(q, k, v, scores, p, scale=self.scale)[..., :size]
         return out_BNSH.permute(2, 0, 1, 3).flatten(2)
 
     def _of_distances(self, q: Tensor, keys: int) -> Tensor:

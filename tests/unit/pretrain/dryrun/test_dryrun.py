@@ -100,7 +100,8 @@ def test_a_planted_fault_is_found(
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "name", ["llama2_55m_to_7b", "llama2_55m_to_7b_head_dim", "bert_to_large", "gpt2_stack", "bert_pli"]
+    "name",
+    ["llama2_55m_to_7b", "llama2_55m_to_7b_head_dim", "bert_to_large", "gpt2_stack", "bert_pli", "transformer_xl"],
 )
 @pytest.mark.usefixtures("server")
 def test_a_curriculum_passes(name: str) -> None:
