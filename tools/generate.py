@@ -1,6 +1,7 @@
 """Writes text: what the model of a checkpoint, or of an export, goes on with from a prompt.
 
 The reference model computes it on the CPU in fp32, with a cache of keys and values; the whole model is held in memory.
+Of a stage that has been trained with a memory the cache is as long as that; an export sees all of the text.
 The same seed writes the same text on the same machine.
 
 examples:
@@ -45,7 +46,7 @@ def work(options: argparse.Namespace) -> command.Answer:
     texts, data = [], []
     for prompt in options.prompt or [""]:
         began, ids = time.monotonic(), model.encode(prompt)
-        given = {"tokens": options.tokens, "how": how, "seed": options.seed, "ends": model.ends}
+        given = {"tokens": options.tokens, "how": how, "seed": options.seed, "ends": model.ends, "memory": model.memory}
         new = list(continuation(model.read, model.arch, ids, **given))
         seconds = time.monotonic() - began
         text = model.decode([*ids, *new])

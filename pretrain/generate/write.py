@@ -29,11 +29,13 @@ def continuation(
     how: Sampling,
     seed: int,
     ends: Collection[int] = (),
+    memory: int = 0,
 ) -> Iterator[int]:
     """Yields the ids that a model goes on with from a prompt of at least one: at most `tokens` of them, up to the end
     of its positions, and none of those that end a text.
 
-    read: of a model in memory, since every token takes every weight. Raises UserError as `can_write`, for an empty
+    read: of a model in memory, since every token takes every weight. memory: how many tokens before the prompt's last
+    one, or before a new one, it sees; 0: all. Raises UserError as `can_write`, for an empty
     prompt and for one that leaves no position free.
     """
     can_write(arch)
@@ -42,7 +44,7 @@ def continuation(
         most = f"1 to {positions - 1}, fewer than the model's positions" if positions else "at least one"
         raise UserError(f"a prompt of {len(prompt)} tokens: give {most}")
     tokens = min(tokens, positions - len(prompt)) if positions else tokens
-    draw, text, model = torch.Generator().manual_seed(seed), Continued(), families.of(arch.family).reference
+    draw, text, model = torch.Generator().manual_seed(seed), Continued(memory), families.of(arch.family).reference
     behind = list(prompt)
     for _ in range(tokens):
         with torch.no_grad():

@@ -26,13 +26,15 @@ from pretrain.runtime import documents
 @dataclass(frozen=True)
 class Written:
     """A model that writes text. arch, read: of its weights, which are in memory, in fp32; source: where they are from;
-    tokenizer: transformers'; rows: for each of its ids the row of the model, None: the same."""
+    tokenizer: transformers'; rows: for each of its ids the row of the model, None: the same; memory: how many tokens
+    before a new one it sees, as its stage was validated with a memory; 0: all."""
 
     source: Path
     arch: Architecture
     read: Read
     tokenizer: Any
     rows: Sequence[int] | None
+    memory: int = 0
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt; of an empty one that of the end of a text, which opens the next."""
@@ -84,7 +86,9 @@ def open_model(path: Path, tokenizer: Path | None = None) -> Written:
     with Reader(checkpoint) as reader:
         tensors = {n: reader.read("weight", n, Box.whole(t.shape)) for n, t in arch.tensors().items()}
     rows = None if words.source is None else words.source.tolist()
-    return Written(checkpoint, arch, _reading(tensors), loaded, rows)
+    train = manifest.config.get("train", {})
+    memory = train.get("eval_memory", 0) or train.get("memory", 0)
+    return Written(checkpoint, arch, _reading(tensors), loaded, rows, memory)
 
 
 def _reading(tensors: dict[str, torch.Tensor]) -> Read:

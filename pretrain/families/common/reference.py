@@ -23,10 +23,11 @@ from pretrain.losses import Outputs
 
 class Continued(dict[str, torch.Tensor]):
     """Samples that go on behind others of the same model, whose keys and values are kept, block after block: a causal
-    model computes of a text what is new."""
+    model computes of a text what is new. memory: of how many tokens at most; 0: of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int = 0) -> None:
         super().__init__()
+        self._memory = memory
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._block = self._length = 0
 
@@ -41,7 +42,7 @@ class Continued(dict[str, torch.Tensor]):
         """Keys and values [B, G, S, H] of the next attention on the way through the blocks, behind those before."""
         if self._block < len(self._kept):
             k, v = (torch.cat(pair, 2) for pair in zip(self._kept[self._block], (k, v), strict=True))
-        self._kept[self._block : self._block + 1] = [(k, v)]
+        self._kept[self._block : self._block + 1] = [(k[:, :, -self._memory :], v[:, :, -self._memory :])]
         self._block += 1
         return k, v
 

@@ -11,12 +11,13 @@ from growth import Architecture
 from growth.evaluate.box_values import Read
 from pretrain.errors import UserError
 from pretrain.families import of
-from pretrain.families.common.reference import Continued
+from pretrain.families.common.reference import Continued, Remembering
 from pretrain.families.reference import logits
 from pretrain.generate.sampling import Sampling, choose
 from pretrain.generate.write import continuation
 from pretrain.hf.words import open_model
 from tests.distributed.test_families import BERT, GPT2
+from tests.distributed.test_transformer_xl import XL
 from tests.unit.tools.runs import Run, random_model
 from tools import report
 from tools.export_hf import main as export
@@ -34,7 +35,7 @@ def reading(arch: Architecture) -> Read:
     return lambda kind, name, box: values[kind, name][box.slices()]
 
 
-@pytest.mark.parametrize("arch", [SHARED, GPT2], ids=lambda arch: arch.family)
+@pytest.mark.parametrize("arch", [SHARED, GPT2, XL], ids=lambda arch: arch.family)
 def test_the_cache_changes_nothing(arch: Architecture) -> None:
     """Pieces of a text one after the other give the logits of the whole, also where blocks share a layer."""
     ids, read, text = torch.randint(0, 60, (2, 11)), reading(arch), Continued()
@@ -42,6 +43,20 @@ def test_the_cache_changes_nothing(arch: Architecture) -> None:
     parts = [model(read, arch, text.by(part), torch.float64)["words"] for part in ids.split((4, 1, 1, 5), 1)]
     whole = logits(read, arch, ids, torch.float64)
     assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-12 * whole.abs().max()
+
+
+@pytest.mark.parametrize("arch", [SHARED, XL], ids=lambda arch: arch.family)
+def test_the_cache_of_a_model_with_a_memory(arch: Architecture) -> None:
+    """It rolls: each piece of a text sees what is remembered of the ones before, as in validation."""
+    ids, read, text = torch.randint(0, 60, (2, 14)), reading(arch), Continued(memory=3)
+    model, memory = of(arch.family).reference, list[torch.Tensor]()
+    for part in ids.split((4, 1, 1, 1, 2, 5), 1):
+        ours = model(read, arch, text.by(part), torch.float64)["words"]
+        samples = Remembering({"inputs": part}, memory)
+        theirs = model(read, arch, samples, torch.float64)["words"]
+        assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+        before = memory or [x[:, :0] for x in samples.inputs]
+        memory = [torch.cat(pair, 1)[:, -3:] for pair in zip(before, samples.inputs, strict=True)]
 
 
 def test_what_is_chosen() -> None:
