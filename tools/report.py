@@ -242,8 +242,8 @@ def _written(model: Written, prompts: Sequence[str]) -> list[str]:
     how, texts = DrawnBy(usual.temperature, top_p=usual.top_p), []
     for prompt in prompts:
         ids = model.encode(prompt)
-        given = {"tokens": usual.tokens, "how": how, "seed": usual.seed, "ends": model.ends, "memory": model.memory}
-        new = continuation(model.read, model.arch, ids, **given)
+        given = partial(continuation, tokens=usual.tokens, how=how, seed=usual.seed, ends=model.ends)
+        new = given(model.read, model.arch, ids, memory=model.memory)
         texts.append(model.decode([*ids, *new]))
     return texts
 
