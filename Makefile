@@ -61,9 +61,10 @@ clean:
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Rebuilt only when what is to be installed changes.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/s3.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX_URL)) --editable '.[test,demo,eval,data]'
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/s3 --requirement tests/s3.txt
 	touch $@

@@ -9,11 +9,13 @@ examples:
   python tools/export_hf.py runs/demo runs/demo/export
   python tools/export_hf.py runs/demo/wide/checkpoints/step-00000200 exports/wide --dtype bf16
   python tools/export_hf.py runs/demo exports/averaged --average
+  python tools/export_hf.py s3://bucket/runs/demo s3://bucket/exports/demo
   python tools/export_hf.py runs/tuned exports/base --adapter exports/adapter
 """
 
 import argparse
 import re
+import shutil
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -21,17 +23,21 @@ from pathlib import Path
 
 from pretrain.checkpoint.locate import locate
 from pretrain.cli import command
+from pretrain.data.corpus.remote import check_free, publish
 from pretrain.errors import UserError
 from pretrain.hf.adapter import export_adapter
 from pretrain.hf.export import export
 from pretrain.hf.files import DTYPES
+from pretrain.runtime.storage import cache, url_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint, a stage (its newest), or a run (its last finished stage's newest)"
+        "checkpoint",
+        type=Path,
+        help="a checkpoint, a stage (its newest), or a run (its last finished stage's newest), here or at a URL",
     )
-    parser.add_argument("folder", type=Path, help="folder to make")
+    parser.add_argument("folder", type=Path, help="folder to make, or a URL for it (blocks.json there comes last)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: %(default)s)")
     parser.add_argument(
         "--shard-size",
@@ -55,14 +61,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> command.Answer:
     """Raises UserError as pretrain.hf.export and pretrain.hf.adapter do."""
+    url = url_of(options.folder)
+    if url:
+        check_free(url)
+    folder = cache("exports", url) if url else options.folder
     checkpoint = locate(options.checkpoint, finished=True)
     if options.adapter and options.average:
         raise UserError("--average: adapters are exported as they are; leave out --adapter, or --average")
     if options.adapter:
-        export_adapter(checkpoint, options.adapter, dtype=options.dtype, base=str(options.folder))
+        export_adapter(checkpoint, options.adapter, dtype=options.dtype, base=url or str(folder))
     exported = export(
         checkpoint,
-        options.folder,
+        folder,
         dtype=options.dtype,
         shard_bytes=bytes_of(options.shard_size),
         tokenizer=options.tokenizer,
@@ -71,13 +81,16 @@ def work(options: argparse.Namespace) -> command.Answer:
         progress=sys.stderr.isatty(),
     )
     size = sum(exported.files.values())
+    if url:
+        publish(folder, url)
+        shutil.rmtree(folder)
     text = (
-        f"{exported.folder}{' is there already' if exported.existed else ''}: {exported.parameters:,} parameters in "
+        f"{url or folder}{' is there already' if exported.existed else ''}: {exported.parameters:,} parameters in "
         f"{exported.dtype} of {exported.checkpoint}, {len(exported.files)} files, {size:,} bytes"
     )
     if options.adapter:
         text += f"\n{options.adapter}: its adapters, for peft"
-    data = {**asdict(exported), "checkpoint": str(exported.checkpoint), "folder": str(exported.folder)}
+    data = {**asdict(exported), "checkpoint": str(exported.checkpoint), "folder": url or str(folder)}
     return command.Answer(text, data)
 
 

@@ -4,17 +4,22 @@ import sys
 from pathlib import Path
 
 from pretrain.checkpoint import Found, check, find, is_done, model_of
+from pretrain.checkpoint.elsewhere import fetch
 from pretrain.checkpoint.find import step_of
-from pretrain.checkpoint.manifest import MANIFEST, Manifest
+from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.errors import UserError
+from pretrain.runtime.storage import url_of
 
 
 def locate(path: Path, finished: bool = False) -> Path:
     """The checkpoint itself, or the newest one of a stage or of a run that verifies (newer ones are named on stderr).
+    Of a URL (see `url_of`), its copy in the cache of this machine.
 
     finished: of a run, the last stage that is done, if one is; otherwise the newest checkpoint of all stages counts.
     Raises UserError where there is none, CorruptCheckpoint when the checkpoint that was named is no good.
     """
+    if url := url_of(path):
+        return fetch(url, finished)
     if (path / MANIFEST).exists() or step_of(path) is not None:
         model_of(check(path), path)
         return path
@@ -26,7 +31,7 @@ def locate(path: Path, finished: bool = False) -> Path:
     done = {stage: manifest for stage, manifest in good.items() if is_done(stage)}
     candidates = done if finished and done else good
     if candidates:
-        last = max(candidates, key=lambda stage: _age(candidates[stage]))
+        last = max(candidates, key=lambda stage: candidates[stage].age)
         return _newest(stages[last], last)
     for stage, newest in stages.items():
         if newest.skipped:
@@ -37,11 +42,6 @@ def locate(path: Path, finished: bool = False) -> Path:
 
 def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-
-
-def _age(manifest: Manifest) -> tuple[int, int, int]:
-    """Later in a run is larger: tokens of the run, then growth events."""
-    return manifest.progress.get("tokens", 0), len(manifest.events), manifest.step
 
 
 def _newest(newest: Found, where: Path) -> Path:

@@ -105,6 +105,11 @@ class Manifest(Description):
         """Bytes of all tensor files."""
         return sum(f.size for f in self.files.values())
 
+    @property
+    def age(self) -> tuple[int, int, int]:
+        """Later in a run is larger: tokens of the run, then growth events, then steps."""
+        return self.progress.get("tokens", 0), len(self.events), self.step
+
     @staticmethod
     def build(step: int, fields: ManifestFields, records: Sequence[FileRecord]) -> "Manifest":
         """The manifest of files just written.

@@ -19,6 +19,7 @@ from pretrain import config
 from pretrain.cli import command
 from pretrain.config.layouts import ranks_of
 from pretrain.runtime.files import is_done
+from pretrain.stage.mirrored import bring_back
 
 EXAMPLE = """example:
   python -m pretrain.cli.launch configs/demo.yaml --stage wide --train.lr 1e-3"""
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> int:
     def work() -> int:
         curriculum = config.load(options.config)
         stage = curriculum.override(curriculum.stage(options.stage), overrides)
+        bring_back(curriculum, stage)
         code = launch(ranks_of(stage, torch.cuda.device_count()), ["-m", "pretrain", *arguments])
         if code == 0 and not is_done(curriculum.folder / stage.name):
             print(f"{stage.name} was stopped before its end; the same command goes on with it", file=sys.stderr)

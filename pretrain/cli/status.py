@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pretrain import config
 from pretrain.cli import command
 from pretrain.config import Curriculum, Stage
 from pretrain.runtime.files import is_done
+from pretrain.stage import mirrored
 from pretrain.stage.metrics import read
 
 EXAMPLE = (
@@ -38,7 +39,7 @@ class Status:
     """How far a stage is; what is not known is None.
 
     tokens and target are of this stage alone; speed is in tokens per second; seconds are those left; silent is how many
-    have passed since the heartbeat of a stage that runs.
+    have passed since the heartbeat of a stage that runs; mirror is why its mirror is behind.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Status:
     silent: float | None = None
     restarts: int = 0
     job: str | None = None
+    mirror: str | None = None
 
 
 def read_queue(lines: Iterable[str]) -> dict[Path, Job]:
@@ -87,6 +89,7 @@ def status_of(curriculum: Curriculum, stage: Stage, jobs: Mapping[Path, Job]) ->
         silent=_silence(folder / "heartbeat") if job and job.state == "RUNNING" else None,
         restarts=_restarts(folder / "jobs.tsv"),
         job=job.number if job else None,
+        mirror=mirror["problem"] if (mirror := mirrored.state_of(folder)) else None,
     )
 
 
@@ -112,7 +115,7 @@ def _restarts(path: Path) -> int:
     return max(0, sum(line.endswith("\tstart") for line in lines) - 1)
 
 
-def table(rows: Iterable[Status]) -> str:
+def table(rows: Collection[Status]) -> str:
     """The stages as text, one a line."""
     lines = [("stage", "state", "step", "tokens", "loss", "tokens/s", "left", "restarts", "job")]
     for row in rows:
@@ -131,7 +134,8 @@ def table(rows: Iterable[Status]) -> str:
                 row.job or "",
             )
         )
-    return aligned(lines)
+    behind = [f"the mirror of {row.stage} is behind: {row.mirror}" for row in rows if row.mirror]
+    return "\n".join([aligned(lines), *behind])
 
 
 def _time(seconds: float) -> str:

@@ -1,8 +1,9 @@
 """python -m pretrain.cli.submission CONFIG: what a launcher must know of each stage, a line each, tab-separated.
 
 The columns are name, state (done, started or new), ranks, nodes and folder. Starts nothing. With --ranks-per-node it
-first checks all that a submission needs (corpus, tokenizer, growth, ranks) and says everything that is wrong at once;
-with --nodes as well, that the stage fits just that allocation.
+first checks all that a submission needs (corpus, tokenizer, growth, ranks, mirrors) and says all that is wrong at once;
+with --nodes as well, that the stage fits just that allocation, for which it is brought back from its mirror if it is
+not here.
 """
 
 import os
@@ -18,6 +19,7 @@ from pretrain.config import Curriculum, Stage
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.errors import UserError
 from pretrain.runtime.files import is_done
+from pretrain.stage import mirrored
 
 EXAMPLE = """examples:
   python -m pretrain.cli.submission configs/demo.yaml
@@ -82,6 +84,7 @@ def check_submission(curriculum: Curriculum, stages: list[Stage], per_node: int,
         try:
             nodes_of(curriculum, stage, per_node)
             plan.check(curriculum, stage, ranks_of(stage, per_node), ahead)
+            mirrored.check(curriculum, stage)
         except (UserError, GrowthError) as error:
             problems.append(str(error))
     if problems:
@@ -136,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             stages = [curriculum.override(stages[0], overrides)]
         per_node = options.ranks_per_node
         if options.nodes:
+            mirrored.bring_back(curriculum, stages[0])
             check_allocation(curriculum, stages[0], options.nodes, per_node, options.gpus_per_node)
             per_node = None
         elif per_node:

@@ -21,6 +21,7 @@ from pretrain.config.train_keys import Lora, Mup, Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 from pretrain.layout.work import totals
+from pretrain.runtime.storage import is_url
 
 GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
 """The axes of a model; none may shrink from one stage to the next."""
@@ -47,6 +48,7 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
                 _evaluation(stage),
                 spans.problems(stage),
                 memories.problems(stage),
+                _mirror(stage),
             )
             messages += [f"stages[{index}].{problem}" for check in checks for problem in check]
             if stage.train.lora.rank and (not index or stage.from_scratch):
@@ -66,6 +68,12 @@ def _evaluation(stage: Stage) -> Iterator[str]:
     if stage.eval.tasks and every % saved:
         fits = max(1, round(every / saved)) * saved
         yield f"eval.interval: {every} is no multiple of checkpoint.interval {saved}; use {fits}"
+
+
+def _mirror(stage: Stage) -> Iterator[str]:
+    url = stage.checkpoint.mirror
+    if url and not is_url(url):
+        yield f"checkpoint.mirror: {url!r} is no URL; write it like s3://bucket/runs or file:///folder"
 
 
 def raise_for(messages: Sequence[str], where: str) -> None:

@@ -166,6 +166,9 @@ class Checkpoint(Section):
     """Newest checkpoints kept in the stage's folder."""
     keep_every: Count = 0
     """Checkpoints whose step this divides are kept for ever; 0: none of them."""
+    mirror: str = ""
+    """URL (s3://bucket/runs) below which the stage's checkpoints are mirrored, in RUN/STAGE, and from where a machine
+    that has none of them brings them back; empty: nowhere. See docs/running.md."""
 
 
 @dataclass(frozen=True)

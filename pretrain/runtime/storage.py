@@ -5,6 +5,8 @@ The packages of storages other than files and the web are the user's to install 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +18,9 @@ import xxhash
 from pretrain.errors import UserError
 
 TRIES, WAIT = 6, 0.5  # seconds after the first failure, and twice as long after each further one
-AT_ONCE = 16  # blocks that are read back in one piece
+AT_ONCE = 16  # blocks that are read in one piece
+
+CACHE = "CAMBIUM_CACHE"  # the environment's word for the folder of what is kept of other places
 
 T = TypeVar("T")
 
@@ -47,6 +51,13 @@ def url_of(path: Path) -> str | None:
     return f"{match[1]}://{'/' if match[1] in ('file', 'local') else ''}{match[2]}"
 
 
+def cache(*names: str) -> Path:
+    """The folder of what is kept of other places (of that of these names); any of it may be removed, and comes again
+    when it is wanted. A URL among the names is hashed."""
+    parts = (xxhash.xxh3_128_hexdigest(name.encode()) if is_url(name) else name for name in names)
+    return Path(os.environ.get(CACHE, "~/.cache/cambium")).expanduser().joinpath(*parts)
+
+
 def tried(work: Callable[[Any, str], T], url: str, hint: str = "") -> T:
     """What `work` gives for a filesystem of fsspec and a path in it, tried again after failures that may pass.
 
@@ -75,12 +86,23 @@ def tried(work: Callable[[Any, str], T], url: str, hint: str = "") -> T:
     raise kind(f"{url}: it cannot be used, {TRIES} times now: {_short(problem)}") from problem
 
 
+def listing(url: str) -> dict[str, int]:
+    """The sizes in bytes of all files below a URL, by name; none where there is nothing. Raises as `tried` does."""
+
+    def find(fs: Any, root: str) -> dict[str, int]:
+        root = root.rstrip("/") + "/"
+        infos = fs.find(root, detail=True)
+        return {name.removeprefix(root): info["size"] for name, info in infos.items() if name.startswith(root)}
+
+    return tried(find, url)
+
+
 def put(path: Path, url: str, size: int, hashes: Sequence[str], block: int) -> None:
     """Copies a file to a URL and reads it back, until it is what it should be there: of `size` bytes and, a block at a
     time, of these xxh3_128. Raises as `tried` does."""
 
     def copy(fs: Any, target: str) -> None:
-        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        _make_room(fs, target)
         fs.put_file(str(path), target)
         if not holds(fs, target, size, hashes, block):
             raise Mismatch(f"it does not hold what {path} should")
@@ -92,12 +114,36 @@ def put_bytes(data: bytes, url: str) -> None:
     """Writes a small file to a URL and reads it back. Raises as `tried` does."""
 
     def write(fs: Any, target: str) -> None:
-        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        _make_room(fs, target)
         fs.pipe_file(target, data)
         if fs.cat_file(target) != data:
             raise Mismatch("it does not hold what was written")
 
     tried(write, url)
+
+
+def get_bytes(url: str) -> bytes:
+    """The whole content of a small file at a URL. Raises as `tried` does."""
+    return tried(lambda fs, path: bytes(fs.cat_file(path)), url)
+
+
+def get(url: str, start: int, stop: int, hashes: Sequence[str], block: int) -> bytes:
+    """Bytes of a file at a URL, which begin with a block, and whose blocks have these xxh3_128. Raises as `tried`
+    does."""
+
+    def read(fs: Any, path: str) -> bytes:
+        data = bytes(fs.cat_file(path, start=start, end=stop))
+        if hashes_of(data, block) != list(hashes):
+            raise Mismatch(f"bytes {start} to {stop} are not what was written")
+        return data
+
+    return tried(read, url)
+
+
+def remove(url: str) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there. Raises as `tried` does."""
+    with contextlib.suppress(Missing):
+        tried(lambda fs, path: fs.rm(path, recursive=True), url)
 
 
 def holds(fs: Any, path: str, size: int, hashes: Sequence[str], block: int) -> bool:
@@ -106,10 +152,19 @@ def holds(fs: Any, path: str, size: int, hashes: Sequence[str], block: int) -> b
         return False
     for first in range(0, len(hashes), AT_ONCE):
         data = fs.cat_file(path, start=first * block, end=min((first + AT_ONCE) * block, size))
-        parts = [data[at : at + block] for at in range(0, len(data), block)]
-        if [xxhash.xxh3_128_hexdigest(part) for part in parts] != list(hashes[first : first + AT_ONCE]):
+        if hashes_of(data, block) != list(hashes[first : first + AT_ONCE]):
             return False
     return True
+
+
+def hashes_of(data: bytes, block: int) -> list[str]:
+    """The xxh3_128 of each block, in hex."""
+    return [xxhash.xxh3_128_hexdigest(data[at : at + block]) for at in range(0, len(data), block)]
+
+
+def _make_room(fs: Any, target: str) -> None:
+    if not fs.async_impl:  # those that are, are object storages, which have no folders
+        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
 
 
 def _short(error: Exception) -> str:

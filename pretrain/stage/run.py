@@ -36,6 +36,7 @@ from pretrain.schedule.ending import Ending, keep_decision
 from pretrain.stage import trained
 from pretrain.stage.apply_schedule import Pacing
 from pretrain.stage.metrics import METRICS, Metrics, judged
+from pretrain.stage.mirrored import Mirroring
 from pretrain.stage.moved import groups, moved
 from pretrain.stage.resolved import Resolved
 from pretrain.stage.teach import flops_per_token, teach
@@ -79,6 +80,7 @@ class Run:
         self.beside = None
         if is_first() and given.eval.tasks:
             self.beside = Beside(self.folder, given, judged(self.folder / METRICS), progress.step)
+        self.mirroring = Mirroring(self.folder) if is_first() and keep.mirror else None
 
     def __enter__(self) -> Run:
         return self
@@ -230,10 +232,15 @@ class Run:
             self.metrics.log(self.state.progress, **seconds)
         if self.beside and (saved or step % self.given.log.interval == 0):
             self._judge(begin=saved is not None)
+        if self.mirroring and (saved or step % self.given.log.interval == 0):
+            if news := self.mirroring.news():
+                self.metrics.log(self.state.progress, **news)
+            if saved:
+                self.mirroring.begin()
 
     def _spare(self, good: int) -> set[int]:
-        """Steps whose checkpoints stay longer than others: the way back, and what is still to be evaluated."""
-        return {good} | (self.beside.spared() if self.beside else set())
+        """Steps whose checkpoints stay longer than others: the way back, and what is still to be evaluated, or sent."""
+        return {good}.union(*(task.spared() for task in (self.beside, self.mirroring) if task))
 
     def _judge(self, begin: bool) -> None:
         """Takes over what evaluations there are by now, at the places of their checkpoints; begins those that wait."""

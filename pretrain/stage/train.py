@@ -19,6 +19,7 @@ from pretrain.guard.switches import Asked, Switches
 from pretrain.guard.watchdog import Watchdog
 from pretrain.runtime.ranks import agreed, world_size
 from pretrain.stage.learn import start_as_learned
+from pretrain.stage.mirrored import bring_back, finish
 from pretrain.stage.resolved import resolve
 from pretrain.stage.run import Run
 
@@ -34,10 +35,20 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     Raises what pretrain.event.plan.check would have raised before, and UserError for a checkpoint that cannot be read
     or written; nothing is overwritten then.
     """
-    folder = curriculum.folder / stage.name
-    if agreed(lambda: is_done(folder)):
+    folder, mirror = curriculum.folder / stage.name, stage.checkpoint.mirror
+    if mirror:
+        agreed(partial(bring_back, curriculum, stage))
+    finished = agreed(lambda: is_done(folder))
+    if finished:
         log.info("%s is finished already", folder)
-        return True
+    else:
+        finished = _watched(curriculum, stage, folder, stop_requested)
+    if finished and mirror:
+        agreed(partial(finish, folder))  # all ranks wait: a scheduler ends a step soon after the first that leaves
+    return finished
+
+
+def _watched(curriculum: Curriculum, stage: Stage, folder: Path, stop_requested: Callable[[], bool]) -> bool:
     switches = Switches(folder, stop_requested)
     with Watchdog(folder, dist.get_rank(), stage.guard.hang) as watchdog:
         outcome = _train(curriculum, stage, folder, switches, watchdog)

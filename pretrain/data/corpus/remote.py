@@ -30,11 +30,10 @@ from pretrain.errors import UserError
 from pretrain.runtime import documents
 from pretrain.runtime.documents import Count, Text
 from pretrain.runtime.files import make_folder, write_file
-from pretrain.runtime.storage import Mismatch, put, put_bytes, tried
+from pretrain.runtime.storage import CACHE, Mismatch, cache, put, put_bytes, tried
 
 BLOCK = 1 << 20
 BLOCKS, FORMAT_VERSION = "blocks.json", 1
-CACHE = "CAMBIUM_CACHE"  # the environment's word for the folder of the cache
 ELSEWHERE = f"make room (what is in a cache comes again when it is wanted), or name another folder in {CACHE}"
 AT_ONCE = 16  # blocks that come at the same time
 ROOM = 64 << 20  # bytes of a disk that the cache leaves free
@@ -64,6 +63,12 @@ class _Marked(_File):
     url: Text
 
 
+def check_free(url: str) -> None:
+    """Raises UserError for a URL where something has been published, or that cannot be used."""
+    if _tried(lambda fs, root: fs.exists(f"{root.rstrip('/')}/{BLOCKS}"), url):
+        raise UserError(f"{url}: there is something already ({BLOCKS}): choose another place")
+
+
 def publish(folder: Path, url: str) -> int:
     """Copies a prepared corpus (or any folder of files) to a URL where none is yet, and says how many bytes.
 
@@ -71,8 +76,7 @@ def publish(folder: Path, url: str) -> int:
     """
     url = url.rstrip("/")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if _tried(lambda fs, root: fs.exists(f"{root}/{BLOCKS}"), url):
-        raise UserError(f"{url}: there is something already ({BLOCKS}): choose another place")
+    check_free(url)
     described: dict[str, _File] = {}
     for path in files:
         name = path.relative_to(folder).as_posix()
@@ -96,7 +100,7 @@ def local(url: str) -> Path:
     wrong = next((name for name, file in published["files"].items() if not _sound(name, file)), None)
     if published["format_version"] != FORMAT_VERSION or wrong is not None:
         raise UserError(f"{url}/{BLOCKS}: not that of a published corpus ({documents.show(wrong)})")
-    folder = Path(os.environ.get(CACHE, "~/.cache/cambium")).expanduser() / xxhash.xxh3_128_hexdigest(text)
+    folder = cache(xxhash.xxh3_128_hexdigest(text))
     with _on_disk(folder):
         make_folder(folder)
     absent = {name: file for name, file in published["files"].items() if not (folder / name).is_file()}

@@ -22,6 +22,7 @@ from pretrain.families.llama2.hf import LLAMA
 from pretrain.hf import form_of
 from pretrain.report.continuation import Sampling, continuations
 from pretrain.runtime.files import Lock
+from pretrain.runtime.storage import CACHE
 from tests.unit.pretrain.checkpoint.ranks import run_ranks
 from tests.unit.tools.runs import Run, rewrite, save
 from tools.export_hf import bytes_of, main
@@ -210,3 +211,20 @@ for tool in {TOOLS}:
         assert "example" in said
         assert f"python tools/{tool}.py" in said
         assert "--json" in said
+
+
+def test_to_a_url(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same files, and the list of them, last; not where there is one already. Nothing of it stays here."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    url = f"file://{tmp_path / 'bucket'}"
+    assert main([str(run.folder), str(tmp_path / "here")]) == 0
+    assert main([str(run.folder), url]) == 0
+    assert f"{url}: " in capsys.readouterr().out
+    listed = json.loads((tmp_path / "bucket/blocks.json").read_text())["files"]
+    files = {file.name: file.read_bytes() for file in (tmp_path / "here").iterdir()}
+    assert files == {name: (tmp_path / "bucket" / name).read_bytes() for name in listed}
+    assert not list((tmp_path / "cache/exports").iterdir())
+    assert main([str(run.folder), url]) == 2
+    assert "there is something already" in capsys.readouterr().err
