@@ -147,6 +147,9 @@ class WriteShard(PipelineStep):
         lengths, counts = np.array(encoded.lengths), np.array(encoded.counts)
         sizes = np.add.reduceat(lengths, np.cumsum(counts) - counts)
         stays, size = sizes >= self.least, encoded.bytes
+        if stays.all():
+            yield encoded
+            return
         for nth in np.flatnonzero(~stays):
             document = batch[nth]
             size -= self.encoder.encode(tokenizer, [document.text], 1).bytes

@@ -1,7 +1,7 @@
-"""How fast a pipeline turns text into shards, against the tokenizer alone on the same text.
+"""How fast a pipeline turns text into shards, against the tokenizer alone on the same text in as many processes.
 
-The text is kept by a pipeline's first phase in as many parts as there are workers; its phase `tokens` is measured with
-one process and with more. Rounds alternate.
+The text is kept by a pipeline's first phase in as many parts as there are workers; its phase `tokens`, and the tokenizer
+alone on the same parts, are measured with one process and with more. Rounds alternate.
 """
 
 import argparse
@@ -17,9 +17,11 @@ from typing import Any
 
 import yaml
 
-from benchmarks.report import Report, spread
+from benchmarks.report import Report
+from benchmarks.report import spread as quartiles
 from pretrain.cli.command import positive
 from pretrain.data.tokenizers.train_sentencepiece import train_tokenizer
+from pretrain.runtime.forks import spread
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,27 +42,40 @@ def run(options: argparse.Namespace) -> Report:
         phases = {phase.name: phase for phase in job.phases}
         job.begin()
         Executor(phases["clean"], job.work.work, 1).run()
-        processor = job.work.load_tokenizer().processor()
+        tokenizer = job.work.load_tokenizer()
+        most: int = options.workers
+
+        def alone(workers: int) -> None:
+            processor = tokenizer.processor()
+
+            def encode(part: int, _: Any = None) -> None:
+                processor.encode(texts[part::most])
+
+            if workers == 1:
+                for part in range(most):
+                    encode(part)
+            else:
+                spread(encode, most, workers, lambda *_: None, lambda _: None)
 
         def tokens(workers: int) -> None:
             shutil.rmtree(job.work.work / "done/tokens", ignore_errors=True)
             Executor(phases["tokens"], job.work.work, workers).run()
 
-        counts = range(1, options.workers + 1)
-        alone: list[float] = []
+        counts = range(1, most + 1)
+        own: dict[int, list[tuple[float, float]]] = {workers: [] for workers in counts}
         times: dict[int, list[tuple[float, float]]] = {workers: [] for workers in counts}
         for _ in range(options.rounds):
-            alone.append(_timed(lambda: processor.encode(texts))[0])
             for workers in counts:
+                own[workers].append(_timed(partial(alone, workers)))
                 times[workers].append(_timed(partial(tokens, workers)))
     size = sum(len(text.encode()) for text in texts) / 1e6
-    own = spread(alone)[0]
     rows = []
     for workers, rounds in times.items():
-        ratio, low, high = spread([single / cpu for single, (cpu, _) in zip(alone, rounds, strict=True)])
-        wall = spread([first / all_ for (_, first), (_, all_) in zip(times[1], rounds, strict=True)])[0]
-        cpu = spread([cpu for cpu, _ in rounds])[0]
-        row = {"workers": workers, "tokenizer": size / own, "pipeline": size / cpu}
+        pairs = list(zip(own[workers], rounds, strict=True))
+        ratio, low, high = quartiles([single / cpu for (single, _), (cpu, _) in pairs])
+        wall = quartiles([first / all_ for (_, first), (_, all_) in zip(times[1], rounds, strict=True)])[0]
+        single, cpu = (quartiles([cpu for cpu, _ in each])[0] for each in (own[workers], rounds))
+        row = {"workers": workers, "tokenizer": size / single, "pipeline": size / cpu}
         rows.append({**row, "ratio": ratio, "ratio_q1": low, "ratio_q3": high, "speedup": wall})
     return Report(
         "Text made into shards, against the tokenizer alone",

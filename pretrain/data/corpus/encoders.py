@@ -94,11 +94,8 @@ class SentencePieceEncoder(Encoder[Tokenizer]):
                     )
 
     def encode(self, tokenizer: Tokenizer, texts: Sequence[str], threads: int) -> Encoded:
-        documents = [
-            [*ids, tokenizer.eos] for ids in tokenizer.processor().encode(list(texts), num_threads=threads) if ids
-        ]
-        lengths = [len(ids) for ids in documents]
-        tokens = np.fromiter(chain.from_iterable(documents), np.int64, sum(lengths))
+        documents = [ids for ids in tokenizer.processor().encode(list(texts), num_threads=threads) if ids]
+        tokens, lengths = _ended(documents, tokenizer.eos)
         size = int(tokenizer.piece_bytes[tokens].sum()) - tokenizer.prefix_bytes * len(documents)
         return Encoded(tokens, lengths, [1] * len(documents), size)
 
@@ -124,11 +121,21 @@ class ByteLevelEncoder(Encoder[ByteLevel]):
         return self.tokenizer
 
     def encode(self, tokenizer: ByteLevel, texts: Sequence[str], threads: int) -> Encoded:
-        documents = [[*ids, tokenizer.eos] for ids in tokenizer.encode_batch(texts) if ids]
-        lengths = [len(ids) for ids in documents]
-        tokens = np.fromiter(chain.from_iterable(documents), np.int64, sum(lengths))
+        documents = [ids for ids in tokenizer.encode_batch(texts) if ids]
+        tokens, lengths = _ended(documents, tokenizer.eos)
         size = int(tokenizer.piece_bytes[tokens].sum())
         return Encoded(tokens, lengths, [1] * len(documents), size)
+
+
+def _ended(documents: Sequence[Sequence[int]], eos: int) -> tuple[NDArray[np.int64], list[int]]:
+    """All tokens of documents, each with eos behind it, and how many each has with it."""
+    lengths = [len(ids) + 1 for ids in documents]
+    ends = np.cumsum(lengths, dtype=np.int64) - 1
+    tokens = np.full(sum(lengths), eos, np.int64)
+    is_text = np.ones(len(tokens), np.bool_)
+    is_text[ends] = False
+    tokens[is_text] = np.fromiter(chain.from_iterable(documents), np.int64, len(tokens) - len(lengths))
+    return tokens, lengths
 
 
 def model_rows(tokenizer: Path) -> int:
