@@ -1,7 +1,7 @@
 """How fast a pipeline turns text into shards, against the tokenizer alone on the same text in as many processes.
 
-The text is kept by a pipeline's first phase in as many parts as there are workers; its phase `tokens`, and the tokenizer
-alone on the same parts, are measured with one process and with more. Rounds alternate.
+The text is kept by a pipeline's first phase in as many parts as there are workers; its phase `tokens`, and the
+tokenizer alone on the same parts, are measured with one process and with more. Rounds alternate.
 """
 
 import argparse
