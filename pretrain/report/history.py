@@ -10,7 +10,7 @@ from pydantic import Field
 from growth import Architecture, GrowthError
 from growth.certificate import Certificate
 from pretrain.checkpoint import is_done, schema
-from pretrain.config import Model, reading, stage_from
+from pretrain.config import reading, stage_from
 from pretrain.errors import UserError
 from pretrain.judge import records as evaluated
 from pretrain.judge.records import Record
@@ -58,7 +58,7 @@ class StageHistory:
         """The architecture that it trains, after the events so far."""
         if self.events:
             return self.events[-1].new
-        return Model(**self.config["model"]).architecture()
+        return stage_from(self.config, str(self.folder)).model.architecture()
 
     @property
     def start(self) -> dict[str, Any]:

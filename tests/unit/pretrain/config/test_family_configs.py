@@ -47,6 +47,17 @@ def test_nine_tenths_of_the_steps_are_short() -> None:
     assert steps == [900_000, 100_000]
 
 
+@pytest.mark.parametrize(("folder", "batches", "batch"), [("", 80_000, 8192), ("/small", 300, 1024)])
+def test_three_ways_on_maths_text(folder: str, batches: int, batch: int) -> None:
+    """As many tokens for each, in as many batches; each of the published ones sees both texts."""
+    for name in ("gpt2", "convolution_attention", "diverging"):
+        stages = config.load(f"configs/reasoning{folder}/{name}.yaml").stages
+        assert {stage.train.global_batch * stage.train.seq_len for stage in stages} == {batch}
+        assert sum(stage.train.steps() for stage in stages) == pytest.approx(batches, abs=1)
+        texts = {text for stage in stages for text in stage.data.folders}
+        assert texts == ({"data/problems"} if folder else {"data/maths/college", "data/maths/web"})
+
+
 @pytest.mark.parametrize(("name", "steps"), [("megatron_gpt2", 300_000), ("megatron_bert", 2_000_000)])
 def test_megatrons_steps_and_warm_up(name: str, steps: int) -> None:
     (stage,) = config.load(f"configs/{name}.yaml").stages
