@@ -34,6 +34,7 @@ class Line:
     """Stages that grew out of each other, one after the other, as one line.
 
     records: the records of the stages, in order, with AXES counted from the beginning of the first stage of the run.
+    Held-out losses are those of the average of the weights, where a stage keeps one.
     """
 
     name: str
@@ -134,9 +135,18 @@ def _line(name: str, chain: Sequence[StageHistory]) -> Line:
                 event = events.pop(0)
                 growing += event.seconds
                 marks.append(Mark(len(records), bool(event.step), event.seconds))
-            records.append({**record, "iterations": steps + record["step"], "seconds": record["seconds"] + growing})
+            records.append(
+                {**_of_average(record), "iterations": steps + record["step"], "seconds": record["seconds"] + growing}
+            )
         steps += stage.end["step"]
     return Line(name, tuple(chain), tuple(records), tuple(marks))
+
+
+def _of_average(record: Record) -> Record:
+    """A validation of a stage that keeps an average of its weights, as that of the average: this is what it offers."""
+    start = "validation_average_"
+    average = {f"validation_{key.removeprefix(start)}": value for key, value in record.items() if key.startswith(start)}
+    return {**record, **average}
 
 
 def common_metric(compared: Sequence[Line]) -> str:

@@ -6,7 +6,7 @@ as its paper or its code has it, with nothing of `growth` but the reference mode
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,16 +17,20 @@ from tqdm import tqdm
 
 import growth
 from benchmarks import rules, width_rules
+from benchmarks.ligo_rule import ligo
 from benchmarks.report import Report
 from benchmarks.rules import Grown, Weights
 from growth import Architecture, Box
 from growth.family import GENERAL
+from growth.learn import Learner
 from pretrain.config.recipes import RECIPES
 from pretrain.families.reference import logits, loss
 from pretrain.verify import probe
 
 STD, LR, STEPS, BATCH, LENGTH = 0.08, 3e-3, 100, 4, 64
 DRAWS = 16  # of rules that copy at random
+LEARNING = 1e-3  # learning rate of maps
+_TEXT = 20_000  # the first batch that maps are learned on
 AFTER = (0, 1, 10)  # steps of Adam after which dead and locked are counted
 SAME = 1e-4  # relative difference below which a channel still is a copy
 LLAMA = {"vocab": 256, "hidden": 32, "layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn": 64}
@@ -55,13 +59,15 @@ class Figures:
 @dataclass(frozen=True)
 class Pair:
     """A published rule and the operators here that do the same: `policy` for the axes that it grows. Where they copy at
-    random, error and loss are means over `draws`."""
+    random, error and loss are means over `draws`. learns: LiGO, whose maps are learned, here and as published, in so
+    many steps on the same text; `rule` and `policy` are not used."""
 
     name: str
     family: str
     rule: Callable[[Architecture, Weights, torch.Generator], Grown]
     policy: Mapping[str, Any]
     draws: int = 1
+    learns: int = 0
 
 
 def _recipe(name: str, *axes: str, layers: int = LLAMA["layers"]) -> dict[str, Any]:
@@ -70,6 +76,7 @@ def _recipe(name: str, *axes: str, layers: int = LLAMA["layers"]) -> dict[str, A
     return {axis: keys[axis] for axis in axes}
 
 
+LIGO, LEARNED = RECIPES["ligo"](4, 8)["learn"]["steps"], dict.fromkeys(("layers", "hidden", "heads", "ffn"), "dense")
 QUIET, WIDE = {"operator": "replicate", "snr_db": None}, ("hidden", "heads", "ffn")
 PAIRS = (
     Pair("HyperCloning x2, no noise", "llama2", rules.hyper_cloning, dict.fromkeys(WIDE, QUIET)),
@@ -93,6 +100,7 @@ PAIRS = (
     Pair("staged training, width x2", "llama2", rules.block_diagonal, _recipe("staged", *WIDE)),
     Pair("LEMON x2 in width and depth", "llama2", width_rules.lemon, _recipe("lemon", *WIDE, "layers", layers=8)),
     Pair("bert2BERT FPI x2", "llama2", width_rules.fpi, _recipe("bert2bert_fpi", *WIDE), DRAWS),
+    Pair("LiGO x2 in width and depth", "llama2", rules.g_stack, {}, learns=LIGO),
     Pair("bert2BERT AKI x2", "llama2", width_rules.aki, _recipe("bert2bert_aki", *WIDE), DRAWS),
 )
 
@@ -104,7 +112,7 @@ def run(options: argparse.Namespace) -> Report:
     rows: list[Mapping[str, Any]] = []
     for pair in tqdm(chosen, desc="rules", disable=None, leave=False):
         for who, figures in zip(
-            (f"{pair.name}, published", f"  here: {_words(pair.policy)}"), compare(pair), strict=True
+            (f"{pair.name}, published", f"  here: {_words(pair.policy or LEARNED)}"), compare(pair), strict=True
         ):
             rows.append(
                 {
@@ -139,9 +147,27 @@ def _shares(found: tuple[float, ...] | None) -> str | None:
 def compare(pair: Pair) -> tuple[Figures, Figures]:
     """The figures of the published rule, and of the operators here."""
     arch, weights = trained(pair.family)
+    if pair.learns:
+        learned = ligo(arch, weights, _learning, pair.learns, LEARNING, 2 * arch.layers)
+        here = _here(arch, weights, learned.arch, _learned(arch, weights, learned.arch, pair.learns), 0)
+        # Both begin with the same copies, which the maps here say nothing of.
+        return _figures(arch, weights, [learned]), _figures(arch, weights, [replace(here, copies=learned.copies)])
     theirs = [pair.rule(arch, weights, torch.Generator().manual_seed(draw)) for draw in range(pair.draws)]
     ours = [_here(arch, weights, theirs[0].arch, pair.policy, draw) for draw in range(pair.draws)]
     return _figures(arch, weights, theirs), _figures(arch, weights, ours)
+
+
+def _learned(arch: Architecture, weights: Weights, wanted: Architecture, steps: int) -> Mapping[str, Any]:
+    """The policy that is learned here."""
+    new = arch.replace(wanted.sizes)
+    learner = Learner(_reader(weights), arch, new, lr=LEARNING)
+    for step in range(steps):
+        learner.step(lambda read: loss(read, new, _batch(_TEXT + step), torch.float32))  # noqa: B023, called at once
+    return learner.policy()
+
+
+def _learning(arch: Architecture, weights: Weights, step: int) -> Tensor:
+    return loss(_reader(weights), arch, _batch(_TEXT + step), torch.float32)
 
 
 def _here(arch: Architecture, weights: Weights, wanted: Architecture, policy: Mapping[str, Any], seed: int) -> Grown:

@@ -13,7 +13,7 @@ Split = Callable[[Tensor, Tensor], Tensor]
 """Of a matrix and the index that each column copies, the columns with what readers take from each copy."""
 
 
-def _sides(arch: Architecture, name: str) -> tuple[str, str]:
+def sides(arch: Architecture, name: str) -> tuple[str, str]:
     """What the rows and the columns of a matrix are: "vocab", "hidden", "heads" or "ffn"."""
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
         return "vocab", "hidden"
@@ -39,7 +39,7 @@ def copied(arch: Architecture, old: Weights, maps: dict[str, Tensor], split: Spl
     layer, its own)."""
 
     def made(name: str, rows: Tensor) -> Tensor:
-        w, (_, column) = old[name], _sides(arch, name)
+        w, (_, column) = old[name], sides(arch, name)
         return split(w, maps[column])[rows] if "embed" not in name else w[rows][:, maps[column]]
 
     new = {}
@@ -47,7 +47,7 @@ def copied(arch: Architecture, old: Weights, maps: dict[str, Tensor], split: Spl
         if w.dim() == 1:
             new[name] = w[maps["hidden"]]
             continue
-        rows = maps[_sides(arch, name)[0]]
+        rows = maps[sides(arch, name)[0]]
         new[name] = made(name, rows)
         if upper and ".layers." in name:
             layer = int(name.split(".")[2])

@@ -235,3 +235,15 @@ def test_a_corpus_that_was_moved_is_the_same_text(tmp_path: Path) -> None:
     ]
     assert compare.main([str(runs[0]), str(runs[1]), "--out", str(tmp_path / "out")]) == 0
     assert compare.main([str(runs[0]), str(runs[2]), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_a_run_is_compared_by_its_average_if_it_keeps_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "averaged", [4.0, 3.0, 2.0])
+    path = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open("w") as out:
+        for record in records:
+            loss = record.get("validation_loss")
+            print(json.dumps({**record, **({"validation_average_loss": loss - 0.5} if loss else {})}), file=out)
+    (line,) = comparison.lines([folder])
+    assert [point["value"] for point in line.curve("validation_loss")] == [3.5, 2.5, 1.5]
