@@ -221,7 +221,10 @@ def _memory(costs: Sequence[Cost], gpu: Gpu) -> str:
     return table(rows)
 
 
-MEMORY = ("weights", "gradients", "optimizer", "activations", "workspace", "buffers", "event", "teacher", "allowance")
+MEMORY = (
+    *("weights", "gradients", "optimizer", "activations", "workspace", "buffers", "event", "teacher", "remembered"),
+    "allowance",
+)
 
 
 def _traffic(costs: Sequence[Cost]) -> str:

@@ -82,7 +82,7 @@ class Cost:
     @property
     def checkpoint(self) -> int:
         """Bytes of one checkpoint."""
-        return stored_bytes(self.stage) * self.arch.parameters()
+        return stored_bytes(self.stage) * self.arch.parameters() + memory.stored(self.arch, self.stage.train)
 
     @property
     def seconds(self) -> float:
@@ -170,6 +170,8 @@ def of_stage(
 
 
 def _seen(stage: Stage, packed: Mapping[str, Packed]) -> float | None:
+    if stage.train.memory:
+        return float(stage.train.seq_len + stage.train.memory)
     return packed[stage.data.packing].seen if stage.data.reset_attention and packed else None
 
 

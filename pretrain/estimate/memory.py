@@ -13,6 +13,7 @@ from pretrain.config import Average, Stage, Train
 from pretrain.estimate.teaching import Taught
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
+from pretrain.layout.work import attending
 
 CHUNK = 1 << 24
 """How many logits the cross entropy converts to fp32 at a time where it is not a fused kernel (pretrain.kernels), and
@@ -46,6 +47,8 @@ class Memory:
     grown one is."""
     teacher: int = 0
     """The weights of what is held of a teacher, at most."""
+    remembered: int = 0
+    """What blocks remember of the text before a step, and what they will remember of the step, see train.memory."""
     allowance: int = 0
     """Allowance for the context and for fragmentation, on a GPU."""
 
@@ -97,7 +100,8 @@ def of_rank(
         teacher = (taught.arch.parameters() if taught.whole else count(taught.arch, own, 0)) * (2 if bf16 else 4)
         activations, workspace = _compared(shapes, train, taught, activations, workspace)
         workspace = max(workspace, _computed_whole(shapes, train, taught) - activations)
-    allocated = weights + 4 * numel + optimizer + activations + workspace + buffers + teacher
+    remembered = 2 * _remembered(shapes, train, pp_rank, micro_batches)
+    allocated = weights + 4 * numel + optimizer + activations + workspace + buffers + teacher + remembered
     event = 0
     if before:  # the certificate's backward passes have pp micro-batches
         activations_of_event, _ = _activations(shapes, train, pp_rank, layout.pp)
@@ -105,7 +109,13 @@ def of_rank(
         event = max(0, numel + activations_of_event - activations, *older)
     allocated += event
     allowance = CONTEXT + int(FRAGMENTATION * allocated) if gpu else 0
-    return Memory(weights, 4 * numel, optimizer, activations, workspace, buffers, event, teacher, allowance)
+    parts = (activations, workspace, buffers, event, teacher, remembered, allowance)
+    return Memory(weights, 4 * numel, optimizer, *parts)
+
+
+def stored(arch: Architecture, train: Train) -> int:
+    """Bytes of what lanes remember in a checkpoint, in fp32."""
+    return 4 * len(attending(arch)) * train.global_batch * train.memory * arch.sizes["hidden"]
 
 
 def growing(stage: Stage, parent: Stage | None) -> list[Architecture]:
@@ -157,7 +167,8 @@ class _Shapes:
     to scores, where attention goes by them; bare: whether torch has no kernel that takes this, as on a CPU, so that the
     weights are a tensor. relu: see families.Family. dropout: whether branches have one, so that their gradient is not
     that of the stream. adapters: by kind of block, how many numbers theirs make of a token between their two factors,
-    and what they are on. dropped: whether they keep a dropped copy of what enters them.
+    and what they are on. dropped: whether they keep a dropped copy of what enters them. memory: places that are
+    remembered, for each token.
     """
 
     table: Table
@@ -183,6 +194,7 @@ class _Shapes:
     dropout: bool
     adapters: Mapping[str, tuple[int, frozenset[str]]]
     dropped: bool
+    memory: float
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
@@ -211,6 +223,7 @@ class _Shapes:
             dropout=train.dropout > 0,
             adapters={kind: _adapters(arch, kind) for kind in set(arch.kinds)},
             dropped=train.lora.dropout > 0,
+            memory=train.memory / train.seq_len,
         )
 
     def at(self, kind: str) -> "_Shapes":
@@ -237,7 +250,7 @@ class _Shapes:
         """Bytes a token that a block saves for its backward pass (after Korthikanti et al. 2022, section 4, with
         flash attention and without masks of dropout, which are drawn again)."""
         if kind in self.table.streams:
-            if not self._attends(kind) and not self._has_mlp(kind):
+            if not self.attends(kind) and not self._has_mlp(kind):
                 return self.enters(kind)  # what is between two streams keeps the one that it takes
             return self.at(kind)._block(kind, recompute) / self.table.tokens(kind)
         return self._block(kind, recompute)
@@ -248,7 +261,7 @@ class _Shapes:
         if self.dropped:
             enters = {"attention": self.hidden + self.queries, "mlp": self.hidden + self.ffn}
             saved += self.element * sum(enters[part] for part in on)
-        if self._attends(kind):
+        if self.attends(kind):
             # Inputs of the norm and of the matrix after it; queries, keys, values and the output of the attention.
             saved += self.norm() + self.element * self.hidden + self.element * (2 * self.queries + 2 * self.keys)
             if recompute != "selective":
@@ -259,6 +272,8 @@ class _Shapes:
                 if self.scores:  # queries with what is added to them, for keys and for distances, and keys as fp32
                     saved += self.element * self.queries
                     saved += 4 * (self.queries + self.keys) if self.bare else self.element * self.queries
+            # Of a memory, which is there anyway, the input of the matrix, keys and values; of kernels queries too.
+            saved += self.memory * self.element * (self.hidden + 2 * self.keys + self.fused * self.queries)
             if self.table.head_norms:  # the inputs of their norms, as those of other norms; kernels have the values too
                 kept = self.element if self.fused or self.fused_norm else 8
                 saved += kept * (self.queries + self.keys) + 4 * (self.heads + self.groups)
@@ -273,7 +288,8 @@ class _Shapes:
             saved += self.norm() + self.element * self.hidden + inside
         return saved
 
-    def _attends(self, kind: str) -> bool:
+    def attends(self, kind: str) -> bool:
+        """Whether a block of this kind has an attention."""
         return any(dim.role == "query" for row in self.table.rows(kind) for dim in row.dims)
 
     def _has_mlp(self, kind: str) -> bool:
@@ -307,7 +323,7 @@ class _Shapes:
         mlp = self._has_mlp(kind)
         linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
-        scores = (8 if self.bare else 2 * self.element) * self.scores * self.tokens if self._attends(kind) else 0
+        scores = (8 if self.bare else 2 * self.element) * self.scores * self.tokens if self.attends(kind) else 0
         branch = self.hidden * self.tokens if self.dropout else 0
         return self.element * (self.whole * self.tokens + branch + max(linear, gate, scores / self.element))
 
@@ -343,6 +359,13 @@ def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int
     # What the head saves is free again before the backward pass reaches the layers.
     head = shapes.head() * tokens + last
     return int(saved + head), int(max(shapes.inside_head(), inside - head))
+
+
+def _remembered(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> int:
+    """Bytes of what the blocks of a rank remember of so many micro-batches."""
+    blocks = [shapes.kinds[number] for _, numbers in shapes.layout.chunks(pp_rank) for number in numbers]
+    lanes = micro_batches * train.micro_batch * sum(map(shapes.attends, blocks))
+    return int(shapes.element * shapes.hidden * train.memory * lanes)
 
 
 def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, workspace: int) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Work:
 
 Seen = float | Sequence[float] | None
 """How many tokens attention relates a token with, in the mean: in every block, or in each; None: all of the sample, or
-where heads have spans all that the longest that there may be lets them see."""
+where heads have spans all that the longest that there may be lets them see. With a memory, more than the sample has."""
 
 
 def work_of(
@@ -48,8 +48,9 @@ def work_of(
     """Of each block, for a sample of seq_len tokens, over all tensor-parallel ranks. only: with the matrices of rows of
     these names alone."""
     if not isinstance(seen, Sequence):
-        most = keys_of(arch.span.max, arch.span.ramp, seq_len) if arch.span else seq_len
-        seen = [most if seen is None else min(seen, most)] * arch.depth
+        all_seen = seq_len if seen is None else seen
+        within = keys_of(arch.span.max, arch.span.ramp, seq_len) if arch.span else all_seen
+        seen = [min(all_seen, within)] * arch.depth
     pairs = list(zip((block.kind for block in arch.blocks), seen, strict=True))
     work = {(kind, n): _of_kind(arch, kind, seq_len, only, n) for kind, n in set(pairs)}
     return tuple(work[pair] for pair in pairs)
@@ -93,8 +94,11 @@ def _of_kind(arch: Architecture, kind: str, seq_len: int, only: Collection[int |
     matrices = attention = 0
     tokens = arch.table.tokens(kind)
     units = seq_len // tokens
+    remembered = max(0.0, seen / seq_len - 1)  # what is seen beyond the sample is of a memory
     for row in arch.table.rows(kind):
         flops = _flops(arch, row, units, only)
+        if remembered and len(row.dims) == 2 and "head_dim" in row.dims[0].axes and row.dims[0].role != "query":
+            flops += round(remembered * flops)  # keys and values are made of it too
         matrices += flops
         attention += flops if part_of(row) == "attention" else 0
     related = round(units * seen / tokens)

@@ -78,14 +78,19 @@ def _real(found: object) -> bool:
 def _engine(arch: Architecture, layout: Layout, train: Train) -> Engine:
     numerics = Numerics(train.precision, train.recompute, train.recompute_layers)
     how = {"seq_len": train.seq_len, "micro_batch": train.micro_batch, "averages": bool(train.average.half_life)}
-    return Engine(arch, layout, numerics, Adam(), **how)
+    return Engine(arch, layout, numerics, Adam(), **how, memory=train.memory)
 
 
-def _lasting(family: str, how: dict[str, Any], precision: str, generations: int, average: int = 0) -> tuple[int, int]:
+def _lasting(
+    family: str, how: dict[str, Any], precision: str, generations: int, average: int = 0, remember: int = 0
+) -> tuple[int, int]:
     """(bytes held between steps, bytes expected) on this rank."""
     # Tables of generations do not grow as matrices do: with them the model is wider.
     sizes = {"hidden": 384, "ffn": 1536, "layers": 2} if generations > 1 else {"layers": 16}
-    arch, train = _arch(family, vocab=128, **sizes), settings_of(precision=precision, average=Average(average))
+    arch, train = (
+        _arch(family, vocab=128, **sizes),
+        settings_of(precision=precision, average=Average(average), memory=remember),
+    )
     layout = Layout.make(arch.layers, **how)
     before = _pointers()
     engine = _engine(arch, layout, train)
@@ -98,12 +103,12 @@ def _lasting(family: str, how: dict[str, Any], precision: str, generations: int,
     )
     engine.publish_weights()
     samples = _samples(family, train.global_batch, train.seq_len)
-    engine.train_step(part(samples, engine.dp_rank, layout.dp), 1e-3)
+    engine.train_step(part(samples, engine.dp_rank, layout.dp), 1e-3, remember=True)
     pp_rank = layout.coordinates(torch.distributed.get_rank())[0]
     expected = memory.of_rank(arch, layout, train, pp_rank, gpu=False)
     held = _held(before)
     del engine
-    return held, expected.weights + expected.gradients + expected.optimizer
+    return held, expected.weights + expected.gradients + expected.optimizer + expected.remembered // 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -116,6 +121,12 @@ def test_weights_gradients_and_optimizer(how: dict[str, Any], precision: str) ->
 def test_an_average_of_the_weights() -> None:
     """fp32, cut over the data-parallel ranks."""
     for held, expected in run(2, _lasting, "llama2", {"dp": 2}, "bf16", 1, 1000):
+        assert held == pytest.approx(expected, rel=0.01)
+
+
+def test_what_is_remembered() -> None:
+    """Between steps; in one, what was remembered before it is there too."""
+    for held, expected in run(2, _lasting, "llama2", {"tp": 2, "sequence_parallel": True}, "bf16", 1, 0, 256):
         assert held == pytest.approx(expected, rel=0.01)
 
 

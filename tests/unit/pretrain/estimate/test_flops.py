@@ -99,3 +99,13 @@ def test_a_growth_event_costs_its_certificate() -> None:
     few = old.replace({"heads": 1, "kv_heads": 1})
     found = flops.event_flops(few, new, Layout.make(4, tp=2, dp=2), SEQ_LEN, 3)
     assert found == 3 * (4 * 4 * flops.forward(few, SEQ_LEN).total + 2 * 10 * after)
+
+
+def test_of_a_memory() -> None:
+    """Keys and values are made of what is remembered, and each token is related with it."""
+    sizes = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=32, ffn=256, vocab=300)
+    arch, remembered = Architecture("llama2", sizes), 80
+    with_it, without = (flops.forward(arch, SEQ_LEN, seen=seen).total for seen in (SEQ_LEN + remembered, None))
+    keys_and_values = 2 * remembered * 96 * (2 * 2 * 32)
+    scores = 2 * 2 * SEQ_LEN * remembered * (6 * 32)
+    assert with_it - without == 2 * (keys_and_values + scores)
