@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pretrain.checkpoint.find import step_folder, step_of
 from pretrain.checkpoint.manifest import MANIFEST, CorruptCheckpoint, Manifest
-from pretrain.checkpoint.mirror import CHECKPOINTS, DONE, bring_back, complete_steps, download
+from pretrain.checkpoint.mirror import CHECKPOINTS, DONE, alone, bring_back, complete_steps, download
 from pretrain.errors import UserError
 from pretrain.runtime import storage
+from pretrain.runtime.files import make_folder
 
 
 def fetch(url: str, finished: bool) -> Path:
@@ -21,11 +22,17 @@ def fetch(url: str, finished: bool) -> Path:
     above = url.rpartition("/")[0]
     if MANIFEST in there:
         manifest = Manifest.from_bytes(storage.get_bytes(f"{url}/{MANIFEST}"), Path(f"{url}/{MANIFEST}"))
-        return download(url, step_folder(storage.cache(CHECKPOINTS, above), manifest.step))
+        folder = storage.cache(CHECKPOINTS, above)
+        make_folder(folder)
+        with alone(folder):
+            return download(url, step_folder(folder, manifest.step))
     if any(name.count("/") == 1 and step_of(Path(name).parent) is not None for name in there):
         return fetch(above, finished)
     stage = url if complete_steps(there) else f"{url}/{_stage(url, there, finished)}"
-    path = bring_back(storage.cache(CHECKPOINTS, stage, stage.rpartition("/")[2]), stage)
+    folder = storage.cache(CHECKPOINTS, stage, stage.rpartition("/")[2])
+    make_folder(folder)
+    with alone(folder):
+        path = bring_back(folder, stage)
     if path is None:
         raise UserError(f"{stage}: its checkpoints have been removed")
     return path

@@ -46,7 +46,7 @@ def send(folder: Path, url: str, keep_last: int, keep_every: int) -> None:
     What it does, and what went wrong, is in STATE. Raises UserError for a mirror that cannot be used or is another
     run's, and for checkpoints that are damaged here; what else could be sent has been.
     """
-    with _alone(folder):
+    with alone(folder):
         state: dict[str, Any] = {"url": url, "sending": None, "newest": None, "problem": None}
         try:
             _send(folder, url, keep_last, keep_every, state)
@@ -199,7 +199,7 @@ def bring_back(folder: Path, url: str, only: int | None = None) -> Path | None:
     checkpoints and none can be had, and for a disk without room; what is left out because it is damaged is said.
     """
     there = storage.listing(url)
-    complete, _ = _steps(there)
+    complete = complete_steps(there)
     wanted = complete if only is None else [step for step in complete if step == only]
     if not wanted:
         return None
@@ -279,12 +279,14 @@ def _receive(url: str, file: StoredFile, path: Path) -> None:
                 data = data[written:]
         os.ftruncate(fd, file.size)
         os.fsync(fd)
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be written ({error.strerror}): make room") from error
     finally:
         os.close(fd)
 
 
-def _alone(folder: Path) -> Lock:
-    """The lock of those that send, once whoever has it gives it back."""
+def alone(folder: Path) -> Lock:
+    """The lock of those that send from a folder, or fetch into it, once whoever has it gives it back."""
     while True:
         try:
             return Lock(folder / f"{MARK}.lock")

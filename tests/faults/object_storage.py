@@ -194,9 +194,9 @@ def server() -> Iterator[Proxy]:
 class Worker:
     """tests/faults/storage_worker.py, as a client of a proxy."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, *options: str) -> None:
         self.proxy = proxy
-        command = [sys.executable, "-m", "tests.faults.storage_worker"]
+        command = [sys.executable, "-m", "tests.faults.storage_worker", *options]
         self.process = subprocess.Popen(
             command, env=environment(proxy.url), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -42,15 +42,15 @@ def no_fault(proxy: Proxy) -> Iterator[None]:
 class Stage:
     """A stage's folder whose checkpoints are mirrored, and all that it has committed."""
 
-    def __init__(self, folder: Path, worker: Worker, name: str) -> None:
-        self.folder, self.worker, self.url = folder, worker, f"s3://{BUCKET}/{name}"
+    def __init__(self, folder: Path, worker: Worker, name: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
+        self.folder, self.worker, self.url, self.shapes = folder, worker, f"s3://{BUCKET}/{name}", shapes
         self.committed: dict[int, dict[str, bytes]] = {}
         self.newest = 0  # step that has been seen in the mirror
 
     def commit(self) -> None:
         step = len(self.committed) + 1
         with Checkpointer(self.folder / "checkpoints", keep_last=2) as checkpointer:
-            checkpointer.save(step, entries(state(SHAPES, step)), fields_of(SHAPES, step))
+            checkpointer.save(step, entries(state(self.shapes, step)), fields_of(self.shapes, step))
         path = self.folder / "checkpoints" / f"step-{step:08}"
         self.committed[step] = {file.name: file.read_bytes() for file in path.iterdir()}
 
@@ -156,6 +156,30 @@ def test_a_network_that_is_gone_is_said(proxy: Proxy, worker: Worker, tmp_path: 
     stage.check(tmp_path / "whole")
     assert stage.newest == 1
     stage.all_is_there(tmp_path / "whole")
+
+
+def test_a_corpus_in_s3_behind_a_network_that_fails(proxy: Proxy, worker: Worker, tmp_path: Path) -> None:
+    """What is published and read is what it was, though each other request fails, in every way."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "tokens.bin").write_bytes(random.Random(2).randbytes(12_000_000))
+    (corpus / "corpus.json").write_text("{}")
+    for task in ("publish", "read"):
+        left = list(FAULTS)
+        proxy.fault = lambda number, left=left: left.pop() if number % 2 and left else None  # type: ignore[misc]
+        assert worker.do(task, corpus, f"s3://{BUCKET}/corpus") == (0, "")
+    assert not left
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_large_files_go_in_parts(proxy: Proxy, tmp_path: Path) -> None:
+    """Killed between two of them, and with parts that fail."""
+    draw = random.Random(19)
+    with Worker(proxy, "--parts") as worker:
+        shapes = {"a": (1500, 2000), "b": (5,)}  # 12 MB
+        assert kills(Stage(tmp_path / "kills" / "small", worker, "parts-kills", shapes), 9, tmp_path, draw) >= 5
+        faults(Stage(tmp_path / "faults" / "small", worker, "parts-faults", shapes), 20, proxy, tmp_path, draw)
 
 
 @pytest.mark.long
