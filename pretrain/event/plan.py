@@ -102,6 +102,11 @@ def _check_tasks(curriculum: Curriculum, stage: Stage) -> None:
     form = families.of(stage.model.family).hf
     if form is None or not form.generates:
         raise UserError(f"{where}: tasks of lm-eval need a model that writes text, which {stage.model.family} does not")
+    if families.of(stage.model.family).prompt:
+        raise UserError(
+            f"{where}: tasks of lm-eval score the next token, and {stage.model.family} predicts several at once, "
+            "all of them further ahead; leave them out"
+        )
     harness.require()
     harness.check_files(stage.eval.tasks, where)
 

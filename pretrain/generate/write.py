@@ -1,4 +1,5 @@
-"""Goes on from a prompt, a token at a time, with the keys and values of what came before."""
+"""Goes on from a prompt, a token at a time, with the keys and values of what came before; or as many tokens at a time
+as a model predicts at once."""
 
 from __future__ import annotations
 
@@ -44,13 +45,17 @@ def continuation(
         most = f"1 to {positions - 1}, fewer than the model's positions" if positions else "at least one"
         raise UserError(f"a prompt of {len(prompt)} tokens: give {most}")
     tokens = min(tokens, positions - len(prompt)) if positions else tokens
-    draw, text, model = torch.Generator().manual_seed(seed), Continued(memory), families.of(arch.family).reference
-    behind = list(prompt)
-    for _ in range(tokens):
-        with torch.no_grad():
-            logits_V = model(read, arch, text.by(torch.tensor([behind])), torch.float32)["words"][0, -1]
-        token = choose(logits_V, how, draw)
+    draw, text, family = torch.Generator().manual_seed(seed), Continued(memory), families.of(arch.family)
+    whole, behind, ahead = list(prompt), list(prompt), family.tokens_ahead(arch)
+    for number in range(tokens):
+        if (at := number % ahead) == 0:  # of the tokens that are predicted at once
+            samples = family.prompt(whole, arch) if family.prompt else text.by(torch.tensor([behind]))
+            with torch.no_grad():
+                logits_TV = family.reference(read, arch, samples, torch.float32)["words"][0, -ahead:]
+            behind = []
+        token = choose(logits_TV[at], how, draw)
         if token in ends:
             return
         yield token
-        behind = [token]
+        whole.append(token)
+        behind.append(token)

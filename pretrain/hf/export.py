@@ -72,7 +72,7 @@ def export(
         family = form_of(arch.family)
         if arch.span:
             raise UserError(f"transformers' {family.model_class} cannot express this model: its heads have spans")
-        if arch.mixed:
+        if _ordered(arch):
             family = coded(arch, family)
         words = vocabulary(checkpoint, manifest, tokenizer)
         origin = imported(manifest)
@@ -141,6 +141,11 @@ def written_out(arch: Architecture) -> Architecture:
     return arch.replace({"layers": arch.depth}, kinds=tuple(block.kind for block in arch.blocks), calls=())
 
 
+def _ordered(arch: Architecture) -> bool:
+    """Whether the key `order` says the blocks: not where a family has kinds of its own, of which its form has keys."""
+    return arch.mixed and not arch.table.streams
+
+
 def coded(arch: Architecture, form: HfForm) -> HfForm:
     """The form of a model whose layers are attention or an MLP alone. Raises UserError where transformers' class cannot
     express a model, and there is no code that does."""
@@ -168,7 +173,7 @@ def _config(
         **words.token_ids(),
         **taken_over,
         **({} if "positions" in arch.sizes else longest),  # with learned positions family.config says it
-        **({"order": orders.in_words(arch)} if arch.mixed else {}),
+        **({"order": orders.in_words(arch)} if _ordered(arch) else {}),
         **({"auto_map": family.carried.auto_map()} if family.carried else {}),
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,

@@ -1,6 +1,7 @@
 """Convolution Attention: attention over few wide units that convolutions make of many tokens."""
 
 from pretrain.data.samples import causal
+from pretrain.families.convolution_attention.hf import FORM
 from pretrain.families.convolution_attention.layout import parameters
 from pretrain.families.convolution_attention.padding import prompt
 from pretrain.families.convolution_attention.reference import REFERENCE
@@ -17,6 +18,7 @@ CONVOLUTION_ATTENTION = Family(
     layout=parameters,
     model_module="pretrain.families.convolution_attention.model",
     text_module="pretrain.families.convolution_attention.text",
+    hf=FORM,
     prompt=prompt,
     variant_of="llama2",
 )
