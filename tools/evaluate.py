@@ -39,7 +39,7 @@ from pretrain.hf.files import DTYPES
 from pretrain.judge import harness, records
 from pretrain.judge.records import Record
 from pretrain.report import history
-from pretrain.report.continuation import CONFIG, trusted, writes
+from pretrain.report.continuation import CONFIG, says_next, trusted, writes
 from pretrain.runtime.files import Lock, make_folder
 
 Judged = tuple[str, Mapping[str, Mapping[str, Any]], Mapping[str, str]]
@@ -158,6 +158,8 @@ def _results(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     if not writes(folder):
         raise UserError(f"{options.model}: tasks of lm-eval need a model that writes text, and this one fills gaps")
+    if not says_next(folder):
+        raise UserError(f"{options.model}: tasks of lm-eval score the next token, and this model predicts others")
     how = {"limit": options.limit, "fewshot": options.fewshot, "batch": options.batch, "device": options.device}
     return harness.evaluate(folder, tasks, trusted=trusted(folder), **how)
 

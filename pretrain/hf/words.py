@@ -19,7 +19,7 @@ from pretrain.errors import UserError
 from pretrain.generate.write import can_write
 from pretrain.hf.imports import look
 from pretrain.hf.tokenizers import imported, vocabulary
-from pretrain.report.continuation import CONFIG
+from pretrain.report.continuation import CONFIG, trusted
 from pretrain.runtime import documents
 
 
@@ -99,6 +99,6 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted(folder))  # or it would ask
     except Exception as error:  # transformers raises almost anything for a damaged folder
         raise UserError(f"{folder}: transformers cannot load a tokenizer: {documents.one_line(str(error))}") from error

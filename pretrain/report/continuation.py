@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import UserError
-from pretrain.families import FAMILIES
+from pretrain.families import FAMILIES, Family
 from pretrain.runtime import documents
 
 CONFIG = "config.json"
@@ -29,10 +29,25 @@ def writes(export: Path) -> bool:
     """
     if not (export / CONFIG).is_file():
         return False
-    forms = [family.hf for family in FAMILIES.values() if family.hf]
-    kinds = {form.model_type: form for form in forms} | {f.code.model_type: f for f in forms if f.code}
-    form = kinds.get(documents.read(export / CONFIG, documents.Object).get("model_type"))
-    return form is None or form.generates
+    family = _family(export)
+    return family is None or family.hf is None or family.hf.generates
+
+
+def says_next(export: Path) -> bool:
+    """Whether the logits of a model that writes text are of the next token, by which tasks score it, and not of others
+    further ahead. Raises UserError for a config that cannot be read."""
+    family = _family(export)
+    return family is None or family.prompt is None
+
+
+def _family(export: Path) -> Family | None:
+    """Of a Hugging Face folder; None: it is of none, or of one that we do not know."""
+    model_type = documents.read(export / CONFIG, documents.Object).get("model_type")
+    for family in FAMILIES.values():
+        form = family.hf
+        if form and model_type in (form.model_type, form.code and form.code.model_type):
+            return family
+    return None
 
 
 def trusted(export: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pretrain.layout.work import totals
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_stage import curriculum, losses, stage
-from tools import plan, show, verify
+from tools import export_hf, generate, plan, show, verify
 
 SIZES = {"vocab": 41, "positions": 128, "hidden": 8, "heads": 4, "head_dim": 4, "ffn": 12}
 LENGTH, SAMPLES, MICRO_BATCH = 128, 4, 2
@@ -123,5 +124,13 @@ def test_it_trains_grows_and_resumes(corpus: Path, tmp_path: Path, capsys: pytes
     shutil.copytree(folder / "small", tmp_path / "again/run/small")
     assert run(2, stage, straight, "large", []) == ["", ""]
     assert losses(tmp_path / "again/run/large") == resumed
-    said = capsys.readouterr().out
-    assert "convolution_attention" in said
+    assert "convolution_attention" in capsys.readouterr().out
+    exported = str(tmp_path / "export")
+    assert export_hf.main([str(folder / "large"), exported]) == 0
+    capsys.readouterr()
+    texts = []
+    for model in (str(folder / "large"), exported):
+        assert generate.main([model, "--prompt", "bada", "--tokens", "24", "--temperature", "0", "--json"]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["texts"][0]["text"])
+    assert len(set(texts)) == 1
+    assert texts[0].startswith("bada")

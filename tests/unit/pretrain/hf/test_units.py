@@ -17,6 +17,7 @@ from pretrain.families.convolution_attention.padding import prompt
 from pretrain.generate.sampling import Sampling
 from pretrain.generate.write import continuation
 from pretrain.hf.imports import import_model
+from pretrain.report.continuation import says_next, writes
 from tests.unit.pretrain.families.test_convolution_attention import SIZES, UNIT, architecture
 from tests.unit.pretrain.hf.test_orders import close, exported
 
@@ -102,3 +103,8 @@ def test_the_way_back_is_exact(model: Any, tmp_path: Path) -> None:
     (folder / "config.json").write_text(text.replace('"levels": [', '"levels": [-1, '))
     with pytest.raises(UserError, match=r"levels = .* must be a list of numbers of blocks"):
         import_model(folder, tmp_path / "run/second")
+
+
+def test_what_scores_the_next_token_is_refused(model: Any) -> None:
+    assert writes(model[2])
+    assert not says_next(model[2])
