@@ -65,8 +65,8 @@ def unfit(stage: Stage) -> Iterator[str]:
         )
     if stage.model.span.max:
         yield (
-            f"model.span.max: {stage.model.span.max}, but spans count tokens, and {stage.model.family} has attention of "
-            "units of several; leave it out"
+            f"model.span.max: {stage.model.span.max}, but spans count tokens, and {stage.model.family} has attention "
+            "of units of several; leave it out"
         )
     if stage.patches:
         yield "patches: they add usual layers, and model.levels has others; raise a number of it in a later stage"
