@@ -63,11 +63,6 @@ def unfit(stage: Stage) -> Iterator[str]:
             f"train.layer_drop.p: {train.layer_drop.p:g}, but no compressor or expander of {stage.model.family} can be "
             "left out; use 0"
         )
-    if stage.model.span.max:
-        yield (
-            f"model.span.max: {stage.model.span.max}, but spans count tokens, and {stage.model.family} has attention "
-            "of units of several; leave it out"
-        )
     if stage.patches:
         yield "patches: they add usual layers, and model.levels has others; raise a number of it in a later stage"
     if stage.data.reset_attention:

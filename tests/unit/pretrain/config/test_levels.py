@@ -51,7 +51,7 @@ def test_levels_are_blocks(tmp_path: Path) -> None:
         ),
         ({"stages.0.model.hidden": 62, "parallel.tp": 4}, "parallel.tp: 4 does not divide model.hidden 62"),
         ({"train.layer_drop": {"p": 0.1}}, "train.layer_drop.p: 0.1, but no compressor or expander"),
-        ({"model.span": {"max": 64}}, "model.span.max: 64, but spans count tokens"),
+        ({"model.span": {"max": 64}}, "model.span: convolution_attention has an attention of its own"),
         ({"data.reset_attention": True}, "data.reset_attention: true, but documents end inside units"),
         (
             {"parallel": {"pp": 2, "pipeline": [3, 2, 3, 2]}},
