@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from growth import Architecture
-from pretrain.config import LayerDrop
+from pretrain.config import LayerDrop, Model
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
@@ -24,6 +24,9 @@ ARCHITECTURES = {
     "gpt2": Architecture("gpt2", {**COMMON, "ffn": 256, "positions": SEQ_LEN}),
     "bert": Architecture("bert", {**COMMON, "ffn": 256, "positions": SEQ_LEN, "types": 2, "labels": 2}),
     "qwen3_tied": Architecture("qwen3_tied", {**COMMON, "kv_heads": 2, "head_dim": 24, "ffn": 192}),
+    "convolution_attention": Model(
+        251, 64, 4, 256, family="convolution_attention", positions=SEQ_LEN, levels=(1, 1, 1, 1, 1)
+    ).architecture(),
 }
 ops = torch.ops.aten
 # torch counts the fused attention of GPUs and not that of CPUs: the same formulas for it.

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensor
 
 from growth import Architecture
+from growth.family import family as table
 from pretrain import families
 from pretrain.config import Average, Train
+from pretrain.config.levels import kinds
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine import megatron
 from pretrain.engine.dropout import sample_keys
@@ -37,13 +39,16 @@ OTHER = {
     "gpt2": {**SIZES, "ffn": 512, "positions": 256},
     "bert": {**SIZES, "ffn": 512, "positions": 256, "types": 2, "labels": 2},
     "transformer_xl": {**SIZES, "ffn": 512, "sinusoid": 128},
+    "convolution_attention": {**SIZES, "ffn": 512, "positions": 256, **table("convolution_attention").fixed},
 }
 
 
 def _arch(family: str = "llama2", **changes: int) -> Architecture:
     if family not in OTHER:
         return Architecture(family, {**SIZES, **changes})
-    return Architecture(family, {axis: n for axis, n in {**OTHER[family], **changes}.items() if axis != "kv_heads"})
+    sizes = {axis: n for axis, n in {**OTHER[family], **changes}.items() if axis != "kv_heads"}
+    of = kinds(table(family), (1, 2, 2, 2, 1)) if table(family).streams else ()
+    return Architecture(family, {**sizes, "layers": len(of) or sizes["layers"]}, kinds=of)
 
 
 def _samples(family: str, n: int, seq_len: int) -> Samples:
@@ -189,7 +194,8 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("family", "world"), [*product(("llama2", "gpt2", "bert"), (1, 2)), ("qwen3", 1), ("transformer_xl", 1)]
+    ("family", "world"),
+    [*product(("llama2", "gpt2", "bert"), (1, 2)), ("qwen3", 1), ("transformer_xl", 1), ("convolution_attention", 1)],
 )
 def test_activations(family: str, world: int) -> None:
     cases: list[Case] = [
