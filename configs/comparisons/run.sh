@@ -2,7 +2,7 @@
 # Makes the pictures and tables of this folder again, on this machine, one process at a time; what is done is not done
 # twice, and what was stopped goes on.
 #
-#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [search] [orders] [diverging] [distill]
+#   bash configs/comparisons/run.sh [layers] [stack] [growth] [layer_drop] [search] [orders] [diverging] [distill] [context]
 #                                                                                              all if none is named
 set -euo pipefail
 
@@ -116,10 +116,17 @@ distill() {
     "$PYTHON" $here/probe.py $here/distill data/kjv.jsonl $run/more-masked "${stages[@]}"
 }
 
-(($#)) || set -- layers stack growth layer_drop search orders diverging distill
+context() {
+    bible_in_sentencepiece
+    train $here/context.yaml
+    local run=runs/comparison-context
+    compare context $run/{memory,span,memory-span,plain}
+}
+
+(($#)) || set -- layers stack growth layer_drop search orders diverging distill context
 for part; do
     case $part in
-        layers | stack | growth | layer_drop | search | orders | diverging | distill) "$part" ;;
-        *) fail "$part: choose layers, stack, growth, layer_drop, search, orders, diverging or distill" ;;
+        layers | stack | growth | layer_drop | search | orders | diverging | distill | context) "$part" ;;
+        *) fail "$part: choose layers, stack, growth, layer_drop, search, orders, diverging, distill or context" ;;
     esac
 done
