@@ -108,8 +108,12 @@ class Runs:
                 return process.wait(), begin
 
     def submit(self, run: Run) -> str:
-        """Submits what is left of a run as jobs, once; gives what sbatch said."""
+        """Submits what is left of a run as jobs, once; gives what sbatch said. One whose last job said that it diverges
+        is marked, and not submitted again."""
         file = self._write(run)
+        if any(DIVERGES in _last_job(file.with_suffix("") / stage.name) for stage in self.curriculum(run).stages):
+            write_file(file.with_suffix("") / "DIVERGED", b"")
+            return f"{run.name} has diverged"
         command = ["bash", str(ROOT / "slurm/curriculum.sh"), str(file)]
         environment = {"PYTHON": sys.executable, **os.environ}
         said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
@@ -141,6 +145,12 @@ class Runs:
                 f"{self.path}: {run.name} was begun with other keys ({keys}; see {file}), so it is not of this study: "
                 f"give the study another name, or remove {file.with_suffix('')} and its file"
             )
+
+
+def _last_job(stage: Path) -> str:
+    """What the newest job of a stage has said; nothing, where there was none."""
+    logs = sorted(stage.glob("job-*.log"), key=lambda log: log.stat().st_mtime)
+    return logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
 
 
 def _since(log: Path, begin: int) -> str:

@@ -1,6 +1,7 @@
 """Studies whose runs are made up: which runs come next, what is said of them, and that nothing is done twice."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,30 @@ def test_a_stage_that_fails_and_one_that_diverges(
     assert tool.main([str(path)]) == 2  # all have diverged, and nothing is left to compare with
     assert len(list((tmp_path / "runs" / "made-up").glob("*/DIVERGED"))) == 10
     assert "the target from scratch has not ended yet" in capsys.readouterr().err
+
+
+def test_a_job_that_diverged_is_not_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs have logs of their own, in the folder of their stage."""
+    path = write(tmp_path, seeds=[1], variants={})
+    submitted: list[str] = []
+
+    def sbatch(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        file = Path(command[-1])
+        submitted.append(file.stem)
+        folder = file.with_suffix("") / yaml.safe_load(file.read_text())["stages"][0]["name"]
+        folder.mkdir()
+        (folder / "job-1.log").write_text(f"error: 3 rollbacks: {DIVERGES}\n")
+        return subprocess.CompletedProcess(command, 0, "whole is job 1", "")
+
+    monkeypatch.setattr("pretrain.cli.study_runs.subprocess.run", sbatch)
+    monkeypatch.setattr(tool.shutil, "which", lambda name: name)
+    for _ in range(2):
+        tool.main([str(path), "--slurm"])
+    assert len(submitted) == len(set(submitted)) == 10
+    assert len(list((tmp_path / "runs" / "made-up").glob("*/DIVERGED"))) == 10
+    assert "scratch-lr0.001-seed1 has diverged" in capsys.readouterr().err
 
 
 def test_nothing_has_ended_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
