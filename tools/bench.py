@@ -13,6 +13,7 @@ examples:
   python tools/bench.py documents --documents 1000000
   python tools/bench.py prepare --workers 4
   python tools/bench.py teacher --seq-len 512
+  python tools/bench.py spans --seq-len 4096
   python tools/bench.py gpu --minutes 5 --output runs/gpu
 """
 
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "published": "published rules of growth beside the operators here, on one trained model",
     "rates": "the best learning rate by width, with train.mup and without it, on real text",
     "recovery": "from the kill of a rank, or a power cut, to the next optimizer step",
+    "spans": "attention whose heads have spans, against attention over everything",
     "step": "a training step against bare Megatron-core and transformers, or of several generations",
     "teacher": "a step with a teacher against one without, and the teacher's forward pass",
     "store": "saves, loads and offline growth against cp + fsync, PyTorch DCP and DeepSpeed",

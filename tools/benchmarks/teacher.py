@@ -104,7 +104,7 @@ def _row(kind: str, share: float, options: argparse.Namespace) -> dict[str, obje
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for number in tqdm(range(1 + options.rounds), desc=kind, disable=None, leave=False):
         for name, each in passes.items():
-            taken = _timed(each, taught.device)
+            taken = timed(each, taught.device)
             if number:
                 seconds[name].append(taken)
     alone.free()
@@ -120,7 +120,8 @@ def _row(kind: str, share: float, options: argparse.Namespace) -> dict[str, obje
     }
 
 
-def _timed(call: Callable[[], object], device: torch.device) -> float:
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds: of the CPU time of the process; on a GPU by the clock."""
     synchronize(device)
     begun = Times.now()
     call()

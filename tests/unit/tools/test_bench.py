@@ -56,6 +56,16 @@ def _said(*arguments: str) -> str:
     return said.getvalue()
 
 
+def test_spans_save_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(capsys, "spans", "--seq-len", "256", "--heads", "2", "--head-dim", "8", "--rounds", "1")
+    assert [(row["span"], row["keys"], row["fewer_FLOPs"]) for row in found] == [
+        (32, 128, 2),
+        (42, 192, 256 / 192),
+        (256, 256, 1),
+    ]
+    assert all(row["within_ms"] > 0 for row in found)
+
+
 def test_step_compares_one_model_in_three_loops() -> None:
     """The contestants begin with the same loss; they differ in nothing but the loop."""
     found = json.loads(step("--kv-heads", "1", "--rounds", "2", "--warm-up", "1", "--json"))["rows"]
