@@ -67,11 +67,26 @@ def test_megatrons_steps_and_warm_up(name: str, steps: int) -> None:
 
 def test_what_they_drop() -> None:
     """BERT and GPT-2 a tenth; the published orders what their sources say; the others nothing."""
-    own = {"sandwich_16": (0.3, 0.1), "par_32": (0.1, 0.0), "transformer_xl": (0.1, 0.0)}
+    own = {"adaptive_span_small": (0.3, 0.3), "adaptive_span_large": (0.4, 0.4)}
+    own |= {"sandwich_16": (0.3, 0.1), "par_32": (0.1, 0.0), "transformer_xl": (0.1, 0.0)}
     for path in sorted(Path("configs").glob("*.yaml")):
         for train in (stage.train for stage in config.load(str(path)).stages):
             tenth = 0.1 if path.stem.startswith(("bert_", "gpt2_", "megatron_", "minilm_")) else 0.0
             assert (train.dropout, train.attention_dropout) == own.get(path.stem, (tenth, tenth))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "hidden", "ffn", "steps"),
+    [("small", 12, 512, 2048, [900_000]), ("large", 24, 768, 4096, [250_000, 20_000])],
+)
+def test_adaptive_span(name: str, layers: int, hidden: int, ffn: int, steps: list[int]) -> None:
+    stages = config.load(f"configs/adaptive_span_{name}.yaml").stages
+    model, t = stages[0].model, stages[0].train
+    assert (model.layers, model.hidden, model.heads, model.ffn) == (layers, hidden, 8, ffn)
+    assert (model.span.max, model.span.ramp, model.span.penalty) == (8192, 32, 5e-7)
+    assert (t.global_batch, t.seq_len, t.clip, t.warmup_tokens) == (64, 512, 0.03, 32_000 * 64 * 512)
+    assert [stage.train.steps() for stage in stages] == steps
+    assert {stage.train.lr for stage in stages} <= {t.lr, t.lr / 10}
 
 
 @pytest.mark.parametrize(
