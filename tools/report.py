@@ -20,7 +20,7 @@ from pretrain.errors import UserError
 from pretrain.generate.sampling import Sampling as DrawnBy
 from pretrain.generate.write import continuation
 from pretrain.hf.words import Written, open_model
-from pretrain.report import comparison, history, mixture, plot, tasks
+from pretrain.report import comparison, history, mixture, plot, spans, tasks
 from pretrain.report.comparison import Line
 from pretrain.report.continuation import CONFIG, Sampling, continuations, writes
 from pretrain.report.files import writing
@@ -87,6 +87,7 @@ def markdown(
     if events := event_rows(stages):
         parts += ["## Growth events", _event_table(events), EVENT_NOTES]
     parts += mixture.markdown(stages)
+    parts += spans.markdown(stages)
     parts += _trained(stages)
     parts += tasks.markdown(stages)
     if beside is not None:
@@ -214,6 +215,8 @@ def work(options: argparse.Namespace) -> Answer:
     stages = history.load(run)
     beside = verdict(_whole(run), options.scratch) if options.scratch else None
     plot.draw(stages, run.resolve().name, run / "plot.png")
+    if spans.of(stages):
+        spans.draw(stages, run / spans.PICTURE)
     texts, source = None, "`export/` through transformers"
     if writes(run / "export"):
         texts = continuations(run / "export", options.prompt or ["The"], Sampling())
@@ -229,6 +232,7 @@ def work(options: argparse.Namespace) -> Answer:
         "events": event_rows(stages),
         "corpora": mixture.rows(stages),
         "tasks": tasks.figures(stages),
+        "spans": spans.figures(stages),
         "texts": texts,
     }
     if beside is not None:

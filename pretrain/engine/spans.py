@@ -84,6 +84,11 @@ class Spans:
 
     def figures(self) -> dict[str, float]:
         """For metrics: the mean and the longest of each block with attention, counted from 0, in tokens."""
-        of = {number - 1: self.by_head[number - 1] for number in attending(self._arch)}
-        means = {f"span_mean_{block}": float(spans.mean()) for block, spans in of.items()}
-        return means | {f"span_max_{block}": float(spans.max()) for block, spans in of.items()}
+        by_block = {number - 1: self.by_head[number - 1] for number in attending(self._arch)}
+        means = {f"span_mean_{block}": float(spans.mean()) for block, spans in by_block.items()}
+        return means | {f"span_max_{block}": float(spans.max()) for block, spans in by_block.items()}
+
+    def of_heads(self) -> dict[str, float]:
+        """For the metrics of a validation: that of each head of these blocks."""
+        blocks = [number - 1 for number in attending(self._arch)]
+        return {f"span_{n}_{head}": float(span) for n in blocks for head, span in enumerate(self.by_head[n])}

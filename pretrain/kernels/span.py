@@ -29,6 +29,8 @@ from pretrain.kernels.dropout import Drop, kept
 
 TILE = 128
 """Queries and keys of a block of flex attention: its kernels' own default."""
+NARROWEST = 16
+"""Channels of a head that its kernels have at least."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def attend_spans(q: Tensor, k: Tensor, v: Tensor, span: Tensor, within: Within, 
     span: z of each head in tokens, [N], none below 0; within.reach is for the longest of them, or more. compiled:
     whether kernels can be compiled for a CUDA device.
     """
-    if q.is_cuda and compiled and within.drop is None:
+    if q.is_cuda and compiled and within.drop is None and q.shape[-1] >= NARROWEST:
         return flex(q, k, v, span, within)
     out: Tensor = InBlocks.apply(q, k, v, span, within)
     return out

@@ -6,10 +6,11 @@ teacher distill_loss among them), bits_per_byte, lr (of the newest generation; w
 and so on of each), grad_norm, of several corpora share_NAME (its share of the stage's samples so far),
 tokens_per_second, tokens_per_second_per_gpu, model_tflops_per_second_per_gpu and, on a GPU whose peak is known, mfu;
 or, of a validation, validation_loss and validation_bits_per_byte (of several corpora their means by share, and each
-with the corpus's name behind it), and the same of an average of the weights as
-validation_average_loss and so on; or, of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a
-rollback, the step that it came from, rolled_back_from; or, of a checkpoint on which tasks were run beside training,
-eval/TASK/METRIC, at the place of the checkpoint and so behind later records. A step that made no update has skipped, 1.
+with the corpus's name behind it), and the same of an average of the weights as validation_average_loss and so on; or,
+of a checkpoint, checkpoint_seconds and checkpoint_stall_seconds; or, of a rollback, the step that it came from,
+rolled_back_from; or, of a checkpoint on which tasks were run beside training, eval/TASK/METRIC, at the place of the
+checkpoint and so behind later records. A step that made no update has skipped, 1. Where heads have spans, a step has
+span_mean_BLOCK and span_max_BLOCK too, and a validation span_BLOCK_HEAD, in tokens, blocks and heads counted from 0.
 On a machine without GPUs "per GPU" is per rank.
 """
 

@@ -100,7 +100,7 @@ class Run:
             startup.through("validation")
             if self.state.parent:
                 self._finish_event(began)
-            self.metrics.log(self.state.progress, **self.record)
+            self.metrics.log(self.state.progress, **self._measured())
         self._fields().frozen()  # what could not be saved is not trained
         if is_first():
             known = [group for group, _ in groups(self.state, self.stage, self.engine.frozen)]
@@ -129,7 +129,7 @@ class Run:
             self.record = self.validation()
             self._finish_event(began)
             self._fields().frozen()
-            self.metrics.log(self.state.progress, **self.record)
+            self.metrics.log(self.state.progress, **self._measured())
 
     def step(self, wish: Callable[[], int]) -> tuple[str, int]:
         """One optimizer step; or the trouble for which it was not made. And what is asked of the stage: the largest of
@@ -208,8 +208,12 @@ class Run:
             self.record = self.validation()
             if is_due(self.feed, progress, self.ending.spent(progress)):
                 write(self.engine, self.feed, progress, self.folder)
-        self.metrics.log(progress, **self.record)
+        self.metrics.log(progress, **self._measured())
         self.state = replace(self.state, progress=progress.validated(self.record["validation_loss"]))
+
+    def _measured(self) -> dict[str, float]:
+        """The newest validation, and how far each head sees, where heads have spans."""
+        return self.record | (self.engine.spans.of_heads() if self.engine.spans else {})
 
     def save_if_due(self, now: bool) -> None:
         """Save, at an interval in the background; `now`, or before a patch: it is on the disk on return."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,23 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
 from pretrain.kernels import fused
 from pretrain.losses.spans import SPANS
+from pretrain.report import history
 from tests.distributed import ranks
 from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
 from tests.distributed.test_gradients import check_gradient
+from tests.distributed.test_growth_on_load import same
 from tests.distributed.test_layouts import LAYOUTS, assemble, world
+from tests.distributed.test_stage import curriculum, stage, state
+from tools.export_hf import main as export_hf
+from tools.report import main as report
 
 SPAN, PENALTY = Span(max=12, ramp=5), 0.3
 LLAMA2, TIED = (replace(arch, span=SPAN) for arch in (ranks.GQA, GPT2))
 BOTH = pytest.mark.parametrize("arch", [LLAMA2, TIED], ids=lambda arch: arch.family)
 HALVES = LLAMA2.replace(kinds=("attention", "mlp", "layer"), calls=(0, 0, 1, 2, 1, 2))
+RULES = {"seq_len": 32, "global_batch": 8, "micro_batch": 2, "lr": 3e-3, "precision": "fp32"}
+RULES |= {"eval_interval": 4, "eval_bytes": 2048}
 DROPS = Numerics(attention_dropout=0.2)
 
 
@@ -146,3 +154,43 @@ def test_the_penalty_against_differences() -> None:
             assert difference == pytest.approx(whole, rel=1e-4) == 2 * PENALTY * SPAN.max
             assert by_head.tolist() == [[SPAN.max] * 4] * 2
             assert keys == [64 * 2] * 2
+
+
+def _stages(alone: str, stopped: str) -> list[str]:
+    """Both stages of one run, and the first of another one, which is stopped and goes on."""
+    said = [stage(alone, "small", []), stage(alone, "large", [])]
+    return said + [stage(stopped, "small", [], stop) for stop in (5, None)]
+
+
+def test_stages(corpus: Path, tmp_path: Path) -> None:
+    """From DP2 to TP2, with more heads, wider and deeper: certified, resumed bit for bit, FLOPs by what heads see, and
+    a picture."""
+    spans = {"max": 24, "ramp": 4, "penalty": 1e-6}
+    runs = [
+        curriculum(corpus, tmp_path / name, model={"span": spans}, train={**RULES, "tokens": 8 * 256})
+        for name in ("alone", "stopped")
+    ]
+    assert run(2, _stages, *map(str, runs)) == [[""] * 4] * 2
+    alone, stopped = (path.parent / "run" for path in runs)
+    same(state(alone / "small/checkpoints"), state(stopped / "small/checkpoints"))
+    small, large = (history.load_stage(alone / name) for name in ("small", "large"))
+    left_out = ("seconds", "tokens_per_second", "tokens_per_second_per_gpu", "model_tflops_per_second_per_gpu")
+    again = history.load_stage(stopped / "small")
+    for one, other in zip(*(h.series("span_max_0") + h.series("span_0_0") for h in (small, again)), strict=True):
+        assert {k: v for k, v in one.items() if k not in left_out} == {
+            k: v for k, v in other.items() if k not in left_out
+        }
+    last = small.series("loss")[-1]
+    assert 0 < max(last[f"span_mean_{block}"] for block in (0, 1)) < max(last["span_max_0"], last["span_max_1"]) < 24
+    assert 1e-3 > last["span_loss"] > 0
+    (event,) = large.events
+    assert event.certificate is not None
+    assert event.certificate.preserved
+    assert event.new.span == event.old.span == Span(24, 4)
+    before, after = (h.series("span_0_0")[place] for h, place in ((small, -1), (large, 0)))
+    for old, new in enumerate((0, 1, 3, 4)):  # each group has a head more
+        assert after[f"span_0_{new}"] == before[f"span_0_{old}"]
+    assert report([str(alone)]) == 0
+    assert (alone / "spans.png").stat().st_size > 5000
+    assert "## How far heads see\n\n- **small**: " in (alone / "report.md").read_text()
+    assert export_hf([str(alone / "small"), str(tmp_path / "export")]) == 2
