@@ -127,6 +127,22 @@ def test_documents_apart(family: str, precision: str) -> None:
         assert any("_flash_attention_backward" in name for name in taken), taken
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_attention_within_spans(compiled: bool) -> None:
+    """Values and gradients, of flex attention's kernel and block by block, as the CPU's."""
+    for one, other in zip(*both("span_attention", compiled), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3 * float(np.abs(other).max()))
+
+
+@pytest.mark.parametrize("family", ["llama2", "gpt2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_heads_with_spans(family: str, precision: str, compiled: bool) -> None:
+    (losses, spans), (its, its_spans) = both("spans", family, precision, compiled)
+    agree(losses, its, precision)
+    np.testing.assert_allclose(spans, its_spans, atol={"fp32": 1e-2, "bf16": 0.5}[precision])
+
+
 @pytest.mark.parametrize("family", ["bert", "transformer_xl"])
 def test_attention_with_a_mask_is_one_kernel(family: str) -> None:
     """Flash attention takes no mask, as BERT's padding has one, and nothing that distances add to scores."""

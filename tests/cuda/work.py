@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 import growth
 from growth import Architecture
+from growth.span import Span, reach
 from pretrain.checkpoint import Reader
 from pretrain.data.documents import apart
 from pretrain.engine import megatron
@@ -18,6 +19,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.shards import fill, publish
 from pretrain.event.certify import Before, certify
+from pretrain.kernels.span import Within, attend_spans
 from pretrain.schedule.curve import Birth
 from pretrain.schedule.progress import Progress
 from pretrain.state import State
@@ -61,6 +63,38 @@ def documents_apart(family: str, precision: str) -> Any:
         losses = ranks.train(engine, data)
     engine.free()
     return losses, {event.key for event in seen.key_averages() if "attention" in event.key.lower()}
+
+
+def spans(family: str, precision: str, compiled: bool) -> Any:
+    """[(loss, gradient norm)] of three steps of a model whose heads have spans, and the spans after them."""
+    arch = replace(OLD[family].replace({"head_dim": 16}), span=Span(max=12, ramp=5))
+    engine = ranks.engine_for(arch, {}, Numerics(precision, compile=compiled))
+    ranks.begin(engine)
+    for owned in engine.owned:
+        if owned.parameter.name.endswith(".span"):
+            owned.weight.copy_(torch.linspace(0.1, 0.9, owned.weight.numel()))
+    engine.publish_weights()
+    engine.penalise_spans(0.3)
+    losses = ranks.train(engine, ranks.batches(arch, 3))
+    assert engine.spans
+    by_head = engine.spans.by_head.copy()
+    engine.free()
+    return losses, by_head
+
+
+def span_attention(compiled: bool) -> Any:
+    """What attention within spans gives, and the gradients of queries, keys, values and spans, over several blocks and
+    with documents."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 300, 16), (2, 2, 300, 16), (2, 2, 300, 16))
+    z = torch.tensor([0.4, 32.3, 60.2, 150.7])
+    given = [torch.randn(shape, generator=draw) for shape in shapes] + [z]
+    given = [x.to(device()).requires_grad_() for x in given]
+    begins = (torch.arange(300) // 140 * 140).expand(2, -1).to(device())
+    q, k, v, span = given
+    out = attend_spans(q, k, v, span, Within(32, reach(150.7, 32), 0.25, begins), compiled=compiled)
+    towards = torch.randn(out.shape, generator=draw).to(device())
+    return [x.detach().cpu() for x in (out, *torch.autograd.grad(out, given, towards))]
 
 
 def saved(family: str, root: str) -> Any:
