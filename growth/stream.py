@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growth.architecture import Architecture
@@ -45,16 +46,27 @@ class Stream:
     def widened(self, x: Tensor) -> Tensor:
         """States [..., old hidden] as those of the new model, [..., hidden]."""
         for width in self.widths:
-            source = torch.from_numpy(width.source).to(x.device)
-            factor = torch.from_numpy(np.where(width.source < 0, 0, width.factor(WRITE, "weight"))).to(x)
-            x = sum(x[..., source[:, k].clamp(min=0)] * factor[:, k] for k in range(source.shape[1]))  # type: ignore[assignment]
+            source, mixed, old = torch.from_numpy(width.source).to(x.device), _mixed(width), x
+            factor = width.factor(WRITE, "weight")
+            shares = torch.from_numpy(np.where(width.source < 0, 0, factor)).to(x)
+            x = sum(x[..., source[:, k].clamp(min=0)] * shares[:, k] for k in range(source.shape[1]))  # type: ignore[assignment]
+            if (mixes := width.mixes_of(WRITE)) is not None:
+                rows = mixes[width.mix[mixed]] * factor[mixed, :1]
+                x[..., torch.from_numpy(mixed).to(x.device)] = old @ torch.from_numpy(rows).to(old).T
         return x
 
 
+def _mixed(width: AxisMap) -> NDArray[np.bool_]:
+    """Which new channels get a linear combination of all old ones from what writes to them."""
+    if width.mixes_of(WRITE) is None:
+        return np.zeros(width.new, dtype=bool)
+    return np.asarray((width.source[:, 0] < 0) & (width.mix >= 0))
+
+
 def _is_of_writers(width: AxisMap) -> bool:
-    """Whether every new channel is a sum of old ones, or zero, wherever something writes to it."""
-    fresh = bool((width.source[:, 0] < 0).any()) and not width.starts_at_zero(WRITE)
-    return not (fresh or width.ahead.any() or width.mixes_of(WRITE) is not None)
+    """Whether every new channel is a linear combination of old ones, or zero, wherever something writes to it."""
+    fresh = bool(((width.source[:, 0] < 0) & ~_mixed(width)).any()) and not width.starts_at_zero(WRITE)
+    return not (fresh or width.ahead.any())
 
 
 def _blocks(step: Step) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth import Plan, between
+from growth import Architecture, Plan, between
 from growth.certificate import relative_error
 from growth.evaluate.box_values import Read
 from growth.stream import Stream
@@ -19,6 +19,11 @@ from pretrain.families.common.reference import Remembering
 from tests.unit.growth.events import architectures, events
 from tests.unit.growth.models import SMALL, STD, reader, tokens, trained
 
+XL = Architecture(
+    "transformer_xl",
+    {"vocab": 9, "hidden": 6, "layers": 2, "heads": 2, "head_dim": 3, "ffn": 8, "sinusoid": 4},
+    {"norm_eps": 1e-2},
+)
 REMEMBERING = [name for name, family in families.FAMILIES.items() if family.memory and not family.variant_of]
 
 
@@ -60,10 +65,21 @@ def test_mapped_memories_preserve_the_function(plan: Plan) -> None:
 )
 def test_what_is_mapped(sizes: dict[str, int], policy: dict[str, Any]) -> None:
     """Zero and replicated width, and layers that are the identity."""
-    plan = between(SMALL, SMALL.replace(sizes), policy, seed=1, init_std=STD)
+    mapped_exactly(SMALL, sizes, policy)
+
+
+def mapped_exactly(arch: Architecture, sizes: dict[str, int], policy: dict[str, Any]) -> None:
+    plan = between(arch, arch.replace(sizes), policy, seed=1, init_std=STD)
     stream = Stream.of(plan)
     assert stream is not None
-    assert error(plan, stream, trained(SMALL)) < 1e-10
+    assert error(plan, stream, trained(arch)) < 1e-10
+
+
+@pytest.mark.parametrize("keep_eps", [False, True])
+def test_zero_width_under_a_layer_norm(keep_eps: bool) -> None:
+    """New channels get the mean of the old ones from all that writes, and so do states of the stream."""
+    sizes = {"hidden": 10, "layers": 4, "heads": 4, "head_dim": 5, "ffn": 12}
+    mapped_exactly(XL, sizes, {"hidden": {"operator": "zero", "keep_eps": keep_eps}})
 
 
 @pytest.mark.parametrize(
