@@ -213,7 +213,7 @@ class _Shapes:
             heads=size["heads"] / tp,
             groups=size.get("kv_heads", size["heads"]) / tp,
             weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
-            scores=size["heads"] / tp * train.seq_len if DISTANCES in size else 0.0,
+            scores=size["heads"] / tp * (train.seq_len + train.memory) if DISTANCES in size else 0.0,
             bare=not gpu,
             relu=families.of(arch.family).relu,
             vocabulary=ceil(size["vocab"] / tp),
