@@ -44,9 +44,10 @@ class Certificate:
     on the old segmentation; `dead` maps rows of the family's table to (dead, counted) new parameters; `locked` maps an
     axis with copied channels to the share of copies that still equal their source, at once and after ten steps;
     `approximate` says where transformed moments are only near those of an exact trajectory; bits per byte, where
-    measured, are with the new vocabulary and segmentation and never stop a stage; `memory` is what became of what lanes
-    remember: "mapped", so that `error` is of text behind it, or "forgotten" (empty: there was none); the gradient's
-    global norm before and after the event, where measured, is on one batch of the old segmentation."""
+    measured, are with the new vocabulary and segmentation and never stop a stage; `memory` is what became of what
+    lanes remember: "mapped", so that `error` is of text behind it, or "recomputed" by the grown model (empty: there
+    was none); the gradient's global norm before and after the event, where measured, is on one batch of the old
+    segmentation."""
 
     operators: tuple[str, ...]
     claims: bool

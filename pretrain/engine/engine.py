@@ -438,6 +438,16 @@ class Engine:
         return torch.cat((self._gradients.checksum()[None], terms.view(torch.int64)))
 
     @torch.no_grad()
+    def remember(self, samples: Samples) -> None:
+        """Pass over this data-parallel rank's samples, behind what is remembered: the next step goes on behind them."""
+        assert self.memory
+        self._model.eval()
+        terms = self.family.losses
+        step = self._forward(torch.ones(len(terms), device=self.device), terms)
+        self._run(step, samples, memory=self.memory, forward_only=True)
+        self.memory.take_over()
+
+    @torch.no_grad()
     def evaluate(self, samples: Samples, memory: int = 0) -> dict[str, float]:
         """The sum, in nats, of each term of the loss over the samples of all ranks. memory: of an engine that has one,
         tokens that are remembered; each micro-batch goes on behind the one before it, row by row."""

@@ -95,6 +95,10 @@ class Memory:
         self.filled, self.holds = np.minimum(self.filled + self._read, self.length), True
         self._passed = {}
 
+    def forget(self, lanes: NDArray[np.bool_]) -> None:
+        """These lanes of this rank remember nothing."""
+        self.filled[lanes] = 0
+
     def _deal(self, samples: int) -> None:
         """Gives this rank its lanes of a global batch of another size."""
         if not self.holds:

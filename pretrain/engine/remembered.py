@@ -22,8 +22,7 @@ from pretrain.layout.work import attending
 
 FILLED = "memory.filled"
 MAPPED, FORGOTTEN = "mapped", "forgotten"
-"""What became of a memory at a growth event: it is that which the grown model would have; or it could not be, and the
-lanes begin with none."""
+"""What became of a memory at a growth event: it is that which the grown model would have; or that cannot be said."""
 
 
 def _name(layer: int) -> str:

@@ -17,11 +17,12 @@ from pretrain.config import Average, Stage
 from pretrain.data.samples import Samples
 from pretrain.engine.build import engine_of
 from pretrain.engine.engine import Engine
-from pretrain.engine.remembered import recall
+from pretrain.engine.remembered import FORGOTTEN, recall
 from pretrain.engine.shards import fill, publish
 from pretrain.estimate.flops import event_flops
 from pretrain.event.certify import Before, certify
 from pretrain.event.plan import Growth
+from pretrain.event.recompute import RECOMPUTED, recompute
 from pretrain.event.source import Source
 from pretrain.families.common.text import Feed
 from pretrain.layout import Layout
@@ -70,6 +71,9 @@ def grow(growth: Growth, stage: Stage, layout: Layout, feed: Feed) -> tuple[Engi
     memory = source.restored(load_again).loaded
     certificate = replace(certificate, bits_per_byte_before=growth.bits_per_byte, memory=memory or "")
     publish(engine, state)
+    if memory == FORGOTTEN:
+        recompute(engine, feed, state.cursor, lanes)
+        certificate = replace(certificate, memory=RECOMPUTED)
     if is_first() and certificate.claims and not certificate.preserved:
         log.error("%s", certificate)
     certificate.require()

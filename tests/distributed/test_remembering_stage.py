@@ -8,11 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
+import growth
 from growth import Box
 from pretrain.checkpoint import MEMORY, Reader, find
+from pretrain.data.samples import in_lanes
+from pretrain.engine.engine import Adam, Engine
+from pretrain.engine.megatron import Numerics
+from pretrain.families.common.reference import Remembering
+from pretrain.families.reference import objective
+from tests.distributed import ranks
 from tests.distributed.harness import run, run_killed
 from tests.distributed.test_stage import curriculum, losses, stage
+
+
+def passed_over() -> list[bool]:
+    """Whether samples that were passed over are remembered as those of steps are, in each block; some lanes forget."""
+    engine = Engine(ranks.GQA, ranks.layout(ranks.GQA, {}), Numerics(), Adam(), seq_len=16, micro_batch=2, memory=24)
+    ranks.begin(engine)
+    assert engine.memory
+    data = ranks.batches(ranks.GQA, 2)
+    for samples in data:
+        engine.train_step(samples, 0.0, remember=True)
+    expected = [dict(kept) for kept in engine.memory.kept]
+    engine.memory.empty(ranks.GLOBAL_BATCH)
+    for samples in data:
+        engine.remember(samples)
+    same = [torch.equal(a[layer], b[layer]) for a, b in zip(expected, engine.memory.kept, strict=True) for layer in a]
+    engine.memory.forget(np.arange(ranks.GLOBAL_BATCH) < 3)
+    return [*same, engine.memory.filled.tolist() == [0] * 3 + [24] * 9]
+
+
+def test_passing_over_text() -> None:
+    assert all(run(1, passed_over)[0])
 
 
 def stored(folder: Path) -> dict[tuple[str, str], np.ndarray]:
@@ -30,7 +60,7 @@ def stored(folder: Path) -> dict[tuple[str, str], np.ndarray]:
 
 def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
     """Under a ramp of the batch: killed and resumed it is bit for bit the one that was left alone; and on another
-    layout nearly so. A wider model goes on from what was remembered; one that is made of copies begins anew."""
+    layout nearly so. A wider model goes on from what was remembered; one that is made of copies reads text again."""
     model = {"vocab": 350, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 64, "head_dim": 8}
     given: dict[str, Any] = {
         "data": {"corpus": str(corpus), "validation_fraction": 0.05},
@@ -71,9 +101,34 @@ def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
     otherwise = ["--parallel.tp", "2", "--parallel.dp", "1", "--train.micro_batch", "4"]
     assert run(2, stage, str(moved), "small", otherwise) == ["", ""]
     np.testing.assert_allclose(losses(tmp_path / "moved/run/small"), losses(small), rtol=1e-4)
-    for name, memory, error in (("wide", "mapped", 1e-5), ("deep", "forgotten", None)):
+    for name, memory, error in (("wide", "mapped", 1e-5), ("deep", "recomputed", None)):
         assert run(2, stage, str(alone), name, []) == ["", ""]
         event = json.loads((tmp_path / f"alone/run/{name}/events/step-00000000.json").read_text())
         certificate = event["certificate"]
         assert certificate["memory"] == memory
         assert error is None or certificate["error"] <= error
+
+
+def validated(how: dict[str, Any]) -> float:
+    """The held-out loss of some text, which goes on from sample to sample, behind 24 places; summed over labels."""
+    engine = Engine(ranks.GQA, ranks.layout(ranks.GQA, how), Numerics(), Adam(), seq_len=16, micro_batch=2, memory=8)
+    ranks.begin(engine)
+    samples = in_lanes(ranks.batches(ranks.GQA, 1)[0], engine.dp_rank, engine.layout.dp, 2)
+    return sum(engine.evaluate(samples, 24).values())
+
+
+def test_validation() -> None:
+    """Two lanes, each of whose labels counts once, behind the text before it in its lane; also under a pipeline."""
+    arch, text = ranks.GQA, ranks.batches(ranks.GQA, 1)[0]
+    plan = growth.initial(arch, 3, 0.05)
+    memory: list[torch.Tensor] = []
+    loss = 0.0
+    for step in range(ranks.GLOBAL_BATCH // 2):
+        rows = [step, ranks.GLOBAL_BATCH // 2 + step]
+        own = Remembering({name: each[rows] for name, each in text.items()}, memory)
+        mean = objective(lambda kind, name, box: plan.evaluate(name, box, None), arch, own, torch.float64)  # type: ignore[arg-type]
+        loss += mean.item() * own["labels"].numel()
+        before = memory or [x[:, :0] for x in own.inputs]
+        memory = [torch.cat(pair, 1)[:, -24:] for pair in zip(before, own.inputs, strict=True)]
+    assert run(1, validated, {}) == pytest.approx([loss], rel=1e-6)
+    assert run(2, validated, {"pp": 2}) == pytest.approx([loss] * 2, rel=1e-6)

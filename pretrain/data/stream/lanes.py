@@ -57,6 +57,13 @@ class _Part:
         byte = int(self.raw[self.ends[nth] - self.lengths[nth] : at].sum())
         return Position(self.begin.epoch, self.begin.document, self.begin.token + nth, byte)
 
+    def number(self, place: Position) -> int:
+        """The number of the token that holds a place."""
+        nth = place.token - self.begin.token
+        first = int(self.ends[nth] - self.lengths[nth])
+        inside = np.cumsum(self.raw[first : self.ends[nth]])
+        return first + (int(np.searchsorted(inside, place.byte, side="right")) if place.byte else 0)
+
 
 @dataclass
 class _Lane:
@@ -140,6 +147,16 @@ class LaneStream:
             sizes[row] = self._fill(self._lanes[row], tokens[row])
         return Batch(tokens, sizes)
 
+    def past(self, length: int) -> list[NDArray[np.int32]]:
+        """Of each lane the tokens before its next input, the last so many of its document or as many as there are."""
+        texts = []
+        for place in (lane.place for lane in self._lanes):
+            first = max(0, place.token - length)  # of the full vocabulary, each of which is a token here at least
+            part = self._read(Position(place.epoch, place.document, first), place.token - first + 1)
+            at = part.number(place)
+            texts.append(part.tokens[max(0, at - length) : at])
+        return texts
+
     def _fill(self, lane: _Lane, out: NDArray[np.int64]) -> int:
         """A lane's next sample, into its row; how many bytes of text its labels stand for."""
         out[0] = lane.part.tokens[lane.at] if lane.at >= 0 else self.corpus.tokenizer.eos
@@ -163,7 +180,7 @@ class LaneStream:
         begin, self._next = self._next, self._behind(self._next)
         if self._next.epoch > begin.epoch:
             say_epoch(self._next.epoch, self.split.training, self.corpus.path)
-        return _Lane(self._read(begin), -1)
+        return _Lane(self._read(begin, AHEAD * self.seq_len + 1), -1)
 
     def _behind(self, place: Position) -> Position:
         """The beginning of the document behind that of a place."""
@@ -172,16 +189,15 @@ class LaneStream:
 
     def _from(self, place: Position) -> _Lane:
         """A lane at a place; in another segmentation than it was made in, its last label is what holds the place."""
-        part = self._read(place)
-        inside = np.cumsum(part.raw[: part.lengths[0]])
-        return _Lane(part, int(np.searchsorted(inside, place.byte, side="right")) if place.byte else 0)
+        part = self._read(place, AHEAD * self.seq_len + 1)
+        return _Lane(part, part.number(place))
 
-    def _read(self, place: Position) -> _Part:
-        """The next part of a document, from the full vocabulary's token of a place on."""
+    def _read(self, place: Position, most: int) -> _Part:
+        """The next part of a document, at most so many of the full vocabulary's tokens from that of a place on."""
         document = self.split.training_documents(place.epoch, np.array([place.document]))
         starts, counts = self.corpus.tokens.document_ranges(document)
         rest = int(counts[0]) - place.token
-        count = min(rest, AHEAD * self.seq_len + 1)
+        count = min(rest, most)
         ids = self.corpus.read(starts + place.token, np.array([count]))
         tokens, lengths = self._segmentation.apply(ids), self._segmentation.lengths[ids].astype(np.int64)
         raw = self.corpus.tokenizer.piece_bytes[tokens].astype(np.int64)

@@ -82,13 +82,16 @@ class Layer(TransformerLayer):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As Megatron-core's, which calls the two below."""
+        output: tuple[Tensor, Tensor | None]
+        if self.runs(layer_drop.ATTENTION) or self.runs(layer_drop.MLP):
+            output = super().forward(hidden_states, *args, **kwargs)
+        else:
+            output = layer_drop.passed_on(hidden_states), None
         self._keep(hidden_states)
-        if not (self.runs(layer_drop.ATTENTION) or self.runs(layer_drop.MLP)):
-            return layer_drop.passed_on(hidden_states), None
-        output: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, **kwargs)
         return output
 
     def _keep(self, hidden: Tensor) -> None:
+        """This was the layer's input; once it has seen what it remembered, for that may make room."""
         if self.remembers and (segment := memory.current()) is not None:
             segment.keep(self.layer_number, hidden)
 
@@ -149,12 +152,12 @@ class FusedLayer(Layer):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """The stream after this layer, [S, B, hidden]; and nothing in place of a context."""
-        self._keep(hidden_states)
         hidden, branch, bias = hidden_states, None, None
         if self.runs(layer_drop.ATTENTION):
             hidden, normed = self.input_layernorm.add(hidden)
             attended = self._attention(normed, attention_mask, rotary_pos_emb, packed_seq_params)
             branch, bias = self._dropped(dropout.ATTENTION, *attended)
+        self._keep(hidden_states)
         if self.runs(layer_drop.MLP):
             hidden, normed = self.pre_mlp_layernorm.add(hidden, branch, bias)
             inner, bias = self.mlp.linear_fc1(normed)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pretrain.config import Stage, Train
 from pretrain.data import documents
@@ -248,6 +249,13 @@ class CausalFeed(Feed):
     def ahead(self) -> int:
         """How many tokens behind an input its label is."""
         return 1
+
+    def past(self, cursor: Mapping[str, Any], length: int) -> list[Tensor]:
+        """Of each lane at a cursor, whatever this is at, the tokens before its next input: at most so many, of its
+        document alone."""
+        text = self._opened(cursor)
+        assert isinstance(text, LaneStream)
+        return [torch.from_numpy(tokens).long() for tokens in text.past(length)]
 
     def _take(self, n: int, rows: Rows, progress: float) -> Taken:
         batch = self._text.take(n)

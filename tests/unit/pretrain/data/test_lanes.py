@@ -130,6 +130,23 @@ def test_behind_a_stage_without_lanes(corpus: Corpus, spelled: Spelled, kind: ty
     assert (later.cursor["epoch"], later.cursor["document"]) == (child.cursor["epoch"], child.cursor["document"])
 
 
+@pytest.mark.parametrize("vocab", [512, 1200])
+def test_what_lanes_have_read(corpus: Corpus, vocab: int) -> None:
+    """The text of each lane before its next input, of its document alone; also in another segmentation."""
+    stream = lanes(corpus, vocab=vocab)
+    for _ in range(5):
+        stream.take(4)
+    table, texts, places = corpus.tokenizer.segmentation(vocab), stream.past(40), stream.cursor["lanes"]
+    assert sorted(map(len, texts))[-1] == 40 > len(min(texts, key=len))
+    for text, (epoch, position, *_), first in zip(texts, places, stream.take(4).tokens[:, 0], strict=True):
+        number = stream.split.training_documents(epoch, np.array([position]))
+        document = table.apply(corpus.read(*corpus.tokens.document_ranges(number))).tolist()
+        joined = [*text.tolist(), int(first)]
+        at = [at for at in range(len(document)) if document[at : at + len(joined)] == joined]
+        assert at
+        assert len(text) == 40 or 0 in at
+
+
 def test_another_vocabulary_repeats_no_label(corpus: Corpus) -> None:
     """A stage with more pieces goes on in each lane where the one before has ended, or inside that token's bytes."""
     parent = lanes(corpus, vocab=512)
