@@ -38,7 +38,7 @@ def bert_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "corpus"
 
 
-@pytest.fixture(scope="module", params=["llama2", "bert"])
+@pytest.fixture(scope="module", params=["llama2", "bert", "lanes"])
 def opened(
     request: pytest.FixtureRequest, corpus_path: Path, bert_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], Feed]:
@@ -46,6 +46,7 @@ def opened(
     data = {"corpus": str(bert_path if bert else corpus_path), "validation_fraction": 0.1, "window": 16}
     data |= {"mask_rate_end": 0.4} if bert else {}
     train = {"seq_len": 24, "global_batch": 12, "micro_batch": 2, "lr": 1e-3, "tokens": 2400, "eval_bytes": 2000}
+    train |= {"memory": 24} if request.param == "lanes" else {}
     given = {"name": "x", "seed": 3, "data": data, "train": train}
     path = tmp_path_factory.mktemp("config") / "x.yaml"
     path.write_text(yaml.safe_dump({**given, "stages": [{"name": "one", "model": BERT if bert else LLAMA}]}))
