@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/python tools/prepare_data.py data/kjv.jsonl --output data/kjv --vocab-size 8192
 	bash slurm/curriculum.sh --here configs/demo.yaml
 	$(BIN)/python tools/export_hf.py runs/demo runs/demo/export
-	$(BIN)/python tools/report.py runs/demo
+	$(BIN)/python tools/report.py runs/demo --scratch configs/study/demo
 
 comparisons: $(READY)
 	bash configs/comparisons/run.sh

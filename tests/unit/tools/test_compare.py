@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import growth
+from pretrain.config import load, stage_from
 from pretrain.errors import UserError
 from pretrain.report import comparison
 from tests.unit.small import small_curriculum
@@ -247,3 +248,17 @@ def test_a_run_is_compared_by_its_average_if_it_keeps_one(tmp_path: Path) -> Non
             print(json.dumps({**record, **({"validation_average_loss": loss - 0.5} if loss else {})}), file=out)
     (line,) = comparison.lines([folder])
     assert [point["value"] for point in line.curve("validation_loss")] == [3.5, 2.5, 1.5]
+
+
+def test_what_is_recorded_for_the_demo_is_of_its_sizes() -> None:
+    """Each run is one stage of a shape that the demo has, on its text, to its end."""
+    root = Path(__file__).parents[3] / "configs"
+    demo = load(root / "demo.yaml")
+    shapes = {stage.model: stage for stage in demo.stages}
+    for line in comparison.lines(sorted((root / "study/demo").glob("*/"))):
+        (recorded,) = line.stages
+        stage = stage_from(recorded.config, line.name)
+        assert stage.model in shapes
+        assert (stage.data, stage.seed) == (demo.stages[0].data, demo.stages[0].seed)
+        assert line.records[-1]["tokens"] >= stage.train.tokens
+        assert line.curve("validation_bits_per_byte")[-1]["tokens"] == line.records[-1]["tokens"]
