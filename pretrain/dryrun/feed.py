@@ -51,6 +51,8 @@ class Nothing(Feed):
     def _samples(self, n: int, seq_len: int) -> Samples:
         arch, family = self.stage.architecture(), self._family
         samples = family.samples_of(arch, torch.zeros(n, seq_len + family.tokens_ahead(arch), dtype=torch.int64))
+        if family.prompt:  # what it is trained on is padded in places, as prompts are: by a document in front of it
+            return {**samples, STARTS: torch.tensor([[0, 1]], dtype=torch.int32).repeat(n, 1)}
         if not self.stage.data.reset_attention:
             return samples
         return {**samples, STARTS: torch.arange(0, seq_len, -(-seq_len // DOCUMENTS), dtype=torch.int32).repeat(n, 1)}
