@@ -68,8 +68,8 @@ def reach(longest: float, ramp: int) -> int:
     return ceil(longest + ramp) - 1
 
 
-def keys_of(longest: float, ramp: int, length: int) -> int:
-    """With how many keys attention computes for a token of a sample of this length in a layer whose longest span this
+def keys_of(longest: float, ramp: int, length: float) -> float:
+    """With how many keys, of so many that there are, attention computes for a token in a layer whose longest span this
     is: with those of whole blocks. At the beginning of a sample, as everywhere where FLOPs are counted, a token counts
     as the others do."""
     return min(length, BLOCK * (1 + ceil(reach(longest, ramp) / BLOCK)))

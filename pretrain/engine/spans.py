@@ -76,11 +76,11 @@ class Spans:
         for number, core in self._here.items():
             core.longest = float(self.by_head[number, self._own].max())
 
-    def keys(self, seq_len: int, seen: float | None) -> list[float]:
-        """With how many keys attention computes for a token, in each block. seen: how many tokens the document of a
-        token has, in the mean; None: all of its sample's."""
-        keys = [keys_of(float(longest), self._span.ramp, seq_len) for longest in self.by_head.max(1)]
-        return [n if seen is None else min(n, seen) for n in keys]
+    def keys(self, seq_len: int, seen: float | None) -> list[tuple[float, float]]:
+        """With how many keys attention computes for a token in each block, of how many that there are: see
+        pretrain.layout.work.Seen. seen: what there is, in the mean; None: all of the sample."""
+        there = seq_len if seen is None else seen
+        return [(keys_of(float(longest), self._span.ramp, there), there) for longest in self.by_head.max(1)]
 
     def figures(self) -> dict[str, float]:
         """For metrics: the mean and the longest of each block with attention, counted from 0, in tokens."""

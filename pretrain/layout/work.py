@@ -37,9 +37,10 @@ class Work:
         return Work(matrices, scores, of_attention, round(attention * self.again))
 
 
-Seen = float | Sequence[float] | None
-"""How many tokens attention relates a token with, in the mean: in every block, or in each; None: all of the sample, or
-where heads have spans all that the longest that there may be lets them see. With a memory, more than the sample has."""
+Seen = float | Sequence[tuple[float, float]] | None
+"""How many tokens attention may relate a token with, in the mean, with a memory more than the sample has; None: all of
+the sample. Where heads have spans, those that the longest there may be reaches; or, of each block, how many are reached
+and how many there are."""
 
 
 def work_of(
@@ -48,11 +49,10 @@ def work_of(
     """Of each block, for a sample of seq_len tokens, over all tensor-parallel ranks. only: with the matrices of rows of
     these names alone."""
     if not isinstance(seen, Sequence):
-        all_seen = seq_len if seen is None else seen
-        within = keys_of(arch.span.max, arch.span.ramp, seq_len) if arch.span else all_seen
-        seen = [min(all_seen, within)] * arch.depth
+        there = seq_len if seen is None else seen
+        seen = [(keys_of(arch.span.max, arch.span.ramp, there) if arch.span else there, there)] * arch.depth
     pairs = list(zip((block.kind for block in arch.blocks), seen, strict=True))
-    work = {(kind, n): _of_kind(arch, kind, seq_len, only, n) for kind, n in set(pairs)}
+    work = {(kind, n): _of_kind(arch, kind, seq_len, only, *n) for kind, n in set(pairs)}
     return tuple(work[pair] for pair in pairs)
 
 
@@ -90,11 +90,13 @@ def _queries(arch: Architecture, kind: str) -> int:
     return sum(dim.size(arch.sizes) for dim in first if dim.role == "query")
 
 
-def _of_kind(arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float) -> Work:
+def _of_kind(
+    arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float, there: float
+) -> Work:
     matrices = attention = 0
     tokens = arch.table.tokens(kind)
     units = seq_len // tokens
-    remembered = max(0.0, seen / seq_len - 1)  # what is seen beyond the sample is of a memory
+    remembered = max(0.0, there / seq_len - 1)  # what there is beyond the sample is of a memory
     for row in arch.table.rows(kind):
         flops = _flops(arch, row, units, only)
         if remembered and len(row.dims) == 2 and "head_dim" in row.dims[0].axes and row.dims[0].role != "query":

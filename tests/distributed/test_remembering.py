@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import growth
 from growth import Architecture, Box
+from growth.span import Span
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
@@ -23,6 +25,8 @@ from tests.distributed.ranks import GQA
 from tests.distributed.test_layouts import LAYOUTS
 from tests.distributed.test_transformer_xl import XL
 
+SPANS = replace(GQA, span=Span(max=40, ramp=20))
+"""Heads that begin with a span of 0, and see 20 tokens back: beyond a sample."""
 FULL = (ranks.GLOBAL_BATCH,) * 3
 RAMP = (4, 12, 8)
 Case = tuple[Architecture, int, tuple[int, ...]]
@@ -128,6 +132,7 @@ def test_in_one_process() -> None:
         ((GQA, 16, FULL), {}, Numerics(compile=True, recompute="full")),
         ((GQA, 24, FULL), {}, Numerics(compile=True, recompute="selective")),
         ((XL, 16, FULL), {}, Numerics(compile=True)),
+        ((SPANS, 24, RAMP), {}, Numerics(recompute="selective")),
         ((XL, 24, RAMP), {}, Numerics(recompute="selective")),
     ]
     (found,) = run(1, trained, ways)
@@ -143,6 +148,7 @@ def test_under_every_kind_of_layout() -> None:
         ((GQA, 16, FULL), LAYOUTS["pp2-interleaved"], Numerics()),
         ((GQA, 16, RAMP), LAYOUTS["dp2"], Numerics(recompute="selective")),
         ((XL, 24, RAMP), LAYOUTS["tp2"], Numerics(compile=True)),
+        ((SPANS, 24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True)),
         ((XL, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
         ((XL, 16, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
         ((XL, 24, RAMP), LAYOUTS["dp2"], Numerics()),

@@ -153,7 +153,7 @@ def test_the_penalty_against_differences() -> None:
             np.testing.assert_allclose(gradient, PENALTY / 4 * SPAN.max, rtol=1e-4)
             assert difference == pytest.approx(whole, rel=1e-4) == 2 * PENALTY * SPAN.max
             assert by_head.tolist() == [[SPAN.max] * 4] * 2
-            assert keys == [64 * 2] * 2
+            assert keys == [(64 * 2, 1000)] * 2
 
 
 def _stages(alone: str, stopped: str) -> list[str]:

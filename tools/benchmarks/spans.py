@@ -87,7 +87,7 @@ def _row(span: int, whole: list[float], own: list[float], options: argparse.Name
     sizes = {"vocab": 1, "hidden": 1, "layers": 1, "ffn": 1, "heads": heads, "kv_heads": heads}
     arch = Architecture("llama2", {**sizes, "head_dim": options.head_dim}, span=Span(length, RAMP))
     keys = keys_of(span, RAMP, length)
-    flops, fewer = (work_of(arch, length, seen=seen)[0].scores for seen in ([float(length)], [float(keys)]))
+    flops, fewer = (work_of(arch, length, seen=[(n, length)])[0].scores for n in (length, keys))
     ratio, low, high = spread([one / other for one, other in zip(whole, own, strict=True)])
     return {
         "span": span,

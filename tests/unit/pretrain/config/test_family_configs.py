@@ -84,7 +84,8 @@ def test_adaptive_span(name: str, layers: int, hidden: int, ffn: int, steps: lis
     model, t = stages[0].model, stages[0].train
     assert (model.layers, model.hidden, model.heads, model.ffn) == (layers, hidden, 8, ffn)
     assert (model.span.max, model.span.ramp, model.span.penalty) == (8192, 32, 5e-7)
-    assert (t.global_batch, t.seq_len, t.clip, t.warmup_tokens) == (64, 512, 0.03, 32_000 * 64 * 512)
+    assert (t.global_batch, t.seq_len, t.memory, t.clip) == (64, 512, 8192, 0.03)
+    assert t.warmup_tokens == 32_000 * 64 * 512
     assert [stage.train.steps() for stage in stages] == steps
     assert {stage.train.lr for stage in stages} <= {t.lr, t.lr / 10}
 
