@@ -103,8 +103,15 @@ def put(path: Path, url: str, size: int, hashes: Sequence[str], block: int) -> N
 
     def copy(fs: Any, target: str) -> None:
         _make_room(fs, target)
-        fs.put_file(str(path), target)
-        if not holds(fs, target, size, hashes, block):
+        try:
+            fs.put_file(str(path), target)
+            same = holds(fs, target, size, hashes, block)
+        except FileNotFoundError as error:
+            if not path.exists():
+                raise
+            # S3 knows no upload in parts that it has ended already, whose answer was lost and that is ended again.
+            raise OSError(f"it was not taken: {error}") from error
+        if not same:
             raise Mismatch(f"it does not hold what {path} should")
 
     tried(copy, url)

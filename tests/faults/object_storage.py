@@ -25,24 +25,26 @@ S3 = ROOT / ".venv" / "s3"
 BUCKET = "bucket"
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
-FAULTS = ("drop", "503", "500", "cut", "lost", "truncate", "damage", "stall", "slow")
+FAULTS = ("drop", "503", "500", "cut", "lost", "truncate", "damage", "stall", "late", "slow")
 """drop: the connection, before the server has the request; cut: in the middle of what the client sends; lost: the
 answer to a request that the server has done; truncate: the answer in its middle; damage: a bit of what is sent or
-comes, unseen by TCP; stall: nothing comes until the client gives up; slow: the answer comes in small pieces."""
+comes, unseen by TCP; stall: nothing comes until the client gives up; late: nor does
+the answer to what the server has done; slow: the answer comes in small pieces."""
 KILLS = ("before", "within", "after", "answer")
 """When the client is killed: before the server has the request, in the middle of what is sent, after the server has
 done it, and in the middle of its answer."""
 
 
 class Proxy(ThreadingHTTPServer):
-    """fault: the fault of the next request, if any, from its number; kill: (process, number of the request, when)."""
+    """fault: the fault of the next request, `asked` for, if any, from its number; kill: (process, number of the
+    request, when)."""
 
     daemon_threads = True
 
     def __init__(self, server: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = server
-        self.requests = 0
+        self.requests, self.asked = 0, ""
         self.fault: Callable[[int], str | None] = lambda number: None
         self.kill: tuple[int, int, str] | None = None
         self.lock = threading.Lock()
@@ -61,9 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         with self.server.lock:
-            number = self.server.requests
+            number, self.server.asked = self.server.requests, f"{self.command} {self.path}"
             self.server.requests += 1
-        fault, kill = self.server.fault(number), self.server.kill
+            fault, kill = self.server.fault(number), self.server.kill
         when = kill[2] if kill and kill[1] == number else None
         if fault == "drop" or when == "before":
             return self._hang_up(when)
@@ -78,7 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "damage" and self.command == "PUT":
             body = _damaged(body)
         status, headers, data = self._forward(body)
-        if fault == "lost" or when == "after":
+        if fault == "late":
+            self.rfile.read(1)
+        if fault in ("lost", "late") or when == "after":
             return self._hang_up(when)
         if fault == "damage" and self.command == "GET" and status in (200, 206):
             data = _damaged(data)
@@ -192,11 +196,12 @@ def server() -> Iterator[Proxy]:
 
 
 class Worker:
-    """tests/faults/storage_worker.py, as a client of a proxy."""
+    """tests/faults/storage_worker.py, as a client of a proxy. parts: whether it sends files in parts of 5 MiB."""
 
-    def __init__(self, proxy: Proxy, *options: str) -> None:
+    def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
-        command = [sys.executable, "-m", "tests.faults.storage_worker", *options]
+        self.parts = False
+        command = [sys.executable, "-m", "tests.faults.storage_worker"]
         self.process = subprocess.Popen(
             command, env=environment(proxy.url), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -216,7 +221,9 @@ class Worker:
         assert stdin is not None
         assert stdout is not None
         with self.proxy.lock:
-            stdin.write(json.dumps({"do": task, "folder": str(folder), "url": url, "keep": keep}) + "\n")
+            stdin.write(
+                json.dumps({"do": task, "folder": str(folder), "url": url, "keep": keep, "parts": self.parts}) + "\n"
+            )
             stdin.flush()
             pid = int(stdout.readline())
             self.proxy.kill = (pid, self.proxy.requests + kill[0], kill[1]) if kill else None

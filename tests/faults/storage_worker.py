@@ -1,9 +1,9 @@
 """A process that works on mirrors in children, for tests that kill them: a line of JSON on its input is a task.
 
-{"do": "send" | "bring" | "publish" | "read", "folder": ..., "url": ..., "keep": ...}. It says the child's process id,
-and how it ended: a JSON of its exit code (0: done, 2: a UserError, -9: killed) and the error. No thread is begun before
-the fork. What s3fs tries again by itself, five times, it tries twice here: what is tested is what tries again above it.
-With --parts it sends files in parts of 5 MiB, and not of 50, as it does with large ones.
+{"do": "send" | "bring" | "publish" | "read", "folder": ..., "url": ..., "keep": ..., "parts": ...}. It says the child's
+process id, and how it ended: a JSON of its exit code (0: done, 2: a UserError, -9: killed) and the error. No thread is
+begun before the fork. What s3fs tries again by itself, five times, it tries twice here: what is tested is what tries
+again above it. With `parts` it sends files in parts of 5 MiB, and not of 50, as it does with large ones.
 """
 
 import json
@@ -22,13 +22,13 @@ from pretrain.runtime import storage
 
 storage.WAIT = 0.02
 s3fs.core.S3FileSystem.retries = 2
-if "--parts" in sys.argv:
-    s3fs.core.calculate_chunksize = lambda size, chunksize=None: 5 << 20
 
 
 def work(task: dict[str, Any]) -> str:
     """What went wrong."""
     folder = Path(task["folder"])
+    if task["parts"]:
+        s3fs.core.calculate_chunksize = lambda size, chunksize=None: 5 << 20
     os.environ[storage.CACHE] = str(folder.parent / "cache")
     try:
         if task["do"] == "send":

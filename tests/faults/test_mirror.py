@@ -7,6 +7,7 @@ committed, and is never older than what was there before.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.faults.object_storage import BUCKET, FAULTS, KILLS, Proxy, Worker, se
 from tests.unit.pretrain.checkpoint.boxes import entries, fields_of, state
 
 SHAPES = {"a": (700, 500), "b": (5,)}  # files of several blocks
+LARGE = {"a": (1400, 2000), "b": (5,)}  # of several parts
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,14 @@ def worker(proxy: Proxy) -> Iterator[Worker]:
 def no_fault(proxy: Proxy) -> Iterator[None]:
     yield
     proxy.fault = lambda number: None
+
+
+@pytest.fixture
+def parts(worker: Worker) -> Iterator[None]:
+    """Files go in parts of 5 MiB."""
+    worker.parts = True
+    yield
+    worker.parts = False
 
 
 class Stage:
@@ -171,15 +181,26 @@ def test_a_corpus_in_s3_behind_a_network_that_fails(proxy: Proxy, worker: Worker
     assert not left
 
 
+def test_the_end_of_an_upload_in_parts_is_not_heard_of(
+    proxy: Proxy, worker: Worker, parts: None, tmp_path: Path
+) -> None:
+    """The server has ended it, and the client gives up waiting for that, twice."""
+    stage, left = Stage(tmp_path / "run" / "small", worker, "end", LARGE), ["late"] * 2
+    stage.commit()
+    proxy.fault = lambda number: left.pop() if left and re.match("POST .*uploadId=", proxy.asked) else None
+    assert stage.send() == (0, "")
+    assert not left
+    stage.check(tmp_path / "whole")
+    assert stage.newest == 1
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_large_files_go_in_parts(proxy: Proxy, tmp_path: Path) -> None:
+def test_large_files_go_in_parts(proxy: Proxy, worker: Worker, parts: None, tmp_path: Path) -> None:
     """Killed between two of them, and with parts that fail."""
     draw = random.Random(19)
-    with Worker(proxy, "--parts") as worker:
-        shapes = {"a": (1500, 2000), "b": (5,)}  # 12 MB
-        assert kills(Stage(tmp_path / "kills" / "small", worker, "parts-kills", shapes), 9, tmp_path, draw) >= 5
-        faults(Stage(tmp_path / "faults" / "small", worker, "parts-faults", shapes), 20, proxy, tmp_path, draw)
+    assert kills(Stage(tmp_path / "kills" / "small", worker, "parts-kills", LARGE), 9, tmp_path, draw) >= 5
+    faults(Stage(tmp_path / "faults" / "small", worker, "parts-faults", LARGE), 20, proxy, tmp_path, draw)
 
 
 @pytest.mark.long

@@ -4,8 +4,10 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pretrain.checkpoint import Checkpointer, find, step_folder
 from pretrain.checkpoint.commit import abandon
@@ -175,3 +177,22 @@ def test_a_path_may_be_a_url(place: tuple[Path, Path, str], tmp_path: Path) -> N
         assert contents(path, "*") == contents(step_folder(tmp_path / "run" / stage / "checkpoints", step), "*")
     with pytest.raises(UserError, match="no checkpoint there"):
         locate(Path(f"{url}/elsewhere"))
+
+
+def test_an_upload_that_a_storage_does_not_know_any_more_is_made_again(
+    place: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As S3 says that there is no such thing, of one in parts whose end it was asked for twice."""
+    folder, bucket, url = place
+    one, left = LocalFileSystem.put_file, [FileNotFoundError("NoSuchUpload")]
+
+    def put_file(self: LocalFileSystem, *how: Any, **more: Any) -> None:
+        if left:
+            raise left.pop()
+        one(self, *how, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_file)
+    commit(folder, 1)
+    send(folder, url, 2, 0)
+    assert not left
+    assert checkpoints(bucket) == checkpoints(folder)
