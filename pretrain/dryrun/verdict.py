@@ -19,7 +19,7 @@ STEP = "step"
 """The pass in which the host may wait nowhere but where `ALLOWED` says: a step that is not the first of an engine."""
 ALLOWED: Mapping[str, str] = {
     "pretrain/engine/exchange.py exchange": "for the loss, the norm and the wish to stop, once a step",
-    "pretrain/engine/spans.py refresh": "for how far heads see, by which the next step is computed",
+    "pretrain/engine/spans.py Spans.refresh": "for how far heads see, by which the next step is computed",
 }
 """Where the host may wait for the device in a step, by file and function, and what for."""
 TOLERANCE = 0.05
