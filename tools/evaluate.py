@@ -2,9 +2,9 @@
 
 Needs the extra `eval` (pip install 'cambium[eval]'). A task is a name of lm-eval (its data are fetched, or in the cache
 of `datasets`) or a YAML file in its format, whose data may be a file beside it. A checkpoint is exported to a temporary
-folder, with the code of its order of sublayers where it has one, and transformers computes it: so a checkpoint and its
-export have the same numbers. What comes of a checkpoint in the folder of a stage is kept there, in evaluations/, for
-tools/report.py, tools/plot.py and the model card.
+folder, with its code where it goes with some, and transformers computes it: so a checkpoint and its export have the
+same numbers. What comes of a checkpoint in the folder of a stage is kept there, in evaluations/, for tools/report.py,
+tools/plot.py and the model card.
 
 With --due, what `eval` of the stage asks for and has not been evaluated: what is run beside training.
 

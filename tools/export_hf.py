@@ -2,8 +2,8 @@
 
 Low-rank adapters become a part of their matrices; with --adapter they are a folder of their own, for peft.
 The vocabulary is put back into the order of the tokenizer that it was made with. An export that was stopped goes on
-where it was when it is started again. Layers that are shared are written out; a model with an order of sublayers goes
-with its code, for from_pretrained(..., trust_remote_code=True).
+where it was when it is started again. Layers that are shared are written out; a model with an order of sublayers, or
+whose heads have spans, goes with its code, for from_pretrained(..., trust_remote_code=True).
 
 examples:
   python tools/export_hf.py runs/demo runs/demo/export

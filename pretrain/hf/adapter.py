@@ -33,8 +33,9 @@ def export_adapter(checkpoint: Path, folder: Path, *, dtype: str = "fp32", base:
         form = form_of(arch.family)
         if arch.adapters is None:
             raise UserError(f"{checkpoint} has no adapters: they come from a stage with train.lora")
-        if arch.mixed:
-            raise UserError(f"{checkpoint}: peft has no such model ({in_words(arch)}): export it merged")
+        if arch.mixed or arch.span:
+            unusual = in_words(arch) or "its heads have spans"
+            raise UserError(f"{checkpoint}: peft has no such model ({unusual}): export it merged")
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is there already: choose another folder")
         content = {name: value.to(DTYPES[dtype]).contiguous() for name, value in tensors(arch, form, reader.read)}

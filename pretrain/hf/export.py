@@ -70,9 +70,7 @@ def export(
         arch = written_out(base)
         plan = between(stored if merged else base, arch, seed=0, init_std=0.0)
         family = form_of(arch.family)
-        if arch.span:
-            raise UserError(f"transformers' {family.model_class} cannot express this model: its heads have spans")
-        if _ordered(arch):
+        if _ordered(arch) or arch.span:
             family = coded(arch, family)
         words = vocabulary(checkpoint, manifest, tokenizer)
         origin = imported(manifest)
@@ -147,13 +145,15 @@ def _ordered(arch: Architecture) -> bool:
 
 
 def coded(arch: Architecture, form: HfForm) -> HfForm:
-    """The form of a model whose layers are attention or an MLP alone. Raises UserError where transformers' class cannot
-    express a model, and there is no code that does."""
-    if form.code is None or not set(arch.kinds) <= set(orders.KINDS.values()):
-        raise UserError(
-            f"transformers' {form.model_class} cannot express this model: its blocks are not all alike "
-            f"({orders.in_words(arch)})"
-        )
+    """The form of a model whose layers are attention or an MLP alone, or whose heads have spans. Raises UserError where
+    transformers' class cannot express a model, and there is no code that does."""
+    says, why = form.code.says if form.code else (), ""
+    if _ordered(arch) and not ("order" in says and set(arch.kinds) <= set(orders.KINDS.values())):
+        why = f"its blocks are not all alike ({orders.in_words(arch)})"
+    elif arch.span and "span" not in says:
+        why = "its heads have spans"
+    if why:
+        raise UserError(f"transformers' {form.model_class} cannot express this model: {why}")
     return form.coded()
 
 
@@ -174,6 +174,7 @@ def _config(
         **taken_over,
         **({} if "positions" in arch.sizes else longest),  # with learned positions family.config says it
         **({"order": orders.in_words(arch)} if _ordered(arch) else {}),
+        **({"span": arch.span.to_json()} if arch.span else {}),
         **({"auto_map": family.carried.auto_map()} if family.carried else {}),
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
         "transformers_version": TRANSFORMERS,

@@ -15,13 +15,13 @@ from pretrain import families
 from pretrain.checkpoint import Manifest, check, mark_done, step_folder, write_checkpoint
 from pretrain.checkpoint.find import steps
 from pretrain.checkpoint.manifest import plain
-from pretrain.config.orders import KINDS
 from pretrain.data.corpus.corpus import TOKENIZER
 from pretrain.data.tokenizers.byte_level import CONFIG_FILE, ByteLevel
 from pretrain.errors import UserError
 from pretrain.families.common.hf.form import HfForm
 from pretrain.families.common.hf.values import Kept, TokenizerConfig
 from pretrain.hf import forms
+from pretrain.hf.code_keys import applied
 from pretrain.hf.rows import reordered
 from pretrain.hf.tokenizers import FILES
 from pretrain.hf.weights import HfWeights
@@ -127,23 +127,13 @@ def _architecture(source: Path, config: dict[str, Any]) -> tuple[HfForm, Archite
     if of_type:
         form = next((form for form in of_type if form.fits(config)), of_type[0])
         return form, form.architecture(config, where)
-    for form in forms().values():  # with the code that orders of sublayers have
+    for form in forms().values():  # with the code that orders of sublayers and spans of heads have
         if form.code and form.code.model_type == model_type:
-            usual = {key: value for key, value in config.items() if key not in form.code.keys}
-            return form.coded(), _ordered(form.architecture(usual, where), config, source)
+            says = {key: config[key] for key in form.code.says if key in config}
+            usual = {key: value for key, value in config.items() if key not in (*says, "auto_map")}
+            return form.coded(), applied(says, form.architecture(usual, where), where)
     known = ", ".join(sorted({form.model_type for form in forms().values()}))
     raise UserError(f"{where}: model_type {documents.show(model_type)} is not known; known: {known}")
-
-
-def _ordered(arch: Architecture, config: dict[str, Any], source: Path) -> Architecture:
-    """With the sublayers of the key `order`. Raises UserError where they are not as many as the config has layers."""
-    order = config.get("order")
-    if not isinstance(order, str) or len(order) != arch.layers or not set(order) <= set(KINDS):
-        raise UserError(
-            f"{source / 'config.json'}: order = {documents.show(order)} must be a word of s and f, with a letter for "
-            f"each of the {arch.layers} layers"
-        )
-    return arch.replace(kinds=tuple(KINDS[letter] for letter in order))
 
 
 def vocabulary_of(source: Path, arch: Architecture) -> tuple[dict[str, Any], NDArray[np.int64] | None]:

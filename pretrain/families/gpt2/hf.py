@@ -75,5 +75,6 @@ FORM = HfForm(
         model_type="cambium_gpt2",
         model_class="OrderedGPT2LMHeadModel",
         auto={"AutoConfig": "OrderedGPT2Config", "AutoModelForCausalLM": "OrderedGPT2LMHeadModel"},
+        says=("order", "span"),
     ),
 )

@@ -1,8 +1,10 @@
-"""GPT-2 with its sublayers in any order, for transformers: this file goes with a model that is exported, and is run by
-`from_pretrained(..., trust_remote_code=True)`. It needs nothing but torch and transformers.
+"""GPT-2 with its sublayers in any order, or with heads that learned how far they see, for transformers: this file goes
+with a model that is exported, and is run by `from_pretrained(..., trust_remote_code=True)`. It needs nothing but torch
+and transformers.
 
 `config.order` has a letter for each sublayer: s is attention, f an MLP, each with its norm before it and its residual
-branch. Shape suffixes: B batch, S new positions, K all positions, D hidden.
+branch; empty: each layer has both. `config.span` says `max` and `ramp`, in tokens, where heads have spans. Shape
+suffixes: B batch, S new positions, K all positions, D hidden, N heads.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class OrderedGPT2Config(GPT2Config):
-    """Of GPT-2, `n_layer` being the number of sublayers."""
+    """Of GPT-2; with an order `n_layer` is the number of sublayers."""
 
     model_type = "cambium_gpt2"
     order: str = ""
+    span: dict[str, int] | None = None
 
 
 def linears(widths: dict[str, tuple[int, int]]) -> nn.ModuleDict:
@@ -28,22 +31,38 @@ def linears(widths: dict[str, tuple[int, int]]) -> nn.ModuleDict:
     return nn.ModuleDict({name: nn.Linear(*width) for name, width in widths.items()})
 
 
+def faded(seen_BSK: Tensor, span_N: Tensor, within: dict[str, int]) -> Tensor:
+    """[B, N, S, K]: what a score has beside it where heads have spans, the logarithm of
+    clip((ramp + z - distance) / ramp, 0, 1), or of 0 where nothing is seen. span_N: z / max. within: ramp and max."""
+    new, whole = seen_BSK.shape[1:]
+    place = torch.arange(whole, device=span_N.device)
+    distance_SK = place[whole - new :, None] - place
+    z_N11 = span_N.float()[:, None, None] * within["max"]
+    mask_NSK = ((within["ramp"] + z_N11 - distance_SK) / within["ramp"]).clamp(0, 1)
+    return mask_NSK.log().masked_fill(~seen_BSK[:, None], -torch.inf)
+
+
 class Attention(nn.Module):
     """number: of this among the attention sublayers, its place in a cache."""
 
     def __init__(self, config: Any, number: int) -> None:
         super().__init__()
-        self.number, self.heads = number, config.n_head
+        self.number, self.heads, self.span = number, config.n_head, config.span
         self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         names = ("q_proj", "k_proj", "v_proj", "c_proj")
         self.attn = linears(dict.fromkeys(names, (config.n_embd, config.n_embd)))
+        if self.span:
+            self.attn.register_parameter("span", nn.Parameter(torch.zeros(config.n_head)))
 
     def forward(self, x_BSD: Tensor, seen_BSK: Tensor, cache: Any) -> Tensor:
         h_BSD = self.ln_1(x_BSD)
         q, k, v = (self.attn[f"{p}_proj"](h_BSD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in "qkv")
         if cache is not None:
             k, v = cache.update(k, v, self.number)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BSK[:, None])
+        mask = seen_BSK[:, None]
+        if self.span:
+            mask = faded(seen_BSK, self.get_parameter("attn.span"), self.span).to(q)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x_BSD + self.attn["c_proj"](out.transpose(1, 2).flatten(2))
 
 
@@ -58,6 +77,22 @@ class MLP(nn.Module):
         return x_BSD + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x_BSD)), approximate="tanh"))
 
 
+class Layer(nn.Module):
+    """Attention and an MLP in one layer of the model, beside each other."""
+
+    def __init__(self, config: Any, number: int) -> None:
+        super().__init__()
+        self.parts = Attention(config, number), MLP(config)  # a tuple, so that names of tensors do not have it
+        for part in self.parts:
+            for name, child in part.named_children():
+                self.add_module(name, child)
+
+    def forward(self, x_BSD: Tensor, *how: Any) -> Tensor:
+        for part in self.parts:
+            x_BSD = part(x_BSD, *how)
+        return x_BSD
+
+
 class OrderedGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
     """A language model whose head is its embedding. It takes token ids, a mask of padding and a cache as every such
     model of transformers does."""
@@ -67,10 +102,10 @@ class OrderedGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        layers = [
+        layers: list[nn.Module] = [
             Attention(config, config.order[:i].count("s")) if letter == "s" else MLP(config)
             for i, letter in enumerate(config.order)
-        ]
+        ] or [Layer(config, i) for i in range(config.n_layer)]
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),

@@ -25,5 +25,6 @@ LLAMA = form(
         model_type="cambium_llama2",
         model_class="OrderedLlamaForCausalLM",
         auto={"AutoConfig": "OrderedLlamaConfig", "AutoModelForCausalLM": "OrderedLlamaForCausalLM"},
+        says=("order", "span"),
     ),
 )

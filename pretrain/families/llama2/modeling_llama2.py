@@ -1,8 +1,10 @@
-"""LLaMA-2 with its sublayers in any order, for transformers: this file goes with a model that is exported, and is run
-by `from_pretrained(..., trust_remote_code=True)`. It needs nothing but torch and transformers.
+"""LLaMA-2 with its sublayers in any order, or with heads that learned how far they see, for transformers: this file
+goes with a model that is exported, and is run by `from_pretrained(..., trust_remote_code=True)`. It needs nothing but
+torch and transformers.
 
 `config.order` has a letter for each sublayer: s is attention, f an MLP, each with its norm before it and its residual
-branch. Shape suffixes: B batch, S new positions, K all positions, D hidden, N heads, G key-value heads, H head_dim.
+branch; empty: each layer has both. `config.span` says `max` and `ramp`, in tokens, where heads have spans. Shape
+suffixes: B batch, S new positions, K all positions, D hidden, N heads, G key-value heads, H head_dim.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class OrderedLlamaConfig(LlamaConfig):
-    """Of LLaMA, `num_hidden_layers` being the number of sublayers."""
+    """Of LLaMA; with an order `num_hidden_layers` is the number of sublayers."""
 
     model_type = "cambium_llama2"
     order: str = ""
+    span: dict[str, int] | None = None
 
 
 class RMSNorm(nn.Module):
@@ -48,17 +51,30 @@ def turned(x_BSNH: Tensor, angle_BSP: Tensor) -> Tensor:
     return x_BSNH * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def faded(seen_BSK: Tensor, span_N: Tensor, within: dict[str, int]) -> Tensor:
+    """[B, N, S, K]: what a score has beside it where heads have spans, the logarithm of
+    clip((ramp + z - distance) / ramp, 0, 1), or of 0 where nothing is seen. span_N: z / max. within: ramp and max."""
+    new, whole = seen_BSK.shape[1:]
+    place = torch.arange(whole, device=span_N.device)
+    distance_SK = place[whole - new :, None] - place
+    z_N11 = span_N.float()[:, None, None] * within["max"]
+    mask_NSK = ((within["ramp"] + z_N11 - distance_SK) / within["ramp"]).clamp(0, 1)
+    return mask_NSK.log().masked_fill(~seen_BSK[:, None], -torch.inf)
+
+
 class Attention(nn.Module):
     """number: of this among the attention sublayers, its place in a cache."""
 
     def __init__(self, config: Any, number: int) -> None:
         super().__init__()
-        self.number, self.head_dim = number, config.head_dim
+        self.number, self.head_dim, self.span = number, config.head_dim, config.span
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         heads, groups = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         wide = {"q_proj": heads, "k_proj": groups, "v_proj": groups}
         parts = {name: nn.Linear(config.hidden_size, width, bias=False) for name, width in wide.items()}
         self.self_attn = nn.ModuleDict({**parts, "o_proj": nn.Linear(heads, config.hidden_size, bias=False)})
+        if self.span:
+            self.self_attn.register_parameter("span", nn.Parameter(torch.zeros(config.num_attention_heads)))
 
     def forward(self, x_BSD: Tensor, angle_BSP: Tensor, seen_BSK: Tensor, cache: Any) -> Tensor:
         h_BSD = self.input_layernorm(x_BSD)
@@ -66,7 +82,10 @@ class Attention(nn.Module):
         q, k, v = (x.transpose(1, 2) for x in (turned(q, angle_BSP), turned(k, angle_BSP), v))
         if cache is not None:
             k, v = cache.update(k, v, self.number)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BSK[:, None], enable_gqa=True)
+        mask = seen_BSK[:, None]
+        if self.span:
+            mask = faded(seen_BSK, self.get_parameter("self_attn.span"), self.span).to(q)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         return x_BSD + self.self_attn["o_proj"](out.transpose(1, 2).flatten(2))
 
 
@@ -83,6 +102,22 @@ class MLP(nn.Module):
         return x_BSD + self.mlp["down_proj"](F.silu(self.mlp["gate_proj"](h_BSD)) * self.mlp["up_proj"](h_BSD))
 
 
+class Layer(nn.Module):
+    """Attention and an MLP in one layer of the model, beside each other."""
+
+    def __init__(self, config: Any, number: int) -> None:
+        super().__init__()
+        self.parts = Attention(config, number), MLP(config)  # a tuple, so that names of tensors do not have it
+        for part in self.parts:
+            for name, child in part.named_children():
+                self.add_module(name, child)
+
+    def forward(self, x_BSD: Tensor, *how: Any) -> Tensor:
+        for part in self.parts:
+            x_BSD = part(x_BSD, *how)
+        return x_BSD
+
+
 class OrderedLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     """A language model. It takes token ids, a mask of padding and a cache as every such model of transformers does."""
 
@@ -91,10 +126,10 @@ class OrderedLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        layers = [
+        layers: list[nn.Module] = [
             Attention(config, config.order[:i].count("s")) if letter == "s" else MLP(config)
             for i, letter in enumerate(config.order)
-        ]
+        ] or [Layer(config, i) for i in range(config.num_hidden_layers)]
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),

@@ -53,7 +53,7 @@ def save(stage: Stage, path: Path, seed: int = 0) -> None:
 
 
 def random_model(arch: Architecture, seed: int = 0) -> dict[tuple[str, str], torch.Tensor]:
-    """Every parameter and moment drawn, gains around 1; weights large enough that nothing is linear."""
+    """Every parameter and moment drawn, gains around 1, spans above 0; weights large enough that nothing is linear."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for name, tensor in arch.tensors().items():
@@ -63,6 +63,8 @@ def random_model(arch: Architecture, seed: int = 0) -> dict[tuple[str, str], tor
                 value = value.square()
             elif kind == "weight" and tensor.spec.init == "one":
                 value = 1 + value
+            elif kind == "weight" and name.endswith(".span"):
+                value = value.abs()
             values[kind, name] = value
     return values
 

@@ -13,6 +13,7 @@ import yaml
 
 from pretrain import config
 from pretrain.checkpoint import Manifest
+from pretrain.config.span_keys import Span
 from pretrain.judge import records
 from pretrain.stage import trained
 from tests.unit.pretrain.runtime.test_files import Holder
@@ -20,6 +21,7 @@ from tests.unit.tools.runs import Run, save
 from tools import evaluate
 from tools.evaluate import main
 from tools.export_hf import main as export_hf
+from tools.generate import main as generate
 
 QUESTIONS = [
     {"question": "def parse(self,", "choices": [" args):", " import"], "answer": 0},
@@ -177,16 +179,34 @@ def test_what_a_stage_has_grown_from_is_judged_once(
     assert records.find(tmp_path / "run/small", manifest)
 
 
-def test_an_order_of_sublayers(
-    run: Run, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "unusual", [{"layers": 0, "order": "sffsf"}, {"span": Span(max=30)}], ids=["an order", "spans"]
+)
+def test_a_model_that_goes_with_its_code(
+    unusual: dict[str, Any],
+    run: Run,
+    tasks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A model that comes with its code, which is run since it is ours."""
+    """It is run, since it is ours; and an export writes what its checkpoint does."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     stage = run.curriculum.stage("small")
-    save(replace(stage, model=replace(stage.model, layers=0, order="sffsf")), tmp_path / "step-00000020")
-    (one,) = judged(capsys, str(tmp_path / "step-00000020"), "--tasks", f"{tasks}/loss.yaml")["models"]
+    checkpoint, folder = str(tmp_path / "step-00000020"), str(tmp_path / "export")
+    save(replace(stage, model=replace(stage.model, **unusual)), tmp_path / "step-00000020")
+    (one,) = judged(capsys, checkpoint, "--tasks", f"{tasks}/loss.yaml")["models"]
     assert one["results"]["loss"]["metrics"]["bits_per_byte"] > 0
     assert not (tmp_path / "evaluations").exists()
+    assert export_hf([checkpoint, folder]) == 0
+    capsys.readouterr()
+    (same,) = judged(capsys, folder, "--tasks", f"{tasks}/loss.yaml")["models"]
+    assert same["results"] == one["results"]
+    written = []
+    for model in (checkpoint, folder):
+        assert generate([model, "--prompt", "def parse(self", "--tokens", "12", "--temperature", "0"]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
 
 
 def test_what_fills_gaps_is_refused(run: Run, tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from growth import Architecture
 from pretrain.families.common.hf.stored import Stored, as_it_is
@@ -16,19 +16,18 @@ SORTED = "sorted"
 class Code:
     """A model that transformers has no class for, as a module of Python that goes with its weights.
 
-    Where its layers are attention or an MLP alone, the key `order` of config.json says so; its other keys are the usual
-    class's.
+    Where its layers are attention or an MLP alone, the key `order` of config.json says so, and where its heads have
+    spans the key `span`; its other keys are the usual class's.
 
     file: the module, which needs torch and transformers only. model_type, model_class: as in HfForm. auto: class of
-    transformers that a user calls -> class of the module.
+    transformers that a user calls -> class of the module. says: which of the two keys the module can.
     """
 
     file: Path
     model_type: str
     model_class: str
     auto: Mapping[str, str]
-    keys: ClassVar = ("order", "auto_map")
-    """Those that its config.json has beside the usual class's."""
+    says: tuple[str, ...] = ("order",)
 
     def auto_map(self) -> dict[str, str]:
         """By which transformers finds the classes."""
@@ -47,7 +46,7 @@ class HfForm:
     folder may have too, and that say nothing new. tied: tensors that it may have too -> the row that each must equal.
     base: what the names of the rows begin with, and do not in a folder of the model without its output layer.
     fits: whether a config.json of this model_type is of this family, where several have it: of the first that fits.
-    generates: whether the model writes text. code: the form of a model whose layers are attention or an MLP alone; with
+    generates: whether the model writes text. code: of a model with an order of sublayers, or with spans of heads; with
     the same model_type, of all models of the family.
     """
 

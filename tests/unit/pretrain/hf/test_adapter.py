@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 
 from growth import Architecture, Box, Generations
 from growth.adapters import Adapters
+from growth.span import Span
 from pretrain.checkpoint.stream import write_checkpoint
 from pretrain.errors import UserError
 from pretrain.families import reference
@@ -90,4 +92,7 @@ def test_what_has_no_adapters(tmp_path: Path) -> None:
     order = GPT2.replace(kinds=("attention", "mlp", "mlp")).with_adapters(Adapters(1, 1.0, ("mlp",)))
     checkpoint, _ = stored(tmp_path / "order", order)
     with pytest.raises(UserError, match=r"peft has no such model \(sff\): export it merged"):
+        export_adapter(checkpoint, tmp_path / "adapter")
+    checkpoint, _ = stored(tmp_path / "spans", replace(GPT2, span=Span(5, 3)).with_adapters(Adapters(1, 1.0, ("mlp",))))
+    with pytest.raises(UserError, match=r"peft has no such model \(its heads have spans\): export it merged"):
         export_adapter(checkpoint, tmp_path / "adapter")
