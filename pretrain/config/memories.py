@@ -17,7 +17,6 @@ def problems(stage: Stage) -> Iterator[str]:
     for key, value, usual in (
         ("data.corpora", len(data.corpora), 0),
         ("data.packing", data.packing, "concatenate"),
-        ("data.reset_attention", data.reset_attention, False),
         ("distill.teacher", stage.distill.teacher, ""),
     ):
         if value != usual:

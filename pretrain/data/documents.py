@@ -6,20 +6,24 @@ another document than its inputs; and text begins in training as it does in vali
 has of a document counts as one: a document that a sample begins in the middle of begins there.
 
 Samples say it in `document_starts`, int32 [n, K]: the places of the first inputs of a sample's documents, in order, the
-first of them 0; a sample that has fewer documents than another has its length S in what is left.
+first of them 0; a sample that has fewer documents than another has its length S in what is left. Of samples that go on
+behind others, as those of lanes do, `opens_document`, bool [n], says which nevertheless begin a document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.data.samples import Samples
 
 STARTS = "document_starts"
+OPENS = "opens_document"
 
 
 def apart(samples: Samples, end: int) -> Samples:
@@ -38,6 +42,23 @@ def beginning(samples: Samples, begins: Tensor) -> Samples:
     starts = torch.full((len(begins), int(counts.max())), begins.shape[1], dtype=torch.int32)
     starts[rows, torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]] = places.to(torch.int32)
     return {**samples, STARTS: starts}
+
+
+def in_lanes(samples: Samples, end: int) -> Samples:
+    """The same samples, each of which goes on behind the one before it in its lane, or opens a document."""
+    return {**samples, OPENS: samples["inputs"][:, 0] == end}
+
+
+def reached(samples: Samples, before: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many tokens before each sample are of the document that it begins in, and how many are behind it, to its
+    end, int64 [n]; before: how many there are before it, which are of the document that the one before it has ended
+    in. On the host. Without documents all are of one."""
+    length = samples["inputs"].shape[1]
+    if STARTS not in samples:
+        return before, before + length
+    own = np.where(samples[OPENS].cpu().numpy(), 0, before) if OPENS in samples else before
+    last = samples[STARTS].where(samples[STARTS] < length, 0).amax(1).cpu().numpy()
+    return own, np.where(last > 0, length - last, own + length)
 
 
 def joined(parts: Sequence[Samples]) -> Samples:

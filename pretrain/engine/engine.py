@@ -274,7 +274,7 @@ class Engine:
     ) -> list[Tensor]:
         """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
         if memory:
-            memory.start(*samples["inputs"].shape)
+            memory.start(samples)
         for chunk in self.chunks:
             chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
         samples = {name: self._moved(x) for name, x in samples.items()}

@@ -2,13 +2,14 @@
 
 A lane is a row of the global batch, which reads consecutive text. What a step remembers was made by the one before it;
 what it makes is taken over when its update has been made, so that passes may be made again, and a step that is not
-made leaves the memory as it was. What a block remembers, it sees in
+made leaves the memory as it was. Where documents do not see each other, a lane has to remember what is of the document
+that it is in, and nothing where it begins one. What a block remembers, it sees in
 pretrain.families.common.memory, whose shapes these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from megatron.core import parallel_state
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.data.documents import reached
+from pretrain.data.samples import Samples, size
 from pretrain.families.common import memory
 from pretrain.families.common.layer import Layer
 from pretrain.families.common.memory import Segment
@@ -52,7 +55,7 @@ class Memory:
         self.kept: list[dict[int, Tensor]] = []
         self.holds = False
         self._passed: dict[int, Segment] = {}
-        self._read = 0
+        self._own = self._after = self.filled
 
     def empty(self, samples: int) -> None:
         """So many lanes of this rank begin, and remember nothing."""
@@ -66,23 +69,33 @@ class Memory:
         for kept in self.kept:
             kept.update({layer: torch.zeros(shape, dtype=dtype, device=self.device) for layer in self.layers})
 
-    def start(self, samples: int, length: int) -> None:
-        """The passes over so many samples of this rank begin, each of so many tokens; lanes are dealt anew where there
+    def start(self, samples: Samples) -> None:
+        """The passes over these samples of this rank begin, which are on the host; lanes are dealt anew where there
         were not as many before (collective over the data-parallel ranks)."""
-        if samples != len(self.filled):
-            self._deal(samples)
-        self._passed, self._read = {}, length
+        if size(samples) != len(self.filled):
+            self._deal(size(samples))
+        self._passed = {}
+        self._own, self._after = self._reached(samples, self.filled)
 
     def begin(self, number: int) -> None:
         """The forward pass of micro-batch `number` begins, in one of the pipeline chunks of this rank."""
         if number not in self._passed:
-            filled = self.filled[number * self.micro_batch : (number + 1) * self.micro_batch]
-            empty = None
-            if 0 < filled.sum() < len(filled) * self.length:
-                places = np.arange(self.length) < self.length - filled[:, None]
-                empty = torch.from_numpy(places).to(self.device)
-            self._passed[number] = Segment(self.length, bool(filled.any()), self.kept[number], empty, self.parts)
+            own = self._own[number * self.micro_batch : (number + 1) * self.micro_batch]
+            self._passed[number] = self._segment(own, self.kept[number], {})
         memory.begin(self._passed[number])
+
+    def _reached(self, samples: Samples, filled: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """At how many places there is something to remember for these samples, of those where there is, and behind."""
+        own, after = reached(samples, filled)
+        return own, np.minimum(after, self.length)
+
+    def _segment(self, own: NDArray[np.int64], kept: Mapping[int, Tensor], after: dict[int, Tensor]) -> Segment:
+        """Of a micro-batch; own: at how many places each of its rows has something to remember."""
+        empty = None
+        if 0 < own.sum() < len(own) * self.length:
+            places = np.arange(self.length) < self.length - own[:, None]
+            empty = torch.from_numpy(places).to(self.device)
+        return Segment(self.length, bool(own.any()), kept, empty, self.parts, after)
 
     @staticmethod
     def end() -> None:
@@ -92,7 +105,7 @@ class Memory:
     def take_over(self) -> None:
         """The step was made: its samples are what is remembered from here on."""
         self.kept = [self._passed[number].after for number in range(len(self._passed))]
-        self.filled, self.holds = np.minimum(self.filled + self._read, self.length), True
+        self.filled, self.holds = self._after, True
         self._passed = {}
 
     def forget(self, lanes: NDArray[np.bool_]) -> None:
@@ -127,16 +140,18 @@ class Memory:
 class Passing(Memory):
     """Of a forward pass whose micro-batches go on behind each other, row by row: the first remembers nothing."""
 
-    def start(self, samples: int, length: int) -> None:
+    def start(self, samples: Samples) -> None:
         self._latest: dict[int, Tensor] = {}
-        self._read = length
+        self._rows: list[NDArray[np.int64]] = []
+        after = np.zeros(self.micro_batch, dtype=np.int64)
+        for first in range(0, size(samples), self.micro_batch):
+            rows = {name: x[first : first + self.micro_batch] for name, x in samples.items()}
+            own, after = self._reached(rows, after)
+            self._rows.append(own)
 
     def begin(self, number: int) -> None:
-        filled, empty = min(number * self._read, self.length), None
-        if 0 < filled < self.length:
-            empty = (torch.arange(self.length, device=self.device) < self.length - filled).expand(self.micro_batch, -1)
         # Each layer passes micro-batches in order, whatever the pipeline: what it keeps is for its next one.
-        memory.begin(Segment(self.length, filled > 0, self._latest, empty, self.parts, self._latest))
+        memory.begin(self._segment(self._rows[number], self._latest, self._latest))
 
 
 def _gathered(x: Tensor, ranks: int) -> Tensor:

@@ -170,9 +170,11 @@ def of_stage(
 
 
 def _seen(stage: Stage, packed: Mapping[str, Packed]) -> float | None:
-    if stage.train.memory:
-        return float(stage.train.seq_len + stage.train.memory)
-    return packed[stage.data.packing].seen if stage.data.reset_attention and packed else None
+    train, seen = stage.train, packed[stage.data.packing].seen if stage.data.reset_attention and packed else None
+    if not train.memory:
+        return seen
+    seen = float(train.seq_len) if seen is None else seen
+    return seen + train.memory * seen / train.seq_len
 
 
 def _share(stage: Stage) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 import growth
 from growth import Architecture, Box
 from growth.span import Span
+from pretrain.data import documents
 from pretrain.data.samples import Samples, causal, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
@@ -29,26 +30,40 @@ SPANS = replace(GQA, span=Span(max=40, ramp=20))
 """Heads that begin with a span of 0, and see 20 tokens back: beyond a sample."""
 FULL = (ranks.GLOBAL_BATCH,) * 3
 RAMP = (4, 12, 8)
-Case = tuple[Architecture, int, tuple[int, ...]]
-"""A model, the length of its memory, and the samples of each step: a lane that is new has nothing to remember."""
+END = 2
+
+
+class Case(NamedTuple):
+    """A model, the length of its memory, and the samples of each step: a lane that is new has nothing to remember.
+    apart: whether documents do not see each other, of which there are many then."""
+
+    arch: Architecture
+    length: int
+    sizes: tuple[int, ...] = FULL
+    apart: bool = False
+
+
 Weights = dict[str, torch.Tensor]
 Way = tuple[Case, dict[str, Any], Numerics]
 """A case, a layout, and how a model is computed."""
 
 
-def text(sizes: tuple[int, ...] = FULL) -> list[Samples]:
+def text(sizes: tuple[int, ...] = FULL, apart: bool = False) -> list[Samples]:
     """The samples of some steps, in which row by row goes on."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 101, (ranks.GLOBAL_BATCH, len(sizes) * ranks.SEQ_LEN + 1), generator=draw)
+    if apart:  # an end at most places of a sample, the first and the last too
+        tokens[torch.rand(tokens.shape, generator=draw) < 0.08] = END
     starts = range(0, len(sizes) * ranks.SEQ_LEN, ranks.SEQ_LEN)
-    return [causal(tokens[:n, at : at + ranks.SEQ_LEN + 1]) for n, at in zip(sizes, starts, strict=True)]
+    steps = [causal(tokens[:n, at : at + ranks.SEQ_LEN + 1]) for n, at in zip(sizes, starts, strict=True)]
+    return [documents.in_lanes(documents.apart(each, END), END) for each in steps] if apart else steps
 
 
 def trained(ways: list[Way]) -> list[list[tuple[float, float]]]:
     """For each way, the loss and the norm of the gradient of steps that change nothing but the memory."""
     fused.observer = lambda kernel, args: kernel.eager(*args)  # the kernels' formulas, without a compiler
     found = []
-    for (arch, length, sizes), how, numerics in ways:
+    for (arch, length, sizes, apart), how, numerics in ways:
         layout = ranks.layout(arch, how)
         engine = Engine(
             arch,
@@ -61,7 +76,7 @@ def trained(ways: list[Way]) -> list[list[tuple[float, float]]]:
         )
         ranks.begin(engine)
         steps = []
-        for number, samples in enumerate(text(sizes)):
+        for number, samples in enumerate(text(sizes, apart)):
             engine.logits(text()[0])  # what is measured in between is neither remembered nor remembers
             own = part(samples, engine.dp_rank, layout.dp)
             result = engine.train_step(own, 0.0, remember=True, recheck=number == 1)
@@ -81,7 +96,9 @@ def weights(arch: Architecture) -> Weights:
 @cache
 def expected(case: Case) -> list[tuple[float, float]]:
     """The same in plain torch, where the rows with as much to remember as each other are computed together."""
-    arch, length, sizes = case
+    arch, length, sizes, apart = case
+    if apart:
+        return one_by_one(arch, length, text(sizes, apart))
     drawn = weights(arch)
     remembered: dict[int, list[torch.Tensor]] = {}  # by row, of each block
     found = []
@@ -107,6 +124,34 @@ def expected(case: Case) -> list[tuple[float, float]]:
     return found
 
 
+def one_by_one(arch: Architecture, length: int, steps: list[Samples]) -> list[tuple[float, float]]:
+    """The same of documents: each part of one that a sample has is run by itself, behind what is remembered of it."""
+    drawn = weights(arch)
+    remembered: dict[int, list[torch.Tensor]] = {}
+    found = []
+    for samples in steps:
+        loss = torch.zeros((), dtype=torch.float64)
+        cuts = documents.lengths(samples[documents.STARTS], ranks.SEQ_LEN)
+        for row, parts in enumerate(cuts):
+            if samples["inputs"][row, 0] == END:
+                remembered.pop(row, None)
+            pieces = [samples[name][row : row + 1].split(parts, 1) for name in ("inputs", "labels")]
+            for inputs, labels in zip(*pieces, strict=True):
+                memory = remembered.pop(row, [])
+                own = Remembering({"inputs": inputs, "labels": labels}, memory)
+                share = inputs.shape[1] / samples["inputs"].numel()
+                loss = loss + share * objective(lambda kind, name, box: drawn[name], arch, own, torch.float64)
+                before = memory or [x[:, :0].detach() for x in own.inputs]
+                pairs = zip(before, own.inputs, strict=True)
+                after = [torch.cat((old, new.detach()), 1)[:, -length:] for old, new in pairs]
+                if inputs is pieces[0][-1]:
+                    remembered[row] = after
+        norms = [g.norm() for g in torch.autograd.grad(loss, list(drawn.values()))]
+        found.append((loss.item(), torch.stack(norms).norm().item()))
+        remembered = {row: after for row, after in remembered.items() if row < len(samples["inputs"])}
+    return found
+
+
 @pytest.mark.parametrize("arch", [GQA, XL], ids=lambda arch: arch.family)
 def test_reference_equals_one_pass_with_the_gradient_cut(arch: Architecture) -> None:
     """Of two segments at M = S: one pass over both of them."""
@@ -115,7 +160,7 @@ def test_reference_equals_one_pass_with_the_gradient_cut(arch: Architecture) -> 
     second = torch.cat((torch.zeros_like(one["inputs"]), torch.ones_like(two["inputs"])), 1).float()
     samples = {**both, "mask": second}
     loss = objective(lambda kind, name, box: weights(arch)[name], arch, samples, torch.float64)
-    assert loss.item() == pytest.approx(expected((arch, 16, FULL))[1][0], rel=1e-12)
+    assert loss.item() == pytest.approx(expected(Case(arch, 16, FULL))[1][0], rel=1e-12)
 
 
 def check(found: list[list[tuple[float, float]]], ways: list[Way]) -> None:
@@ -126,14 +171,18 @@ def check(found: list[list[tuple[float, float]]], ways: list[Way]) -> None:
 def test_in_one_process() -> None:
     """A memory shorter and longer than a sample; eager and kernels, recomputed or not."""
     ways: list[Way] = [
-        ((GQA, 16, FULL), {}, Numerics()),
-        ((GQA, 8, FULL), {}, Numerics(compile=True)),
-        ((GQA, 24, RAMP), {}, Numerics(recompute="full")),
-        ((GQA, 16, FULL), {}, Numerics(compile=True, recompute="full")),
-        ((GQA, 24, FULL), {}, Numerics(compile=True, recompute="selective")),
-        ((XL, 16, FULL), {}, Numerics(compile=True)),
-        ((SPANS, 24, RAMP), {}, Numerics(recompute="selective")),
-        ((XL, 24, RAMP), {}, Numerics(recompute="selective")),
+        (Case(GQA, 16, FULL), {}, Numerics()),
+        (Case(GQA, 8, FULL), {}, Numerics(compile=True)),
+        (Case(GQA, 24, RAMP), {}, Numerics(recompute="full")),
+        (Case(GQA, 16, FULL), {}, Numerics(compile=True, recompute="full")),
+        (Case(GQA, 24, FULL), {}, Numerics(compile=True, recompute="selective")),
+        (Case(XL, 16, FULL), {}, Numerics(compile=True)),
+        (Case(SPANS, 24, RAMP), {}, Numerics(recompute="selective")),
+        (Case(XL, 24, RAMP), {}, Numerics(recompute="selective")),
+        (Case(GQA, 24, RAMP, apart=True), {}, Numerics()),
+        (Case(GQA, 16, apart=True), {}, Numerics(compile=True, recompute="full")),
+        (Case(SPANS, 24, apart=True), {}, Numerics()),
+        (Case(XL, 24, RAMP, apart=True), {}, Numerics(recompute="selective")),
     ]
     (found,) = run(1, trained, ways)
     check(found, ways)
@@ -141,17 +190,21 @@ def test_in_one_process() -> None:
 
 def test_under_every_kind_of_layout() -> None:
     ways: list[Way] = [
-        ((GQA, 24, FULL), LAYOUTS["tp2"], Numerics()),
-        ((GQA, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
-        ((GQA, 24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True, recompute="full")),
-        ((GQA, 8, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
-        ((GQA, 16, FULL), LAYOUTS["pp2-interleaved"], Numerics()),
-        ((GQA, 16, RAMP), LAYOUTS["dp2"], Numerics(recompute="selective")),
-        ((XL, 24, RAMP), LAYOUTS["tp2"], Numerics(compile=True)),
-        ((SPANS, 24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True)),
-        ((XL, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
-        ((XL, 16, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
-        ((XL, 24, RAMP), LAYOUTS["dp2"], Numerics()),
+        (Case(GQA, 24, FULL), LAYOUTS["tp2"], Numerics()),
+        (Case(GQA, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
+        (Case(GQA, 24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True, recompute="full")),
+        (Case(GQA, 8, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
+        (Case(GQA, 16, FULL), LAYOUTS["pp2-interleaved"], Numerics()),
+        (Case(GQA, 16, RAMP), LAYOUTS["dp2"], Numerics(recompute="selective")),
+        (Case(XL, 24, RAMP), LAYOUTS["tp2"], Numerics(compile=True)),
+        (Case(SPANS, 24, RAMP), LAYOUTS["tp2-sp"], Numerics(compile=True)),
+        (Case(XL, 16, FULL), LAYOUTS["tp2-sp"], Numerics()),
+        (Case(XL, 16, FULL), LAYOUTS["pp2"], Numerics(recompute="full")),
+        (Case(XL, 24, RAMP), LAYOUTS["dp2"], Numerics()),
+        (Case(GQA, 24, RAMP, apart=True), LAYOUTS["tp2-sp"], Numerics(recompute="selective")),
+        (Case(GQA, 24, RAMP, apart=True), LAYOUTS["pp2"], Numerics(compile=True)),
+        (Case(GQA, 24, RAMP, apart=True), LAYOUTS["dp2"], Numerics(recompute="full")),
+        (Case(XL, 24, RAMP, apart=True), LAYOUTS["pp2"], Numerics()),
     ]
     for found in run(2, trained, ways):
         check(found, ways)

@@ -14,13 +14,15 @@ import torch
 import growth
 from growth import Box
 from pretrain.checkpoint import MEMORY, Reader, find
-from pretrain.data.samples import in_lanes
+from pretrain.data import documents
+from pretrain.data.samples import Samples, in_lanes, part
 from pretrain.engine.engine import Adam, Engine
 from pretrain.engine.megatron import Numerics
 from pretrain.families.common.reference import Remembering
 from pretrain.families.reference import objective
 from tests.distributed import ranks
 from tests.distributed.harness import run, run_killed
+from tests.distributed.test_remembering import END, one_by_one
 from tests.distributed.test_stage import curriculum, losses, stage
 
 
@@ -109,11 +111,21 @@ def test_a_curriculum(corpus: Path, tmp_path: Path) -> None:
         assert error is None or certificate["error"] <= error
 
 
-def validated(how: dict[str, Any]) -> float:
+def held_out(apart: bool) -> Samples:
+    """Some text; whose documents do not see each other."""
+    text = dict(ranks.batches(ranks.GQA, 1)[0])
+    if not apart:
+        return text
+    ends = torch.rand(text["inputs"].shape, generator=torch.Generator().manual_seed(2)) < 0.08
+    text["inputs"] = text["inputs"].masked_fill(ends, END)
+    return documents.in_lanes(documents.apart(text, END), END)
+
+
+def validated(how: dict[str, Any], apart: bool = False) -> float:
     """The held-out loss of some text, which goes on from sample to sample, behind 24 places; summed over labels."""
     engine = Engine(ranks.GQA, ranks.layout(ranks.GQA, how), Numerics(), Adam(), seq_len=16, micro_batch=2, memory=8)
     ranks.begin(engine)
-    samples = in_lanes(ranks.batches(ranks.GQA, 1)[0], engine.dp_rank, engine.layout.dp, 2)
+    samples = in_lanes(held_out(apart), engine.dp_rank, engine.layout.dp, 2)
     return sum(engine.evaluate(samples, 24).values())
 
 
@@ -132,3 +144,7 @@ def test_validation() -> None:
         memory = [torch.cat(pair, 1)[:, -24:] for pair in zip(before, own.inputs, strict=True)]
     assert run(1, validated, {}) == pytest.approx([loss], rel=1e-6)
     assert run(2, validated, {"pp": 2}) == pytest.approx([loss] * 2, rel=1e-6)
+    text = held_out(apart=True)
+    steps = [part(in_lanes(text, 0, 1, 2), step, len(text["inputs"]) // 2) for step in range(len(text["inputs"]) // 2)]
+    loss = sum(mean * steps[0]["labels"].numel() for mean, _ in one_by_one(arch, 24, steps))
+    assert run(1, validated, {}, True) == pytest.approx([loss], rel=1e-6)

@@ -80,9 +80,11 @@ class CoreAttention(torch.nn.Module):
         packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
         behind = self.causal and k.shape[2] > q.shape[2]
-        mask = memory.unseen(q.shape[2]) if behind else None if self.causal else attention_mask
-        p = self.dropout if self.training else 0.0
         apart = packed_seq_params
+        mask = None if self.causal else attention_mask
+        if behind:
+            mask, apart = memory.unseen(q.shape[2], None if apart is None else apart.begins), None
+        p = self.dropout if self.training else 0.0
         if p and not q.is_cuda and (drop := dropout.of_weights(p, self.layer, q.shape[1])):
             out_BNSH = self._by_address(q, k, v, mask if apart is None else apart.parted[:, None], drop)
         elif apart is not None:

@@ -38,8 +38,9 @@ class CausalLM(Vocabulary, GPTModel):
         how = {"position_ids": position_ids, "packed_seq_params": packed_seq_params}
         embedded, angles, *rest = super()._preprocess(**how, **given)
         if angles is not None and (before := memory.places()):
+            # Angles between a document's own places are what they are anywhere in [memory; segment].
             angles = self.rotary_pos_emb(before + position_ids.shape[1])
-        if packed_seq_params is not None and angles is not None:
+        elif packed_seq_params is not None and angles is not None:
             angles = angles[position_ids.t()].flatten(2, 3)  # [S, B, 1, H], of [S, 1, 1, H]
         return embedded, angles, *rest
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -86,21 +85,24 @@ def places() -> int:
     return 0 if segment is None or not segment.remembers else segment.length
 
 
-def begins(queries: int) -> Tensor | None:
+def begins(queries: int, inside: Tensor | None = None) -> Tensor | None:
     """Of every query the first key of [memory; segment] that it may see, int64 [B, queries], where some lanes have less
-    to remember than others; None: any."""
+    to remember than others, or documents do not see each other; None: any. inside: of every query the first place of
+    its document in the segment, int64 [B, queries]; what is remembered is of the document that is at its place 0."""
     segment = current()
-    if segment is None or segment.empty is None:
-        return None
-    return segment.empty.sum(1, keepdim=True).expand(-1, queries)
+    if segment is None or not segment.remembers:
+        return inside
+    first = None if segment.empty is None else segment.empty.sum(1, keepdim=True)
+    if inside is None:
+        return None if first is None else first.expand(-1, queries)
+    return torch.where(inside > 0, segment.length + inside, 0 if first is None else first)
 
 
-def unseen(queries: int) -> Tensor | None:
-    """Which keys of [memory; segment] a query does not see, bool [B, 1, queries, M + queries], where some lanes have
-    less to remember than others; None: those behind its own place."""
-    segment = current()
-    if segment is None or segment.empty is None:
+def unseen(queries: int, inside: Tensor | None = None) -> Tensor | None:
+    """Which keys of [memory; segment] a query does not see, bool [B, 1, queries, M + queries], where it does not see
+    all up to its own place: see `begins`; None: those behind its own place."""
+    if (first := begins(queries, inside)) is None:
         return None
-    keys = segment.length + queries
-    ahead = torch.ones(queries, keys, dtype=torch.bool, device=segment.empty.device).triu(1 + keys - queries)
-    return ahead | F.pad(segment.empty, (0, queries))[:, None, None]
+    keys = places() + queries
+    ahead = torch.ones(queries, keys, dtype=torch.bool, device=first.device).triu(1 + keys - queries)
+    return (ahead | (torch.arange(keys, device=first.device) < first[..., None]))[:, None]

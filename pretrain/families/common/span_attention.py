@@ -46,7 +46,7 @@ class SpanAttention(CoreAttention):
             ramp=self.spans.ramp,
             reach=reach(self.longest, self.spans.ramp),
             scale=self.scale or q.shape[-1] ** -0.5,
-            begins=memory.begins(q.shape[2]) if packed_seq_params is None else packed_seq_params.begins,
+            begins=memory.begins(q.shape[2], None if packed_seq_params is None else packed_seq_params.begins),
             drop=dropout.of_weights(p, self.layer, q.shape[1]),
         )
         compiled = self.fused and fused.observer is None

@@ -57,9 +57,9 @@ class Taken:
 
     bytes is None where a loss says nothing about bits per byte: a masked language model sees both sides of a word.
     seen: how many tokens the document of a token has in its sample, in the mean over the tokens of the global batch,
-    where documents are kept apart; with a memory, those of the sample and of that; else None. labels: how many labels
-    of the global batch count; None: all. shares: of each of several corpora, by name, its share of the stage's samples
-    up to these.
+    where documents are kept apart; with a memory, those of the sample and of that, which is taken to have as large a
+    part of the document; else None. labels: how many labels of the global batch count; None: all. shares: of each of
+    several corpora, by name, its share of the stage's samples up to these.
     """
 
     samples: Samples
@@ -264,13 +264,16 @@ class CausalFeed(Feed):
         return Taken(own, int(batch.bytes.sum()), self._seen(samples), labels)
 
     def _seen(self, samples: Samples) -> float | None:
-        train = self.stage.train
-        return float(train.seq_len + train.memory) if train.memory else documents.seen(samples)
+        train, seen = self.stage.train, documents.seen(samples)
+        if not train.memory:
+            return seen
+        seen = float(train.seq_len) if seen is None else seen
+        return seen + train.memory * seen / train.seq_len
 
     def _samples(self, batch: Batch | PackedBatch) -> tuple[Samples, int | None]:
         """The samples of a batch, and how many of their labels count; None: all."""
         if isinstance(batch, Batch):
-            return self._apart(causal(torch.from_numpy(batch.tokens), self.ahead)), None
+            return self._in_lanes(self._apart(causal(torch.from_numpy(batch.tokens), self.ahead))), None
         arrays = {"inputs": batch.inputs, "labels": batch.labels, "mask": batch.mask.astype(np.float32)}
         samples: Samples = {name: torch.from_numpy(rows) for name, rows in arrays.items()}
         if self.stage.data.reset_attention:
@@ -289,7 +292,7 @@ class CausalFeed(Feed):
             ahead=self.ahead,
         )
         samples = causal(torch.from_numpy(text.tokens), self.ahead, torch.from_numpy(text.mask).float())
-        return HeldOut(padded(self._apart(samples), unit), text.bytes)
+        return HeldOut(padded(self._in_lanes(self._apart(samples)), unit), text.bytes)
 
     def probe(self, n: int, vocab: int, seq_len: int) -> Samples:
         seed, validation = self.stage.seed, self.stage.data.validation_fraction
@@ -309,6 +312,11 @@ class CausalFeed(Feed):
     def _apart(self, samples: Samples) -> Samples:
         """The samples as the stage's model reads them: documents in each other's sight, or apart."""
         return documents.apart(samples, self.corpus.tokenizer.eos) if self.stage.data.reset_attention else samples
+
+    def _in_lanes(self, samples: Samples) -> Samples:
+        """The same, where they go on behind each other, or not."""
+        together = not (self.stage.train.memory and self.stage.data.reset_attention)
+        return samples if together else documents.in_lanes(samples, self.corpus.tokenizer.eos)
 
 
 def padded(samples: Samples, unit: int) -> Samples:

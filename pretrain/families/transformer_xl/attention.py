@@ -50,11 +50,13 @@ class RelativeAttention(CoreAttention):
         """Attend; returns [S, B, N*H]. packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
         queries, keys = q.shape[2], k.shape[2]
-        hidden = memory.unseen(queries) if keys > queries else None
+        apart, hidden = packed_seq_params, None
+        if keys > queries:
+            hidden = memory.unseen(queries, None if apart is None else apart.begins)
         if hidden is None:
             hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
-        if packed_seq_params is not None:
-            hidden = hidden | packed_seq_params.parted[:, None]
+        if keys == queries and apart is not None:
+            hidden = hidden | apart.parted[:, None]
         scores = self._of_distances(q, keys).masked_fill(hidden, -torch.inf)
         q = q + self.r_w_bias.view(self.heads, 1, -1)
         p = self.dropout if self.training else 0.0

@@ -27,10 +27,6 @@ def load(folder: Path, **sections: dict[str, Any]) -> config.Curriculum:
     ("sections", "message"),
     [
         ({"train": {"eval_memory": 8}}, r"train\.eval_memory: 8, but train\.memory is 0 or missing"),
-        (
-            {"train": {"memory": 8}, "data": {"reset_attention": True}},
-            r"data\.reset_attention: True, but train\.memory",
-        ),
         ({"train": {"memory": 8}, "data": {"packing": "best_fit"}}, r"data\.packing: best_fit, but train\.memory is 8"),
         (
             {"train": {"memory": 9}, "parallel": {"tp": 2, "sequence_parallel": True}},

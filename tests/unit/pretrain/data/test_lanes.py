@@ -3,16 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.config.curriculum import curriculum_of
 from pretrain.data.corpus.corpus import Corpus, Split
+from pretrain.data.documents import OPENS, seen
 from pretrain.data.stream.lanes import LaneStream
 from pretrain.data.stream.packed import PackedStream
 from pretrain.data.stream.stream import Stream
+from pretrain.families.text import open_feed
 
 SEED, VALIDATION, VOCAB = 7, 0.1, 800
 Label = tuple[int, int, int]
@@ -161,3 +165,30 @@ def test_another_vocabulary_repeats_no_label(corpus: Corpus) -> None:
         ids = corpus.read(*corpus.tokens.document_ranges(number)).tolist()
         rest = ids[token:][: len(row)]
         assert row[: len(rest)] == rest
+
+
+def test_documents_apart(corpus_path: Path) -> None:
+    """Samples that go on say so, in training as in validation; those of certificates lie behind what is remembered."""
+    stage = curriculum_of(
+        {
+            "name": "x",
+            "data": {"corpus": str(corpus_path), "validation_fraction": VALIDATION, "reset_attention": True},
+            "model": {"vocab": VOCAB, "hidden": 32, "layers": 1, "heads": 2, "ffn": 32},
+            "train": {"seq_len": 16, "global_batch": 4, "lr": 1e-3, "tokens": 640, "memory": 32, "eval_bytes": 300},
+            "stages": [{"name": "x"}],
+        },
+        Path("x.yaml"),
+    ).stages[0]
+    feed = open_feed(stage)
+    feed.seek(None)
+    eos = feed.tokenizer.eos
+    steps = [feed.take(4, 0.0, 0, 1) for _ in range(40)]
+    assert steps[0].samples[OPENS].tolist() == [True] * 4
+    assert 0 < sum(step.samples[OPENS].sum() for step in steps[1:]) < 39 * 4
+    for step in steps:
+        assert step.samples[OPENS].tolist() == (step.samples["inputs"][:, 0] == eos).tolist()
+        assert step.seen == pytest.approx(3 * (seen(step.samples) or 0))
+    held_out = feed.held_out(4).samples
+    assert held_out[OPENS][0]
+    assert not held_out[OPENS].all()
+    assert OPENS not in feed.probe(2, VOCAB, 16)
