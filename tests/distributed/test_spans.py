@@ -16,6 +16,7 @@ from pretrain.data.samples import part
 from pretrain.engine.dropout import step_key
 from pretrain.engine.engine import Engine
 from pretrain.engine.megatron import Numerics
+from pretrain.hf.imports import shape_of
 from pretrain.kernels import fused
 from pretrain.losses.spans import SPANS
 from pretrain.report import history
@@ -163,8 +164,8 @@ def _stages(alone: str, stopped: str) -> list[str]:
 
 
 def test_stages(corpus: Path, tmp_path: Path) -> None:
-    """From DP2 to TP2, with more heads, wider and deeper: certified, resumed bit for bit, FLOPs by what heads see, and
-    a picture."""
+    """From DP2 to TP2, with more heads, wider and deeper: certified, resumed bit for bit, FLOPs by what heads see, a
+    picture, and an export."""
     spans = {"max": 24, "ramp": 4, "penalty": 1e-6}
     runs = [
         curriculum(corpus, tmp_path / name, model={"span": spans}, train={**RULES, "tokens": 8 * 256})
@@ -193,4 +194,5 @@ def test_stages(corpus: Path, tmp_path: Path) -> None:
     assert report([str(alone)]) == 0
     assert (alone / "spans.png").stat().st_size > 5000
     assert "## How far heads see\n\n- **small**: " in (alone / "report.md").read_text()
-    assert export_hf([str(alone / "small"), str(tmp_path / "export")]) == 2
+    assert export_hf([str(alone / "small"), str(tmp_path / "export")]) == 0
+    assert shape_of(tmp_path / "export") == event.old
