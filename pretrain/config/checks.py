@@ -7,24 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-import growth
 from growth import GrowthError
 from growth.family import DISTANCES, family
-from growth.operators import OPERATORS
-from pretrain.config import factor_files, level_checks, memories, mixtures, orders, spans, teachers
+from pretrain.config import growth_checks, level_checks, memories, mixtures, orders, spans, teachers
 from pretrain.config.distill_keys import Distill
-from pretrain.config.grow_keys import LEARNED, Patch
+from pretrain.config.grow_keys import Patch
 from pretrain.config.keys import Model, Stage
 from pretrain.config.layouts import misfits
 from pretrain.config.reading import join_problems
-from pretrain.config.train_keys import Lora, Mup, Train
+from pretrain.config.train_keys import Lora, Train
 from pretrain.errors import UserError
 from pretrain.layout.layout import Layout
 from pretrain.layout.work import totals
 from pretrain.runtime.storage import is_url
-
-GROWING = ("vocab", "positions", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
-"""The axes of a model; none may shrink from one stage to the next."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """The names that a curriculum and a stage may have: those that can name a folder and a job everywhere."""
@@ -59,7 +54,9 @@ def problems(stages: Sequence[Stage], only: int | None = None) -> list[str]:
             if stage.train.until == "gstack" and (index + 1 == len(stages) or stages[index + 1].from_scratch):
                 messages.append(f"stages[{index}].train.until: gstack, but no stage grows from this one; use tokens")
         if index and only in (None, index, index - 1):
-            messages += [f"stages[{index}].{problem}" for problem in _growth(stages[index - 1], stage)]
+            old = stages[index - 1]
+            shapes = not any(_shape(old)) and not any(_shape(stage))
+            messages += [f"stages[{index}].{problem}" for problem in growth_checks.problems(old, stage, shapes)]
     return messages
 
 
@@ -321,106 +318,3 @@ def _patches(stage: Stage) -> Iterator[str]:
                 f"{train.steps()} steps begins at {(train.steps() - 1) * step} tokens, and a step makes one patch at "
                 "most; lower it, or raise train.tokens"
             )
-
-
-def _growth(old: Stage, new: Stage) -> Iterator[str]:
-    if old.seed != new.seed:
-        yield f"seed: {new.seed} differs from the curriculum's; give one seed at the top of the file"
-    if old.model.family != new.model.family:
-        yield (
-            f"model.family: {new.model.family!r} after {old.model.family!r} in stage {old.name!r}; a curriculum grows "
-            "one family"
-        )
-        return
-    if new.from_scratch:
-        return
-    if old.train.mup != new.train.mup and old.train.mup.base_hidden and new.train.mup.base_hidden:
-        yield (
-            f"train.mup: {_given(new.train.mup)} after {_given(old.train.mup)} in stage {old.name!r}; a base model is "
-            "that of a whole curriculum, so give it once, at the top of the file"
-        )
-    fraction, held_out = new.data.validation_fraction, old.data.validation_fraction
-    if new.data.corpora and fraction != held_out:
-        yield (
-            f"data.validation_fraction: {fraction:g} after {held_out:g} in stage {old.name!r}, which would train on "
-            "text that was held out; keep it"
-        )
-    before = old.at_end()
-    named = {key for key, value in new.grow.policy().items() if key in OPERATORS and _shrinks(key, value)}
-    # An order that is a word has no number of layers: the algebra compares its sublayers.
-    shrunk = [axis for axis in GROWING if axis not in named and 0 < getattr(new.model, axis) < getattr(before, axis)]
-    for axis in shrunk:
-        size = getattr(before, axis)
-        yield (
-            f"model.{axis}: {getattr(new.model, axis)} is less than {size} in stage {old.name!r}; a stage grows, so "
-            f"raise it to {size} or more{_instead(axis)}"
-        )
-    others = list(spans.misfits(old, new))
-    yield from others
-    if shrunk or others or any(_shape(old)) or any(_shape(new)):
-        return  # the errors of the shape are reported already
-    if before.depth and (new.model.order is None) != (before.order is None):
-        yield (
-            f"model.order: {new.model.order} after {before.order} in stage {old.name!r}; a layer that is attention and "
-            "MLP in one cannot become sublayers, nor these one: begin with an order, such as sfsf, or have none at all"
-        )
-        return
-    share, shared = new.model.share, before.share
-    if share > shared or (new.model.layers == before.layers and shared % share):
-        fits = ", ".join(str(k) for k in range(1, shared + 1) if shared % k == 0 and new.model.layers % k == 0)
-        yield f"model.share: {share} after {shared} in stage {old.name!r}; shared layers are only untied: choose {fits}"
-        return
-    grow = new.grow
-    if grow.moments == "reset" and (grow.old_lr, grow.new_lr) != (1, 1):
-        yield (
-            "grow.moments: reset makes all parts new, so that grow.old_lr and grow.new_lr cannot tell them apart; keep "
-            "the moments, or change those"
-        )
-    if new.parallel.sequence_parallel and 0 < before.positions < new.parallel.tp:
-        yield (
-            f"parallel.tp: {new.parallel.tp} ranks cannot share the {before.positions} positions of stage "
-            f"{old.name!r}, on which its growth is measured; lower it or switch parallel.sequence_parallel off"
-        )
-    rows = [[0]] * max(0, new.model.vocab - old.model.vocab)  # the real pieces make no difference to the checks
-    policies = {"grow": grow}
-    arch, target = before.architecture(), new.model.architecture()
-    if grow.learn.steps:
-        if not (keys := grow.learn.keys(arch, target)):
-            yield f"grow.learn.steps: {grow.learn.steps}, but of {', '.join(grow.learn.only or LEARNED)} nothing grows"
-        if grow.trial.candidates:
-            yield "grow.learn: its maps take the place of operators, of which grow.trial tries several; choose one"
-        policies = {"grow": grow.mapped({key: {"operator": "dense", factor_files.OPTION: ""} for key in keys})}
-    for number, candidate in enumerate(grow.trial.candidates):
-        where = f"grow.trial.candidates[{number}]"
-        if unknown := sorted(set(candidate) - set(grow.OPERATORS)):
-            choices = ", ".join(grow.OPERATORS)
-            yield f"{where}: {', '.join(unknown)} cannot be tried; a candidate chooses among {choices}"
-        else:
-            policies[where] = grow.tried(candidate)
-    for where, policy in policies.items():
-        try:
-            growth.between(
-                arch,
-                target,
-                factor_files.stood_in(policy.policy(), arch, target),
-                seed=new.seed,
-                init_std=new.model.init_std,
-                pieces=rows,
-            )
-        except GrowthError as error:
-            yield f"{where}: {error}"
-
-
-def _given(mup: Mup) -> str:
-    return ", ".join(f"{key} {value}" for key, value in vars(mup).items() if value)
-
-
-def _shrinks(key: str, value: Any) -> bool:
-    """Whether a policy names an operator that makes its axis smaller."""
-    name = value.get("operator") if isinstance(value, Mapping) else value
-    return isinstance(name, str) and name in OPERATORS[key] and OPERATORS[key][name].shrinks
-
-
-def _instead(axis: str) -> str:
-    names = [name for name, operator in OPERATORS.get(axis, {}).items() if operator.shrinks]
-    return f", or make it smaller on purpose: grow.{axis}: {' or '.join(names)}" if names else ""

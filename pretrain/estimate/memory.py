@@ -1,23 +1,17 @@
 """The bytes that a rank will need, worked out from shapes: it takes no GPU, and no model is built."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from math import ceil, inf, prod
+from math import ceil, prod
 
 from growth import Architecture
-from growth.adapters import part_of
-from growth.family import DISTANCES
-from growth.family import Family as Table
-from pretrain import families
 from pretrain.config import Average, Stage, Train
+from pretrain.estimate.activations import CHUNK, Shapes
 from pretrain.estimate.teaching import Taught
 from pretrain.families.parameters import parameters
 from pretrain.layout import Layout
 from pretrain.layout.work import attending
 
-CHUNK = 1 << 24
-"""How many logits the cross entropy converts to fp32 at a time where it is not a fused kernel (pretrain.kernels), and
-how many elements of relations are compared at a time (pretrain.losses.relations)."""
 CONTEXT = 1_500_000_000
 """Bytes of a CUDA context and NCCL's channels, which do not follow from shapes."""
 FRAGMENTATION = 0.05
@@ -90,7 +84,7 @@ def of_rank(
     bf16 = train.precision == "bf16"
     weights = numel * (2 if bf16 else 4)
     optimizer = share * ((12 if bf16 else 8) + 4 * bool(train.average.half_life) + (bool(before) and gpu))
-    shapes = _Shapes.of(arch, layout, train, gpu=gpu)
+    shapes = Shapes.of(arch, layout, train, gpu=gpu)
     micro_batches = train.global_batch // (train.micro_batch * layout.dp)
     in_sight = taught.in_sight(arch) if taught else 0
     activations, workspace = _activations(shapes, train, pp_rank, micro_batches, in_sight)
@@ -155,188 +149,7 @@ def worst(
     return max(ranks, key=lambda m: m.total)
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """What activations are made of: how many elements of each kind a rank holds for a token, on average.
-
-    table: of the family. kinds: of each block. tokens: of a micro-batch. element: bytes of an element. hidden and
-    whole: elements of the residual stream, where sequence parallelism cuts it and where it is gathered.
-    transform: see families.Head. fused: whether what lies between matrix products is fused into kernels. fused_norm:
-    whether an RMSNorm is at least one operation, which saves only its input (torch on CUDA; on a CPU it saves two fp32
-    copies). weights: the attention weights, which are a tensor only with dropout on a CPU. scores: what distances add
-    to scores, where attention goes by them; bare: whether torch has no kernel that takes this, as on a CPU, so that the
-    weights are a tensor. relu: see families.Family. dropout: whether branches have one, so that their gradient is not
-    that of the stream. adapters: by kind of block, how many numbers theirs make of a token between their two factors,
-    and what they are on. dropped: whether they keep a dropped copy of what enters them. memory: places that are
-    remembered, for each token.
-    """
-
-    table: Table
-    kinds: tuple[str, ...]
-    layout: Layout
-    tokens: int
-    element: int
-    hidden: float
-    whole: float
-    queries: float
-    keys: float
-    ffn: float
-    heads: float
-    groups: float
-    weights: float
-    scores: float
-    bare: bool
-    relu: bool
-    vocabulary: float
-    transform: bool
-    fused: bool
-    fused_norm: bool
-    dropout: bool
-    adapters: Mapping[str, tuple[int, frozenset[str]]]
-    dropped: bool
-    memory: float
-
-    @staticmethod
-    def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "_Shapes":
-        size, tp = arch.sizes, layout.tp
-        return _Shapes(
-            arch.table,
-            tuple(block.kind for block in arch.blocks),
-            layout,
-            tokens=train.micro_batch * train.seq_len,
-            element=2 if train.precision == "bf16" else 4,
-            hidden=size["hidden"] / (tp if layout.sequence_parallel else 1),
-            whole=size["hidden"],
-            queries=size["heads"] * size["head_dim"] / tp,
-            keys=size.get("kv_heads", size["heads"]) * size["head_dim"] / tp,
-            ffn=size["ffn"] / tp,
-            heads=size["heads"] / tp,
-            groups=size.get("kv_heads", size["heads"]) / tp,
-            weights=size["heads"] / tp * train.seq_len if train.attention_dropout and not gpu else 0.0,
-            scores=size["heads"] / tp * (train.seq_len + train.memory) if DISTANCES in size else 0.0,
-            bare=not gpu,
-            relu=families.of(arch.family).relu,
-            vocabulary=ceil(size["vocab"] / tp),
-            transform=families.of(arch.family).head.transform,
-            fused=gpu if train.compile is None else train.compile,
-            fused_norm=gpu,
-            dropout=train.dropout > 0,
-            adapters={kind: _adapters(arch, kind) for kind in set(arch.kinds)},
-            dropped=train.lora.dropout > 0,
-            memory=train.memory / train.seq_len,
-        )
-
-    def at(self, kind: str) -> "_Shapes":
-        """What a token is inside a block of this kind: one of its units, where a unit is of several tokens."""
-        if kind not in self.table.streams:
-            return self
-        width, tokens = self.table.through(kind)[0].width, self.table.tokens(kind)
-        wider = {name: width * getattr(self, name) for name in ("hidden", "whole", "queries", "keys", "ffn")}
-        return replace(self, **wider, tokens=self.tokens // tokens, weights=self.weights / tokens)
-
-    def enters(self, kind: str) -> float:
-        """Bytes a token of a sample of the stream in front of a block of this kind."""
-        stream = self.table.through(kind)[0]
-        return self.element * self.hidden * stream.width / stream.tokens
-
-    def norm(self) -> float:
-        """Bytes a token that a norm saves for its backward pass: its input, and its statistics in fp32."""
-        parts = self.hidden / self.whole
-        if self.table.norm == "rms":
-            return (self.element if self.fused or self.fused_norm else 8) * self.hidden + 4 * parts
-        return self.element * self.hidden + 8 * parts
-
-    def block(self, kind: str, recompute: str) -> float:
-        """Bytes a token that a block saves for its backward pass (after Korthikanti et al. 2022, section 4, with
-        flash attention and without masks of dropout, which are drawn again)."""
-        if kind in self.table.streams:
-            if not self.attends(kind) and not self._has_mlp(kind):
-                return self.enters(kind)  # what is between two streams keeps the one that it takes
-            return self.at(kind)._block(kind, recompute) / self.table.tokens(kind)
-        return self._block(kind, recompute)
-
-    def _block(self, kind: str, recompute: str) -> float:
-        numbers, on = self.adapters[kind]
-        saved = self.element * numbers + 0.0
-        if self.dropped:
-            enters = {"attention": self.hidden + self.queries, "mlp": self.hidden + self.ffn}
-            saved += self.element * sum(enters[part] for part in on)
-        if self.attends(kind):
-            # Inputs of the norm and of the matrix after it; queries, keys, values and the output of the attention.
-            saved += self.norm() + self.element * self.hidden + self.element * (2 * self.queries + 2 * self.keys)
-            if recompute != "selective":
-                # The log-sum-exp of each head in fp32; or the attention weights, in fp32 and as dropout leaves them.
-                saved += (4 + self.element) * self.weights or 4 * self.heads
-                if self.scores and not self.weights:
-                    saved += (4 if self.bare else self.element) * self.scores
-                if self.scores:  # queries with what is added to them, for keys and for distances, and keys as fp32
-                    saved += self.element * self.queries
-                    saved += 4 * (self.queries + self.keys) if self.bare else self.element * self.queries
-            # Of a memory, which is there anyway, the input of the matrix, keys and values; of kernels queries too.
-            saved += self.memory * self.element * (self.hidden + 2 * self.keys + self.fused * self.queries)
-            if self.table.head_norms:  # the inputs of their norms, as those of other norms; kernels have the values too
-                kept = self.element if self.fused or self.fused_norm else 8
-                saved += kept * (self.queries + self.keys) + 4 * (self.heads + self.groups)
-                saved += self.element * self.keys * self.fused
-            if self.table.rotary and not self.fused:
-                saved += self.element * (self.queries + self.keys)  # queries and keys before rotation too
-        if self._has_mlp(kind):
-            # Inputs of the norm and of the matrix after it. Gated: gate, up and their product; single operations also
-            # save silu(gate) and its operand. Otherwise the input and the output of gelu.
-            # Of a relu its output alone.
-            inside = self.element * self.ffn * ((3 if self.fused else 5) if self.table.gated else 1 if self.relu else 2)
-            saved += self.norm() + self.element * self.hidden + inside
-        return saved
-
-    def attends(self, kind: str) -> bool:
-        """Whether a block of this kind has an attention."""
-        return any(dim.role == "query" for row in self.table.rows(kind) for dim in row.dims)
-
-    def _has_mlp(self, kind: str) -> bool:
-        return any("ffn" in dim.axes for row in self.table.rows(kind) for dim in row.dims)
-
-    def head(self) -> float:
-        """Bytes a token that the last pipeline rank saves beside its layers: for norm, matrix and logits."""
-        saved = self.norm() + self.element * self.hidden
-        if self.transform:
-            saved += 3 * self.element * self.hidden  # of the transform: input and output of gelu, and its norm
-            if self.layout.sequence_parallel:
-                saved += self.element * self.whole  # gathered for the head that predicts the next sentence
-        # The logits of a token, and its label and their maximum and sum.
-        return saved + self.element * self.vocabulary + 16
-
-    def inside_head(self) -> float:
-        """Bytes of the largest temporary of the head's backward pass: the gradients of its input and of its matrix, or
-        the fp32 temporaries of a loss that is not fused, or the logits before a bias is added."""
-        gradients = self.element * self.whole * (self.tokens + self.vocabulary)
-        logits = min(self.tokens * self.vocabulary, CHUNK if self.element == 2 else inf)
-        biased = self.element * self.tokens * self.vocabulary if self.transform else 0
-        return max(gradients, biased, 0 if self.fused else 3 * 4 * logits)
-
-    def inside_block(self, kind: str) -> float:
-        """Bytes of the largest temporary of a block's backward pass: the gradient of the residual stream, with what the
-        second linear layer of the MLP needs or, if it is gated, the gate; without an MLP, what the projections to
-        queries, keys and values need."""
-        return self.at(kind)._inside(kind)
-
-    def _inside(self, kind: str) -> float:
-        mlp = self._has_mlp(kind)
-        linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
-        gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
-        scores = (8 if self.bare else 2 * self.element) * self.scores * self.tokens if self.attends(kind) else 0
-        branch = self.hidden * self.tokens if self.dropout else 0
-        return self.element * (self.whole * self.tokens + branch + max(linear, gate, scores / self.element))
-
-
-def _adapters(arch: Architecture, kind: str) -> tuple[int, frozenset[str]]:
-    """(numbers between the two factors of the adapters of a block, for a token, and what they are on)."""
-    if arch.adapters is None:
-        return 0, frozenset()
-    parts = [part for row in arch.table.rows(kind) if arch.adapters.adapts(row) and (part := part_of(row))]
-    return arch.adapters.rank * len(parts), frozenset(parts)
-
-
-def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int, in_sight: int = 0) -> tuple[int, int]:
+def _activations(shapes: Shapes, train: Train, pp_rank: int, micro_batches: int, in_sight: int = 0) -> tuple[int, int]:
     """(bytes saved for the backward pass, bytes of the largest temporary) of a rank. in_sight: how many of the last
     blocks are not computed again, whatever train.recompute says of layers."""
     layout, tokens = shapes.layout, shapes.tokens
@@ -361,14 +174,14 @@ def _activations(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int
     return int(saved + head), int(max(shapes.inside_head(), inside - head))
 
 
-def _remembered(shapes: _Shapes, train: Train, pp_rank: int, micro_batches: int) -> int:
+def _remembered(shapes: Shapes, train: Train, pp_rank: int, micro_batches: int) -> int:
     """Bytes of what the blocks of a rank remember of so many micro-batches."""
     blocks = [shapes.kinds[number] for _, numbers in shapes.layout.chunks(pp_rank) for number in numbers]
     lanes = micro_batches * train.micro_batch * sum(map(shapes.attends, blocks))
     return int(shapes.element * shapes.hidden * train.memory * lanes)
 
 
-def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, workspace: int) -> tuple[int, int]:
+def _compared(shapes: Shapes, train: Train, taught: Taught, activations: int, workspace: int) -> tuple[int, int]:
     """(bytes saved for the backward pass, bytes of the largest temporary) with a teacher, from those without one.
 
     What is compared has temporaries of its own: of words logarithms of either side and a probability, in fp32, and
@@ -395,7 +208,7 @@ def _compared(shapes: _Shapes, train: Train, taught: Taught, activations: int, w
     return activations - unused + kept, max(int(inside), compared)
 
 
-def _computed_whole(shapes: _Shapes, train: Train, taught: Taught) -> int:
+def _computed_whole(shapes: Shapes, train: Train, taught: Taught) -> int:
     """Bytes of the largest temporary of a teacher that transformers computes, before anything of the student is there:
     scores of an attention, with their mask and as weights, or logits of the words and a rank's part of them."""
     sizes = taught.arch.sizes
@@ -404,7 +217,7 @@ def _computed_whole(shapes: _Shapes, train: Train, taught: Taught) -> int:
     return int(shapes.element * shapes.tokens * max(attention, logits)) if taught.whole else 0
 
 
-def _buffers(shapes: _Shapes, layout: Layout) -> int:
+def _buffers(shapes: Shapes, layout: Layout) -> int:
     gathered = shapes.whole if layout.sequence_parallel else 0
     sent = shapes.hidden if layout.pp > 1 else 0
     return int(shapes.element * shapes.tokens * (gathered + sent))

@@ -409,7 +409,7 @@ def test_an_unknown_override_ends_with_exit_code_2(tmp_path: Path, capsys: pytes
 
 def test_every_growth_policy_has_a_key_and_its_default_exists() -> None:
     optimizer = {"moments", "schedule", "rewind", "new_lr", "new_weight_decay", "old_lr", "condense"}
-    keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer - {"trial", "clip"}
+    keys = {field.name for field in dataclasses.fields(config.Grow)} - optimizer - {"trial", "clip", "learn"}
     assert keys == {key for key, operators in OPERATORS.items() if operators}
     small = config.Model(vocab=100, hidden=16, layers=2, heads=2, ffn=32).architecture()
     usual = {key: default(small, small.replace({"layers": 3}), key) for key in OPERATORS}
