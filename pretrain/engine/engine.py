@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from growth.architecture import Architecture
@@ -21,13 +20,15 @@ from pretrain.data.samples import Samples, size
 from pretrain.engine import megatron
 from pretrain.engine.adamw import AdamW
 from pretrain.engine.averaging import Average
-from pretrain.engine.dropout import NOTHING, Drops, left_out
+from pretrain.engine.dropout import Drops, left_out
 from pretrain.engine.exchange import StepResult, Veto, exchange
 from pretrain.engine.frozen import Frozen, enter_without_gradient
 from pretrain.engine.generation_segments import Segment, segments
 from pretrain.engine.gradients import reduce_together, sum_of_squares
 from pretrain.engine.megatron import Numerics
 from pretrain.engine.memory import Memory, Passing
+from pretrain.engine.owned import owned_ranges
+from pretrain.engine.passes import Passes
 from pretrain.engine.spans import Spans
 from pretrain.engine.teacher import Teacher
 from pretrain.engine.zero import Zero
@@ -35,7 +36,7 @@ from pretrain.estimate.flops import Ran
 from pretrain.families.parameters import parameters, spanning
 from pretrain.guard.recheck import unlike
 from pretrain.kernels import fused
-from pretrain.layout import Layout, Parameter, fragment_boxes
+from pretrain.layout import Layout, Parameter
 from pretrain.layout.zero import FragmentBox
 from pretrain.losses import Term
 
@@ -50,25 +51,6 @@ class Adam:
     weight_decay: float = 0.1
     clip: float = 1.0
     mup: Mup | None = None
-
-
-@dataclass(frozen=True)
-class Owned:
-    """What this rank owns of one parameter: a flat range of it, as boxes of logical tensors.
-
-    The range begins at element `start` of the parameter, and lies at `offset` in the ZeRO partition.
-    weight is the fp32 master, exp_avg and exp_avg_sq its moments, average its moving average if the engine keeps one:
-    flat views of the ZeRO partition.
-    """
-
-    parameter: Parameter
-    start: int
-    offset: int
-    boxes: list[FragmentBox]
-    weight: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    average: Tensor | None = None
 
 
 class Engine:
@@ -97,7 +79,6 @@ class Engine:
         self.family = families.of(arch.family)
         self.seq_len, self.micro_batch = seq_len, micro_batch
         pp_rank, self.dp_rank, tp_rank = layout.coordinates(dist.get_rank())
-        self.last = pp_rank == layout.pp - 1
         chunks = megatron.build(arch, layout, numerics, seq_len=seq_len, pp_rank=pp_rank, tp_rank=tp_rank)
         self.device = next(chunks.parameters()).device
         self.adam = AdamW(
@@ -114,15 +95,15 @@ class Engine:
         self.chunks: list[Any] = list(chunks)
         table = parameters(arch, layout, pp_rank, tp_rank)
         self.parameters = list(zip(table, chunks.parameters(), strict=True))
-        self.owned = self._owned()
+        kinds = [self._zero.masters.detach(), *self.adam.moments(self._zero.masters)]
+        self.owned = owned_ranges(self.parameters, [*kinds, self.average.values] if self.average else kinds)
         self._clip, self._mup = adam.clip, adam.mup
-        self._one = torch.ones((), dtype=torch.int, device=self.device)
         self._sequence_parallel = [p for _, p in self.parameters if getattr(p, "sequence_parallel", False)]
         self._tied = [p for _, p in self.parameters if getattr(p, "shared_embedding", False)]
         here = {parameter.pieces[0].tensor: p for parameter, p in self.parameters if parameter.pieces}
         spread = spanning(arch, layout, tp_rank)
         self._spanning = [(p.pieces[0].tensor, p.shape, here.get(p.pieces[0].tensor)) for p in spread]
-        self._boundaries = megatron.boundaries(arch, layout, pp_rank)
+        self.passes = Passes(arch, layout, chunks, micro_batch)
         self.frozen = Frozen()
         self.terms: tuple[Term, ...] = self.family.losses
         self.teacher: Teacher | None = None
@@ -131,21 +112,6 @@ class Engine:
         if arch.span:
             masters = [o.weight for o in self.owned if o.parameter.name.endswith(".span")]
             self.spans = Spans(arch, layout, self.chunks, masters)
-
-    def _owned(self) -> list[Owned]:
-        partition = self._zero.masters
-        kinds = [partition.detach(), *self.adam.moments(partition)]
-        if self.average:
-            kinds.append(self.average.values)
-        owned = []
-        for parameter, tensor in self.parameters:
-            if (mapping := getattr(tensor, "_hp_mapping", None)) is None:
-                continue
-            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-            views = (x.narrow(0, here.start, here.numel) for x in kinds)
-            boxes = fragment_boxes(parameter, there.start, there.numel)
-            owned.append(Owned(parameter, there.start, here.start, boxes, *views))
-        return owned
 
     def describe_generations(
         self,
@@ -223,81 +189,12 @@ class Engine:
         if self.spans:
             self.spans.refresh()
 
-    def _moved(self, x: Tensor) -> Tensor:
-        """On the device, without waiting for it."""
-        return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
-
-    def _batches(self, samples: Samples, drops: Drops, memory: Memory | None) -> Iterator[Samples]:
-        """The micro-batches of this data-parallel rank's samples. Each is computed as soon as it is taken, with what is
-        dropped of it, and what is remembered of the text before it."""
-        for number, start in enumerate(range(0, size(samples), self.micro_batch)):
-            rows = slice(start, start + self.micro_batch)
-            drops.begin(number, rows)
-            if memory:
-                memory.begin(number)
-            yield {name: x[rows] for name, x in samples.items()}
-
     def ran(self, samples: int, key: int | None) -> Ran | None:
         """In which share of the passes of a step with this key each block ran, over the whole global batch of so many
         samples; None: in all of them."""
         if key is None or not self.numerics.layer_drop.p:
             return None
         return 1 - left_out(key, 0, samples // self.micro_batch, self.arch.depth, self.numerics.layer_drop).mean(0)
-
-    def _forward(self, counts: Tensor, terms: Sequence[Term], teacher: Teacher | None = None) -> Callable[..., Any]:
-        """Megatron's forward_step: the loss of a micro-batch as its share of the global batch's means.
-
-        counts: over how many labels of the global batch each of the terms is a mean, divided by its weight.
-        """
-        scale = counts.reciprocal().float()
-        forward = teacher.forward if teacher else self.family.model.forward
-
-        def step(batches: Iterator[Samples], model: Any) -> Any:
-            samples = next(batches)
-
-            def loss(output: Any) -> Any:
-                outputs = {} if output is None else self.family.model.outputs(output)
-                totals = torch.stack([term.total(outputs, samples) for term in terms])
-                return (totals * scale).sum(), self._one, totals.detach()
-
-            return forward(model, samples), loss
-
-        return step
-
-    def _run(
-        self,
-        forward: Callable[..., Any],
-        samples: Samples,
-        drops: Drops = NOTHING,
-        memory: Memory | None = None,
-        **how: bool,
-    ) -> list[Tensor]:
-        """Megatron's schedule over this rank's samples; what the last pipeline rank collected per micro-batch."""
-        if memory:
-            memory.start(samples)
-        for chunk in self.chunks:
-            chunk.config.calculate_per_token_loss = True  # the loss is already a share of the global mean
-        samples = {name: self._moved(x) for name, x in samples.items()}
-        batches = [self._batches(samples, drops, memory) for _ in self.chunks]
-        collected: list[Tensor] = get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=batches if len(batches) > 1 else batches[0],
-            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=size(samples) // self.micro_batch,
-            seq_length=samples["inputs"].shape[1],
-            micro_batch_size=self.micro_batch,
-            **self._boundaries,
-            **how,
-        )
-        if memory:
-            memory.end()
-        return collected
-
-    def _total(self, terms: list[Tensor], count: int) -> Tensor:
-        """This rank's part of so many terms of the loss, float64: their sums over all ranks count a label once."""
-        if self.last and parallel_state.get_tensor_model_parallel_rank() == 0:
-            return torch.stack(terms).double().sum(0)
-        return torch.zeros(count, dtype=torch.float64, device=self.device)
 
     def backward(self, samples: Samples, key: int | None = None) -> Tensor:
         """Forward and backward over this rank's samples; gradients stay local to the data-parallel rank, and nothing
@@ -311,15 +208,16 @@ class Engine:
 
     def _passes(self, samples: Samples, key: int | None, memory: Memory | None = None) -> Tensor:
         """As `backward`, with the gradients of what tensor-parallel or pipeline ranks share still in parts."""
-        counts = self._moved(torch.tensor([t.count(samples) / t.weight for t in self.terms], dtype=torch.float64))
+        counts = self.passes.moved(torch.tensor([t.count(samples) / t.weight for t in self.terms], dtype=torch.float64))
         if self.layout.dp > 1:
             dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         counts.clamp_(min=1)
         self._model.train()
         first, count = self.dp_rank * size(samples), size(samples)
-        drops = Drops.of(key, self.numerics, self.arch.depth, first, count, self.micro_batch, self._moved)
-        step = self._forward(counts, self.terms, self.teacher)
-        return self._total(self._run(step, samples, drops, memory, forward_only=False), len(self.terms)) / counts
+        drops = Drops.of(key, self.numerics, self.arch.depth, first, count, self.micro_batch, self.passes.moved)
+        step = self.passes.forward(counts, self.terms, self.teacher)
+        collected = self.passes.run(step, samples, drops, memory, forward_only=False)
+        return self.passes.total(collected, len(self.terms)) / counts
 
     def _complete(self) -> None:
         """Sum the gradients of what tensor-parallel or pipeline ranks share; that of the spans' penalty is added."""
@@ -443,8 +341,8 @@ class Engine:
         assert self.memory
         self._model.eval()
         terms = self.family.losses
-        step = self._forward(torch.ones(len(terms), device=self.device), terms)
-        self._run(step, samples, memory=self.memory, forward_only=True)
+        step = self.passes.forward(torch.ones(len(terms), device=self.device), terms)
+        self.passes.run(step, samples, memory=self.memory, forward_only=True)
         self.memory.take_over()
 
     @torch.no_grad()
@@ -453,9 +351,9 @@ class Engine:
         tokens that are remembered; each micro-batch goes on behind the one before it, row by row."""
         self._model.eval()
         terms = self.family.losses
-        step = self._forward(torch.ones(len(terms), device=self.device), terms)
+        step = self.passes.forward(torch.ones(len(terms), device=self.device), terms)
         passing = Passing(memory, self.chunks, self.layout, self.micro_batch, self.device) if memory else None
-        total = self._total(self._run(step, samples, memory=passing, forward_only=True), len(terms))
+        total = self.passes.total(self.passes.run(step, samples, memory=passing, forward_only=True), len(terms))
         dist.all_reduce(total)
         return {term.name: value for term, value in zip(terms, total.tolist(), strict=True)}
 
@@ -479,5 +377,5 @@ class Engine:
             return self.family.model.logits(model, next(batches)), collect
 
         memory = self.memory if remember else None
-        self._run(step, samples, memory=memory, forward_only=True, collect_non_loss_data=True)
+        self.passes.run(step, samples, memory=memory, forward_only=True, collect_non_loss_data=True)
         return torch.cat(parts) if first else None

@@ -67,7 +67,7 @@ def _collectives(precision: str) -> tuple[list[tuple[str, str, int]], int]:
 
         return collective
 
-    run_model = engine._run
+    run_model = engine.passes.run
 
     def inside(*given: Any, **named: Any) -> Any:
         before = len(seen)
@@ -75,7 +75,7 @@ def _collectives(precision: str) -> tuple[list[tuple[str, str, int]], int]:
         del seen[before:]  # Megatron's, of its model and its pipeline
         return found
 
-    engine._run = inside  # type: ignore[method-assign]
+    engine.passes.run = inside  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         for name in COLLECTIVES:
             patch.setattr(dist, name, noting(name, getattr(dist, name)))

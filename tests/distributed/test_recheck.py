@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint import is_done
-from pretrain.data.samples import Samples, part
+from pretrain.data.samples import part
 from pretrain.engine.engine import Engine
 from pretrain.guard.recheck import UNFIT
 from tests.distributed import ranks
@@ -29,11 +29,11 @@ HOSTS = ["good", "bad"]
 def flipped(rank: int, passes: Collection[int]) -> Iterator[None]:
     """On one rank, the lowest bit of one number of the gradient flips after these forward and backward passes, counted
     from 1 in this process."""
-    real: Callable[[Engine, Samples, int | None], Tensor] = Engine._passes
+    real: Callable[..., Tensor] = Engine._passes
     taken = iter(range(1, 1_000_000))
 
-    def once(engine: Engine, samples: Samples, key: int | None) -> Tensor:
-        terms = real(engine, samples, key)
+    def once(engine: Engine, *given: Any) -> Tensor:
+        terms = real(engine, *given)
         if next(taken) in passes and dist.get_rank() == rank:
             _, parameter = engine.parameters[-1]
             engine.gradient(parameter).view(torch.int32).flatten()[:1].bitwise_xor_(1)

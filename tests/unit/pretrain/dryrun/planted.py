@@ -69,7 +69,7 @@ def other_order() -> None:
 
     def both(engine: Any) -> None:
         values = torch.zeros(3, device=engine.device), torch.zeros(5, device=engine.device)
-        for value in reversed(values) if not engine.last else values:
+        for value in reversed(values) if not engine.passes.last else values:
             dist.all_reduce(value)
 
     before_each_step(both)
