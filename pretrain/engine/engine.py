@@ -103,7 +103,7 @@ class Engine:
         here = {parameter.pieces[0].tensor: p for parameter, p in self.parameters if parameter.pieces}
         spread = spanning(arch, layout, tp_rank)
         self._spanning = [(p.pieces[0].tensor, p.shape, here.get(p.pieces[0].tensor)) for p in spread]
-        self.passes = Passes(arch, layout, chunks, micro_batch)
+        self.passes = Passes(arch, layout, pp_rank, chunks, micro_batch)
         self.frozen = Frozen()
         self.terms: tuple[Term, ...] = self.family.losses
         self.teacher: Teacher | None = None

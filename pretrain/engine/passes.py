@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -25,9 +24,10 @@ from pretrain.losses import Term
 class Passes:
     """Passes of a model under a layout over samples of which each data-parallel rank has its own."""
 
-    def __init__(self, arch: Architecture, layout: Layout, chunks: torch.nn.ModuleList, micro_batch: int) -> None:
-        """chunks: of this rank's pipeline. micro_batch: samples of one."""
-        pp_rank, _, _ = layout.coordinates(dist.get_rank())
+    def __init__(
+        self, arch: Architecture, layout: Layout, pp_rank: int, chunks: torch.nn.ModuleList, micro_batch: int
+    ) -> None:
+        """chunks: of this pipeline rank. micro_batch: samples of one."""
         self._family, self._micro_batch = families.of(arch.family), micro_batch
         self._chunks: list[Any] = list(chunks)
         self._device = next(chunks.parameters()).device
