@@ -5,7 +5,7 @@ In one process, with the reference model, at any size that fits. What it returns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -82,6 +82,12 @@ class Learner:
             factor.data.copy_(state[name])
             moments = {key.removeprefix(f"{name}."): x for key, x in state.items() if key.startswith(f"{name}.")}
             self._optimizer.state[factor] = {key: x.clone() for key, x in moments.items()}
+
+
+def with_axes(arch: Architecture, axes: Collection[str], other: Architecture) -> Architecture:
+    """An architecture with these axes, where it has them, of another's sizes; with layers go their kinds and calls."""
+    layers: dict[str, Any] = {"kinds": other.kinds, "calls": other.calls} if "layers" in axes else {}
+    return arch.replace({axis: other.sizes[axis] for axis in axes if axis in arch.sizes}, **layers)
 
 
 def map_flops(old: Architecture, new: Architecture) -> int:

@@ -63,13 +63,9 @@ def work(options: argparse.Namespace) -> command.Answer:
                 raise UserError(f"{target} is there already: remove it, or choose another name")
             done = learning.resume()
             with tqdm(total=how.steps, initial=done, desc="factors", disable=not sys.stderr.isatty()) as bar:
-
-                def told(loss: float) -> None:
-                    bar.set_postfix(loss=f"{loss:.4f}")
+                while not learning.done:
+                    bar.set_postfix(loss=f"{learning.step():.4f}")
                     bar.update()
-
-                while not learning.go_on(told):
-                    pass
             learned = learning.finish()
             learning.progress.unlink(missing_ok=True)
     rows = [["", "held-out loss"], *([name, f"{value:.4f}"] for name, value in learned.held_out.items())]

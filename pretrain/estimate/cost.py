@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from growth import Architecture
+from growth.learn import with_axes
 from pretrain.config import LEARNED, Curriculum, Stage
 from pretrain.config.layouts import layout_of, ranks_of
 from pretrain.data.packing import Packed
@@ -133,8 +134,8 @@ def of_stage(
         old = parent.grown()
         event_flops = flops.event_flops(old, arch, layout, train.seq_len, train.micro_batch)
         if keys := stage.grow.learn.keys(old, arch) if stage.grow.learn.steps else []:
-            sizes = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
-            learning = flops.learning_flops(arch.replace(sizes), arch, train.seq_len, stage.grow.learn)
+            unlearned = with_axes(arch, [axis for key in keys for axis in LEARNED[key]], old)
+            learning = flops.learning_flops(unlearned, arch, train.seq_len, stage.grow.learn)
         # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
         steps = event_flops / flops_per_token / train.seq_len / train.global_batch

@@ -8,7 +8,7 @@ stage says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from growth import Architecture, Box, Plan, between
 from growth.evaluate.box_values import Read
-from growth.learn import Learner
+from growth.learn import Learner, with_axes
 from pretrain.checkpoint import Reader
 from pretrain.config import LEARNED, Curriculum, Learn, Stage, factor_files
 from pretrain.errors import UserError
@@ -30,7 +30,7 @@ from pretrain.runtime import progress_files
 from pretrain.runtime.files import make_folder
 from pretrain.verify import audit
 
-KEPT = 10  # the state is written every so many steps
+INTERVAL = 10  # steps after which the state is saved
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Learned:
 class Learning:
     """Steps of Adam on the factors of a stage's growth from the checkpoint that a reader has open.
 
-    target: the file of factors; beside it lies what another start goes on from, after the last `KEPT` steps. Raises
-    UserError where nothing grows that is learned, and where there is not enough memory; GrowthError for a growth that
-    is impossible.
+    target: the file of factors; beside it lies what another start goes on from, see `save`. Raises UserError
+    where nothing grows that is learned, and where there is not enough memory; GrowthError for a growth that is
+    impossible.
     """
 
     def __init__(self, curriculum: Curriculum, stage: Stage, reader: Reader, target: Path, how: Learn) -> None:
-        self._reader, self._how, self.target = reader, how, target
+        self._how, self.target = how, target
         old = Architecture.from_json(reader.manifest.architecture)
         final = stage.model.architecture()
         if not (keys := how.keys(old, final)):
@@ -64,8 +64,7 @@ class Learning:
         self._feed = open_feed(reduced)
         self._feed.seek(None)
         self._first = plan_of(curriculum, reduced, reader.manifest, self._feed.tokenizer)
-        axes = {axis for key in keys for axis in LEARNED[key] if axis in final.sizes}
-        self._new = self._first.new.replace({axis: final.sizes[axis] for axis in axes})
+        self._new = with_axes(self._first.new, [axis for key in keys for axis in LEARNED[key]], final)
         if (need := audit.needed(self._new)) > (free := audit.free_memory()):
             raise UserError(
                 f"learning needs about {need / 1e9:.3g} GB of memory and {free / 1e9:.3g} GB are free: take a larger "
@@ -94,22 +93,28 @@ class Learning:
             self._losses = about["losses"]
         return self._learner.steps
 
-    def go_on(self, told: Callable[[float], None] = lambda loss: None) -> bool:
-        """At most `KEPT` steps more, each told with its loss; whether all steps are done. Raises UserError for a loss
-        that is not finite."""
-        while self._learner.steps < self._how.steps:
-            samples = self._feed.take(self._how.batch, 0.0, 0, 1).samples
-            loss = self._learner.step(partial(objective, arch=self._new, samples=samples))
-            self._losses.append(loss)
-            if not math.isfinite(loss):
-                self.progress.unlink(missing_ok=True)
-                raise UserError(f"the loss is {loss} at step {self._learner.steps}: take a smaller learning rate")
-            told(loss)
-            if self._learner.steps % KEPT == 0:
-                about = {"learns": self._learns, "cursor": self._feed.cursor, "losses": self._losses}
-                progress_files.write(self.progress, self._learner.state(), about)
-                break
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been made."""
         return self._learner.steps >= self._how.steps
+
+    def step(self) -> float:
+        """One step more; returns its loss, in nats. Every so many steps (`INTERVAL`) the state is saved. Raises
+        UserError for a loss that is not finite."""
+        samples = self._feed.take(self._how.batch, 0.0, 0, 1).samples
+        loss = self._learner.step(partial(objective, arch=self._new, samples=samples))
+        self._losses.append(loss)
+        if not math.isfinite(loss):
+            self.progress.unlink(missing_ok=True)
+            raise UserError(f"the loss is {loss} at step {self._learner.steps}: take a smaller learning rate")
+        if self._learner.steps % INTERVAL == 0:
+            self.save()
+        return loss
+
+    def save(self) -> None:
+        """Writes what another start goes on from."""
+        about = {"learns": self._learns, "cursor": self._feed.cursor, "losses": self._losses}
+        progress_files.write(self.progress, self._learner.state(), about)
 
     def finish(self) -> Learned:
         """Writes the factors, and measures them."""
@@ -133,8 +138,10 @@ class Learning:
 def _reduced(stage: Stage, old: Architecture, keys: list[str]) -> Stage:
     """The stage with what is learned left as it is in the old model, so that the rest grows first."""
     sizes: dict[str, Any] = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
-    if "kv_heads" not in old.sizes:
-        sizes |= {"kv_heads": old.sizes["heads"]} if "heads" in keys else {}
+    if "layers" in keys:
+        sizes |= {"layers": old.depth, "share": old.depth // old.layers}
+    if "heads" in keys and "kv_heads" not in old.sizes:
+        sizes["kv_heads"] = old.sizes["heads"]
     default = type(stage.grow)()
     grow = replace(stage.grow, **{key: getattr(default, key) for key in keys})
     return replace(stage, model=replace(stage.model, **sizes), grow=grow)

@@ -71,11 +71,11 @@ def _learned(resolved: Resolved, parent: Stage, switches: Switches, watchdog: Wa
                 log.info("learning how to grow: goes on after step %d", done)
 
         agreed(begin)
-        ended = False
-        while not ended:
+        while not agreed(lambda: learning.done):
             watchdog.beat("learning how to grow", 0)
-            ended = agreed(lambda: learning.go_on())
+            agreed(lambda: learning.step())
             if Comm().largest(switches.wish()) == Asked.STOP:
+                agreed(lambda: learning.save())
                 return None
         return agreed(lambda: learning.finish())
 

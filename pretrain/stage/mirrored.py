@@ -56,11 +56,13 @@ class Mirroring:
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._wait, self._again = WAIT, 0.0
+        self._more = False  # whether something was committed that the process may have come too early to see
         if not mirror.is_empty(folder):  # what could not be sent before the stage was stopped
             self.begin()
 
     def begin(self) -> None:
         """To be called when a checkpoint has been committed."""
+        self._more = self._process is not None
         if self._process is None:
             self._process = _start(self.folder)
 
@@ -83,6 +85,8 @@ class Mirroring:
         newest = {"mirrored_step": float(state["newest"])} if state and state["newest"] is not None else {}
         if code == 0:
             self._wait = WAIT
+            if self._more:
+                self.begin()
             return newest
         problem = (state["problem"] if state else None) or f"its process ended with code {code}"
         log.warning("the mirror of %s is behind, and tried again in %.0f s: %s", self.folder, self._wait, problem)

@@ -298,7 +298,6 @@ class Run:
             log.info("%s", describe_mup(mup, state.arch))
         self.state = self.pacing.set(engine, state)
         teach(self.resolved, engine)
-        engine.penalise_spans(self.stage.model.span.penalty)
         self.validation = Validation(engine, self.feed)
         self.feed.seek(state.cursor)
 

@@ -1,4 +1,4 @@
-"""The teacher of a stage, beside its engine, and what a step costs with one."""
+"""What a stage minimises beside the loss of its text, above all what a teacher says; and what a step costs then."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from pretrain.stage.resolved import Resolved
 
 
 def teach(resolved: Resolved, engine: Engine) -> None:
-    """Give an engine the teacher of its stage, if there is one (collective). Raises as `teacher_of`, and UserError for
-    weights that cannot be read."""
+    """Give an engine the teacher of its stage, if there is one, and the penalty of its heads' spans (collective).
+
+    Raises as `teacher_of`, and UserError for weights that cannot be read.
+    """
+    if resolved.given.distill.teacher:
+        engine.learn_from(_teacher(resolved, engine))
+    engine.penalise_spans(resolved.given.model.span.penalty)
+
+
+def _teacher(resolved: Resolved, engine: Engine) -> Teacher:
     stage = resolved.given
-    if not stage.distill.teacher:
-        return
     known = agreed(lambda: teacher_of(resolved.curriculum, stage))
     how = (engine.layout, engine.numerics, stage.distill, stage.train.seq_len)
     if known.whole:
-        engine.learn_from(WholeTeacher(known.whole, *how))
-        return
+        return WholeTeacher(known.whole, *how)
     teacher = Teacher(known.arch, *how)
     Source(known.path.parent, known.arch, path=known.path).restored(lambda reader: teacher.fill(reader.read))
-    engine.learn_from(teacher)
+    return teacher
 
 
 def flops_per_token(engine: Engine, samples: int, key: int, seen: float | None) -> float:

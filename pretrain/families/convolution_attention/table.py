@@ -28,11 +28,6 @@ EXPANDERS = tuple(f"expand_{level}" for level in range(1, DEEPEST + 1))
 STREAMS = tuple(Stream(2**level, TAPS**level) for level in range(DEEPEST + 1))
 
 
-def level_of(kind: str) -> int:
-    """The level of a block, or the deeper one of the two between which a compressor or an expander leads."""
-    return 0 if kind == BLOCKS[0] else int(kind[-1])
-
-
 def wide(level: int, *axes: str, then: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Axes of a dimension that is wider at deeper levels; `then` come behind the axis by which it is."""
     return (*axes, *((WIDTHS[level],) if level else ()), *then)

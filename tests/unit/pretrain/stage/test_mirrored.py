@@ -37,7 +37,7 @@ def test_it_is_begun_again_after_a_failure_and_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun: list[str] = []
-    ends = iter(("2", "2", "0"))
+    ends = iter(("2", "2", "0", "0", "0"))
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         begun.append(next(ends))
@@ -71,6 +71,11 @@ def test_it_is_begun_again_after_a_failure_and_says_how_far_it_is(
     assert begun == ["2", "2"]  # not yet
     task.begin()
     assert news(task) == {"mirrored_step": 3.0}
+    task.begin()
+    task.begin()  # its process may have looked for the last time before this checkpoint was there
+    assert news(task) == news(task) == {"mirrored_step": 3.0}
+    assert task.news() == {}
+    assert begun == ["2", "2", "0", "0", "0"]
 
 
 def test_a_failure_at_the_end_is_said_and_no_more(
