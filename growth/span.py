@@ -72,4 +72,16 @@ def keys_of(longest: float, ramp: int, length: float) -> float:
     """With how many keys, of so many that there are, attention computes for a token in a layer whose longest span this
     is: with those of whole blocks. At the beginning of a sample, as everywhere where FLOPs are counted, a token counts
     as the others do."""
-    return min(length, BLOCK * (1 + ceil(reach(longest, ramp) / BLOCK)))
+    return min(length, BLOCK + before(longest, ramp))
+
+
+def before(longest: float, ramp: int) -> int:
+    """How many tokens before its own block, in whole blocks, a layer whose longest span this is computes with: keys and
+    values are made of no more of a memory."""
+    return BLOCK * ceil(reach(longest, ramp) / BLOCK)
+
+
+def seen(longest: float, ramp: int, own: float, there: float) -> tuple[float, float]:
+    """In such a layer, of `there` tokens of which `own` are the sample's, the others of a memory: with how many keys
+    attention computes for a token, and of how many tokens keys and values are made."""
+    return keys_of(longest, ramp, there), min(there, own + before(longest, ramp))

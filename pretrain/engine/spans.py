@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growth.architecture import Architecture
-from growth.span import keys_of
+from growth.span import seen as seen_by
 from pretrain.engine.gradients import FlatGradients, reduce_together
 from pretrain.engine.megatron import transformer_block
 from pretrain.families.common.span_attention import SpanAttention
@@ -74,13 +74,13 @@ class Spans:
             reduce_together([table], parallel_state.get_model_parallel_group())
         self._total, self.by_head = table.sum(), table.cpu().numpy()
         for number, core in self._here.items():
-            core.longest = float(self.by_head[number, self._own].max())
+            core.longest = float(self.by_head[number].max())  # of all tensor-parallel ranks, which share a memory
 
     def keys(self, seq_len: int, seen: float | None) -> list[tuple[float, float]]:
-        """With how many keys attention computes for a token in each block, of how many that there are: see
+        """With how many keys attention computes for a token in each block, and of how many tokens it has keys: see
         pretrain.layout.work.Seen. seen: what there is, in the mean; None: all of the sample."""
         there = seq_len if seen is None else seen
-        return [(keys_of(float(longest), self._span.ramp, there), there) for longest in self.by_head.max(1)]
+        return [seen_by(float(longest), self._span.ramp, seq_len, there) for longest in self.by_head.max(1)]
 
     def figures(self) -> dict[str, float]:
         """For metrics: the mean and the longest of each block with attention, counted from 0, in tokens."""

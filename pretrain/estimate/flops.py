@@ -6,7 +6,8 @@ has none; what is made of distances is made once for a micro-batch, however many
 Attention is counted in full, seq_len keys for every query, as PaLM (Chowdhery et al. 2022, appendix B), Megatron-LM and
 torch.utils.flop_counter do, although a causal kernel may skip half of it: MFU then compares across papers. Where
 data.reset_attention keeps documents apart, a query has the keys of its document: `seen`, the mean over tokens; and
-where heads have spans, those that the longest of its layer reaches, in whole blocks.
+where heads have spans, those that the longest of its layer reaches, in whole blocks. Keys and values are made of no
+more of a memory.
 
 *Model* FLOPs are what the mathematics needs: forward, and twice that backward. *Hardware* FLOPs are what is run: what
 is computed again and the padding of the vocabulary included. MFU is of the first, HFU of the second (Korthikanti et

@@ -9,7 +9,7 @@ from math import prod
 from growth.adapters import part_of
 from growth.architecture import Architecture
 from growth.family import DISTANCES, TensorSpec
-from growth.span import keys_of
+from growth.span import seen as seen_by
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Work:
 Seen = float | Sequence[tuple[float, float]] | None
 """How many tokens attention may relate a token with, in the mean, with a memory more than the sample has; None: all of
 the sample. Where heads have spans, those that the longest there may be reaches; or, of each block, how many are reached
-and how many there are."""
+and of how many there are keys and values, see growth.span.seen."""
 
 
 def work_of(
@@ -50,7 +50,8 @@ def work_of(
     these names alone."""
     if not isinstance(seen, Sequence):
         there = seq_len if seen is None else seen
-        seen = [(keys_of(arch.span.max, arch.span.ramp, there) if arch.span else there, there)] * arch.depth
+        of_spans = seen_by(arch.span.max, arch.span.ramp, seq_len, there) if arch.span else (there, there)
+        seen = [of_spans] * arch.depth
     pairs = list(zip((block.kind for block in arch.blocks), seen, strict=True))
     work = {(kind, n): _of_kind(arch, kind, seq_len, only, *n) for kind, n in set(pairs)}
     return tuple(work[pair] for pair in pairs)
@@ -91,12 +92,12 @@ def _queries(arch: Architecture, kind: str) -> int:
 
 
 def _of_kind(
-    arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float, there: float
+    arch: Architecture, kind: str, seq_len: int, only: Collection[int | str] | None, seen: float, made: float
 ) -> Work:
     matrices = attention = 0
     tokens = arch.table.tokens(kind)
     units = seq_len // tokens
-    remembered = max(0.0, there / seq_len - 1)  # what there is beyond the sample is of a memory
+    remembered = max(0.0, made / seq_len - 1)  # what there is beyond the sample is of a memory
     for row in arch.table.rows(kind):
         flops = _flops(arch, row, units, only)
         if remembered and len(row.dims) == 2 and "head_dim" in row.dims[0].axes and row.dims[0].role != "query":

@@ -66,6 +66,8 @@ def trained(arch: Architecture, how: dict[str, Any], numerics: Numerics, count: 
         result = engine.train_step(mine, 1e-2, key=step_key(1, "first", number))
         found.append((result.loss, result.grad_norm, *result.terms.values(), *engine.spans.by_head.flatten()))
         first = first or ranks.collected(engine)
+    for number, core in engine.spans._here.items():  # of all ranks: they make keys of as much of a memory
+        assert core.longest == engine.spans.by_head[number].max()
     return found, first, ranks.collected(engine), validation, engine.spans.figures()
 
 

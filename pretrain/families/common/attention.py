@@ -25,7 +25,7 @@ from pretrain.kernels.varlen import attend_inside
 class SelfAttention(attention.SelfAttention):
     """Megatron-core's, whose keys and values may be of a memory and the segment behind it.
 
-    remembered: the memory, normed as the segment is, where its layer has one.
+    remembered: the memory, normed as the segment is, where its layer has one: as much of it as is seen.
     """
 
     remembered: Tensor | None = None
@@ -37,19 +37,21 @@ class SelfAttention(attention.SelfAttention):
             return parts
         _, *before = super().get_query_key_value_tensors(self.remembered, *args, **kwargs)
         query, *own = parts
-        return query, *(torch.cat(pair) for pair in zip(before, own, strict=True))
+        return query, *(memory.joined(*pair) for pair in zip(before, own, strict=True))
 
 
 class CoreAttention(torch.nn.Module):
     """Attention of the local heads, flash where torch has it, on any device. Where there are more keys than queries,
     the first of them are of a memory.
 
-    fused: whether what lies between matrix products is kernels.
+    fused: whether what lies between matrix products is kernels. reach: how many places before a sample are seen at
+    most; None: all.
 
     Shapes: S sequence, B micro-batch, N local query heads, G local kv groups, H head_dim.
     """
 
     fused = False
+    reach: int | None = None
 
     def __init__(
         self,

@@ -96,11 +96,16 @@ class Layer(TransformerLayer):
             segment.keep(self.layer_number, hidden)
 
     def _remembered(self) -> Tensor | None:
-        """The memory of the layer, normed as what its attention gets; None: it has none now."""
+        """The memory of the layer, normed as what its attention gets, as far back as that sees; None: it has none now.
+        Under sequence parallelism, where each rank has some places of it, all of it."""
         before = None
         if self.remembers and (segment := memory.current()) is not None:
             before = segment.before(self.layer_number)
-        return None if before is None else self.input_layernorm(before)
+        if before is None:
+            return None
+        normed: Tensor = self.input_layernorm(before)
+        reach = None if self.config.sequence_parallel else self.self_attention.core_attention.reach
+        return normed if reach is None else normed[max(0, len(normed) - reach) :]
 
     def _forward_attention(
         self, hidden_states: Tensor, *args: Any, rotary_pos_emb: Tensor | None = None, **kwargs: Any
@@ -181,7 +186,7 @@ class FusedLayer(Layer):
         attention = self.self_attention
         mixed, _ = attention.linear_qkv(normed)
         if (remembered := self._remembered()) is not None:
-            mixed = torch.cat((attention.linear_qkv(remembered)[0], mixed))
+            mixed = memory.joined(attention.linear_qkv(remembered)[0], mixed)
         groups, size = attention.num_query_groups_per_partition, attention.hidden_size_per_attention_head
         mixed = mixed.unflatten(-1, (groups, -1))
         if not isinstance(attention.q_layernorm, IdentityOp):

@@ -85,6 +85,14 @@ def places() -> int:
     return 0 if segment is None or not segment.remembers else segment.length
 
 
+def joined(before: Tensor, own: Tensor) -> Tensor:
+    """[memory; segment] of what was made of either, [m, ...] and [S, ...]: zero at the places of the memory, the first
+    ones, of which nothing was made since no head sees so far. So its shape does not change with how far heads see, for
+    kernels are compiled for each shape."""
+    missing = places() - len(before)
+    return torch.cat((before.new_zeros(missing, *before.shape[1:]), before, own) if missing else (before, own))
+
+
 def begins(queries: int, inside: Tensor | None = None) -> Tensor | None:
     """Of every query the first key of [memory; segment] that it may see, int64 [B, queries], where some lanes have less
     to remember than others, or documents do not see each other; None: any. inside: of every query the first place of

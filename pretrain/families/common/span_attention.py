@@ -8,7 +8,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from growth.span import Span, reach
+from growth.span import Span, before, reach
 from pretrain.families.common import dropout, memory
 from pretrain.families.common.attention import CoreAttention
 from pretrain.families.common.documents import Documents
@@ -19,8 +19,9 @@ from pretrain.kernels.span import Within, attend_spans
 class SpanAttention(CoreAttention):
     """Causal attention of the local heads, each within its span.
 
-    span: z / max of each of them, a parameter. longest: z of the one that sees farthest, or more, in tokens: keys that
-    it does not reach are not computed with. It is a number of the host's, which whoever changes the parameter sets.
+    span: z / max of each of them, a parameter. longest: z of the one of the layer, on whatever rank, that sees
+    farthest, or more, in tokens: keys that it does not reach are not computed with, nor made of a memory. It is a
+    number of the host's, which whoever changes the parameter sets.
     """
 
     def __init__(self, config: TransformerConfig, *args: Any, spans: Span, **how: Any) -> None:
@@ -28,6 +29,11 @@ class SpanAttention(CoreAttention):
         self.spans, self.longest = spans, float(spans.max)
         heads = config.num_attention_heads // config.tensor_model_parallel_size
         self.span = torch.nn.Parameter(torch.zeros(heads, dtype=config.params_dtype))
+
+    @property
+    def reach(self) -> int:  # type: ignore[override]
+        """In whole blocks."""
+        return before(self.longest, self.spans.ramp)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ from transformers import (
 
 from growth import Architecture
 from growth.family import family as growth_family
+from growth.span import Span
 from pretrain.estimate import flops
 from pretrain.layout import Layout
 
@@ -109,3 +110,11 @@ def test_of_a_memory() -> None:
     keys_and_values = 2 * remembered * 96 * (2 * 2 * 32)
     scores = 2 * 2 * SEQ_LEN * remembered * (6 * 32)
     assert with_it - without == 2 * (keys_and_values + scores)
+
+
+def test_of_a_memory_that_spans_do_not_reach() -> None:
+    """Keys and values are made of what the longest span reaches, in whole blocks."""
+    sizes = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=32, ffn=256, vocab=300)
+    arch = Architecture("llama2", sizes, span=Span(max=60, ramp=32))  # 128 tokens before a block of 64
+    with_it, without = (flops.forward(arch, 256, seen=seen).total for seen in (256 + 512, None))
+    assert with_it - without == 2 * 2 * 128 * 96 * (2 * 2 * 32)
