@@ -34,13 +34,19 @@ def between(
     grows. The scalars of `new` are not used: they follow from those of `old` and the operators, and the plan's `new`
     holds them. `pieces` are, for each new token, the old ids that spell it: the vocabulary needs them unless its policy
     is another than the default. `mup` multiplies the init of what is new.
-    Raises GrowthError for another family, an unknown policy, an axis that shrinks without an operator that was named
-    for it, and what an operator cannot do.
+    Raises GrowthError for another family, other spans or streams, an unknown policy, an axis that shrinks without an
+    operator that was named for it, and what an operator cannot do.
     """
     if new.family != old.family:
         raise GrowthError(f"a {old.family} cannot grow into a {new.family}: keep the parent's family")
     if new.span != old.span:
         raise GrowthError(f"spans of heads: {_in_words(old)} cannot become {_in_words(new)}: keep the parent's")
+    before, after = (", ".join(_leading(arch)) for arch in (old, new))
+    if after != before:
+        raise GrowthError(
+            f"layers: {before} cannot become {after}: what leads from one stream to another is never the identity, and "
+            "what is predicted follows from it; keep these, and add others"
+        )
     given = dict(policy or {})
     moments = _moments(given.pop("moments", {}))
     chosen = {key: _choose(key, value, old, new) for key, value in given.items()}
@@ -80,6 +86,11 @@ def _check_direction(operator: Operator, axis: str, old: int, new: int) -> None:
         )
     if new > old and operator.shrinks:
         raise GrowthError(f"{axis}: {old} to {new} grows, but {operator.name} makes it smaller: name another operator")
+
+
+def _leading(arch: Architecture) -> list[str]:
+    """The kinds, in order, of the blocks that give another stream than they take."""
+    return [kind for kind, _ in arch.blocks if arch.table.streams and len({*arch.table.through(kind)}) > 1]
 
 
 def _in_words(arch: Architecture) -> str:

@@ -61,3 +61,15 @@ def test_levels_are_blocks(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     assert expected in message(tmp_path, given(**changes))
+
+
+def test_a_stage_keeps_the_compressors(tmp_path: Path) -> None:
+    """What leads from level to level is never the identity; blocks may be added at every level."""
+
+    def grown(levels: list[int]) -> dict[str, Any]:
+        large = {**MODEL, "levels": levels}
+        return {"stages.0.model": dict(MODEL), "model.levels": [1, 1, 2, 1, 1], "stages.1.model": large}
+
+    assert len(config.load(write(tmp_path, grown([1, 2, 3, 1, 2]))).stages) == 2
+    text = message(tmp_path, grown([1, 1, 1, 2, 1, 1, 1]))
+    assert "expand_2, expand_1 cannot become compress_1, compress_2, compress_3, expand_3, expand_2, expand_1" in text
