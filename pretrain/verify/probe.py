@@ -52,9 +52,8 @@ def certify(
         assert isinstance(ids_BS, torch.Tensor)
         assert isinstance(train, torch.Tensor)
         losses = _reference_loss(ids_BS, dtype), _reference_loss(train, dtype)
-        train = families.of(plan.new.family).samples_of(
-            plan.new, train
-        )  # of a causal model the last token has no target by itself
+        # Of a causal model the last token has no target by itself.
+        train = families.of(plan.new.family).samples_of(plan.new, train)
     of_probe, of_train = losses
     seen = {"inputs": train} if isinstance(train, torch.Tensor) else train
     tensors = plan.new.tensors()
