@@ -111,7 +111,7 @@ LanePlace = Annotated[list[Count], Field(min_length=4, max_length=4)]
 
 
 class CorpusCursor(TypedDict):
-    """A cursor of one corpus, as pretrain.data.stream.windows.WindowedStream gives it."""
+    """A cursor of one corpus, as pretrain.data.stream.windows.WindowedStream or LaneStream gives it."""
 
     epoch: NotRequired[Count]
     document: NotRequired[Count]
@@ -122,6 +122,8 @@ class CorpusCursor(TypedDict):
     next: NotRequired[dict[Text, Count] | None]
     corpus: NotRequired[Text]
     tokenizer: NotRequired[Text]
+    lanes: NotRequired[list[LanePlace]]
+    waiting: NotRequired[list[LanePlace]]
 
 
 class SourceCursor(CorpusCursor):
@@ -134,13 +136,12 @@ class SourceCursor(CorpusCursor):
 
 
 class Cursor(CorpusCursor):
-    """A cursor of one corpus, which may be read in lanes, or, as pretrain.data.stream.mixture.Mixture gives it, of
-    several."""
+    """A cursor of one corpus, or, as pretrain.data.stream.mixture.Mixture or MixedLanes gives it, of several."""
 
     stage: NotRequired[Text]
     sources: NotRequired[Annotated[list[SourceCursor], Field(min_length=1)]]
-    lanes: NotRequired[list[LanePlace]]
-    waiting: NotRequired[list[LanePlace]]
+    rows: NotRequired[list[Count]]
+    queue: NotRequired[list[Count]]
 
 
 class Vocabulary(TypedDict):

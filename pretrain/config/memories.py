@@ -15,7 +15,6 @@ def problems(stage: Stage) -> Iterator[str]:
             yield f"train.eval_memory: {train.eval_memory}, but train.memory is 0 or missing: give it, or remove this"
         return
     for key, value, usual in (
-        ("data.corpora", len(data.corpora), 0),
         ("data.packing", data.packing, "concatenate"),
         ("distill.teacher", stage.distill.teacher, ""),
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pretrain.engine.engine import Engine
-from pretrain.families.common.text import CausalFeed, Feed
+from pretrain.families.common.text import Feed
 
 RECOMPUTED = "recomputed"
 """What became of a memory at a growth event: see `recompute`."""
@@ -24,7 +24,6 @@ def recompute(engine: Engine, feed: Feed, cursor: Mapping[str, Any] | None, lane
     memory = engine.memory
     assert memory is not None
     assert cursor is not None
-    assert isinstance(feed, CausalFeed)
     length, own = engine.seq_len, lanes // engine.layout.dp
     samples = -(-memory.length // length)
     texts = feed.past(cursor, samples * length)[engine.dp_rank * own : (engine.dp_rank + 1) * own]

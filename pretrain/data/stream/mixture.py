@@ -11,24 +11,34 @@ The cursor of a mixture says, for JSON:
                     samples    its samples in this stage
                     tokens     its tokens since it first was part of a mixture, over all stages
 
-Where weights change, and where a source leaves, turns are counted anew.
+Where weights change, and where a source leaves, turns are counted anew. For lanes see ``mixed_lanes``.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.stream.windows import WindowedStream
 from pretrain.data.turns import turns, whole
 from pretrain.errors import UserError
 
 log = logging.getLogger(__name__)
 
-AnyStream = WindowedStream[Any, Any, Any]
+
+class AnyStream(Protocol):
+    """What a source reads: see ``windows`` and ``queue``."""
+
+    epochs: int | None
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """Where it goes on, for JSON."""
+
+    def ready(self) -> int:
+        """How much can be taken before its text may be over; 0 where it is."""
 
 
 @dataclass
@@ -50,17 +60,15 @@ class Source:
         return {**self.stream.cursor, **given}
 
 
-class Mixture:
-    """Whose samples come next. The caller takes them from the streams, and says so with ``count``."""
+class Sources:
+    """The sources of a stage, and what each has given."""
 
-    def __init__(
-        self, sources: Sequence[Source], *, stage: str, seq_len: int, seed: int, cursor: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], *, stage: str, cursor: Mapping[str, Any] | None) -> None:
         """sources: each with its stream at its place already. cursor: of this stage, or of its parent.
 
         Raises UserError where it is of this stage, and of other corpora.
         """
-        self.sources, self._stage, self._seq_len, self._seed = sources, stage, seq_len, seed
+        self.sources, self._stage = sources, stage
         before = entries(cursor)
         own = [source.stream.cursor for source in sources]
         self._others = [
@@ -104,17 +112,48 @@ class Mixture:
         total = sum(source.samples for source in self.sources)
         return {source.name: source.samples / total for source in self.sources} if total else {}
 
-    def next(self, n: int) -> NDArray[np.int64]:
-        """The sources of the next samples: of n, or of fewer where then one may leave (int64).
-
-        Raises UserError where all of them have left.
-        """
+    def weights(self) -> list[int]:
+        """Of the sources in whole numbers, 0 of those that have left. Raises UserError where all of them have."""
         weights = whole([0.0 if source.left else source.weight for source in self.sources])
         if not any(weights):
             raise UserError(
                 f"all of {self._names} have left (leave_after in data.corpora), and the stage goes on: give it fewer "
                 "tokens, or let one of them begin its next epoch"
             )
+        return weights
+
+    def _add(self, source: Source, number: int, tokens: int) -> None:
+        """It has given so many samples, of so many tokens each."""
+        source.turns += number
+        source.samples += number
+        source.tokens += number * tokens
+
+    def _leave(self) -> None:
+        """Sources whose text is over leave."""
+        gone = [source for source in self.sources if not source.left and source.stream.ready() == 0]
+        for source in gone:
+            source.left = True
+            log.warning("%s was read %d times and leaves: the others share its part", source.name, source.stream.epochs)
+        if gone:
+            for source in self.sources:
+                source.turns = 0
+
+
+class Mixture(Sources):
+    """Whose samples come next. The caller takes them from the streams, and says so with ``count``."""
+
+    def __init__(
+        self, sources: Sequence[Source], *, stage: str, seq_len: int, seed: int, cursor: Mapping[str, Any] | None
+    ) -> None:
+        super().__init__(sources, stage=stage, cursor=cursor)
+        self._seq_len, self._seed = seq_len, seed
+
+    def next(self, n: int) -> NDArray[np.int64]:
+        """The sources of the next samples: of n, or of fewer where then one may leave (int64).
+
+        Raises UserError where all of them have left.
+        """
+        weights = self.weights()
         order = turns(weights, [source.turns for source in self.sources], n, self._seed)
         end = n
         for number, source in enumerate(self.sources):
@@ -127,16 +166,8 @@ class Mixture:
     def count(self, order: NDArray[np.int64]) -> None:
         """These samples were taken from the streams."""
         for source, number in zip(self.sources, np.bincount(order, minlength=len(self.sources)).tolist(), strict=True):
-            source.turns += number
-            source.samples += number
-            source.tokens += number * self._seq_len
-        gone = [source for source in self.sources if not source.left and source.stream.ready() == 0]
-        for source in gone:
-            source.left = True
-            log.warning("%s was read %d times and leaves: the others share its part", source.name, source.stream.epochs)
-        if gone:
-            for source in self.sources:
-                source.turns = 0
+            self._add(source, number, self._seq_len)
+        self._leave()
 
 
 def entries(cursor: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

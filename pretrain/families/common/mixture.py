@@ -16,17 +16,19 @@ from pretrain.config import Stage
 from pretrain.data.documents import joined
 from pretrain.data.packing import Packed
 from pretrain.data.samples import Samples
+from pretrain.data.stream.lanes import LaneStream
+from pretrain.data.stream.mixed_lanes import MixedLanes
 from pretrain.data.stream.mixture import Mixture, Source, entries
 from pretrain.data.stream.windows import Rows
 from pretrain.data.turns import turns, whole
 from pretrain.errors import UserError
-from pretrain.families.common.text import Feed, HeldOut, Taken
+from pretrain.families.common.text import CausalFeed, Feed, HeldOut, Taken
 
 
 class MixedFeed(Feed):
     """The feeds of a stage's corpora as one; what a family's samples are is theirs."""
 
-    _text: Mixture
+    _text: Mixture | MixedLanes
 
     def __init__(self, stage: Stage, feeds: Sequence[Feed]) -> None:
         """feeds: one for each of data.corpora. Raises UserError for tokenizers that differ, and for a text that is
@@ -72,26 +74,35 @@ class MixedFeed(Feed):
             return [next(amounts) if source.weight is None else 0.0 for source in sources]
         return [next(amounts) * weights if source.weight is None else rest * source.weight for source in sources]
 
-    def _opened(self, cursor: Mapping[str, Any] | None) -> Mixture:
+    def _opened(self, cursor: Mapping[str, Any] | None) -> Mixture | MixedLanes:
         """Each source goes on where it was in whichever stage, and a new one begins."""
         before = {entry["corpus"]: entry for entry in entries(cursor)}
         if cursor and cursor.get("tokenizer", self.tokenizer.hash) != self.tokenizer.hash:
             raise UserError(
                 f"data.corpora: the stage before was trained with another tokenizer than {self.source} have"
             )
-        sources = []
+        sources, lanes = [], list[LaneStream]()
         given = zip(self.names, self.feeds, self.weights(), self.stage.data.corpora, strict=True)
         for name, feed, weight, share in given:
             feed.seek(None)
             if feed.cursor["corpus"] in before:
                 feed.seek(before[feed.cursor["corpus"]])
             stream: Any = feed._text
+            if isinstance(stream, LaneStream):
+                lanes.append(stream)
+                stream = stream.queue
             stream.epochs = share.leave_after
             sources.append(Source(name, stream, weight))
         stage = self.stage
+        if lanes:
+            return MixedLanes(sources, lanes, stage=stage.name, cursor=cursor)
         return Mixture(sources, stage=stage.name, seq_len=stage.train.seq_len, seed=stage.seed, cursor=cursor)
 
     def _take(self, n: int, rows: Rows, progress: float) -> Taken:
+        if isinstance(self._text, MixedLanes):
+            text = self.feeds[0]
+            assert isinstance(text, CausalFeed)
+            return replace(text.taken(self._text.take(n), rows), shares=self._text.shares)
         is_made = np.zeros(n, dtype=np.bool_)
         is_made[rows] = True
         parts: list[Taken] = []

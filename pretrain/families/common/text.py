@@ -20,6 +20,7 @@ from pretrain.data.corpus.counts import training_tokens
 from pretrain.data.packing import PACKINGS, Packed
 from pretrain.data.samples import Samples, causal
 from pretrain.data.stream.lanes import LaneStream
+from pretrain.data.stream.mixed_lanes import MixedLanes
 from pretrain.data.stream.packed import PackedBatch, PackedStream, read_documents
 from pretrain.data.stream.stream import Batch, Position, Stream
 from pretrain.data.stream.validation import probe, validation_set
@@ -167,6 +168,13 @@ class Feed(ABC):
         """Where the sample comes from that is taken next."""
         return self._cursor
 
+    def past(self, cursor: Mapping[str, Any], length: int) -> list[Tensor]:
+        """Of each lane at a cursor, whatever this is at, the tokens before its next input: at most so many, of its
+        document alone."""
+        text = self._opened(cursor)
+        assert isinstance(text, LaneStream | MixedLanes)
+        return [torch.from_numpy(tokens).long() for tokens in text.past(length)]
+
     def take(self, n: int, progress: float, rank: int, ranks: int) -> Taken:
         """The next samples: see Wanted."""
         wanted = Wanted(n, progress, rank, ranks)
@@ -250,15 +258,11 @@ class CausalFeed(Feed):
         """How many tokens behind an input its label is."""
         return 1
 
-    def past(self, cursor: Mapping[str, Any], length: int) -> list[Tensor]:
-        """Of each lane at a cursor, whatever this is at, the tokens before its next input: at most so many, of its
-        document alone."""
-        text = self._opened(cursor)
-        assert isinstance(text, LaneStream)
-        return [torch.from_numpy(tokens).long() for tokens in text.past(length)]
-
     def _take(self, n: int, rows: Rows, progress: float) -> Taken:
-        batch = self._text.take(n)
+        return self.taken(self._text.take(n), rows)
+
+    def taken(self, batch: Batch | PackedBatch, rows: Rows) -> Taken:
+        """What a step takes of a global batch, with the samples of `rows` alone."""
         samples, labels = self._samples(batch)
         own = {name: values[rows] for name, values in samples.items()}
         return Taken(own, int(batch.bytes.sum()), self._seen(samples), labels)
