@@ -108,13 +108,13 @@ def _compared(every: Mapping[str, Sequence[Cost]], assumptions: str) -> Answer:
         scratch = {"flops": alone_flops, "gpu_hours": alone_hours, "loss": same_tokens, "loss_at_flops": same_flops}
         about = {"tokens": tokens, "flops": flops, "gpu_hours": hours, "seconds": seconds, "loss": end}
         data.append({"config": path, "stages": len(costs), **about, "from_scratch": scratch})
-    said = (
+    caveat = (
         "The law is Hoffmann et al.'s (2022, equation 10) of causal models from scratch; of growth it is taken that "
         "the event costs nothing, and that a grown model goes on as one from scratch with its loss would. That is a "
         "bound rather than a forecast, tokens are taken for those of one vocabulary, and the differences between "
         "recipes are exactly what it does not see: tools/study.py measures them."
     )
-    return Answer("\n\n".join([table(rows), said, assumptions]), {"curricula": data})
+    return Answer("\n\n".join([table(rows), caveat, assumptions]), {"curricula": data})
 
 
 def _suggested(costs: Sequence[Cost], world: int | None, options: argparse.Namespace, gpu: Gpu) -> Answer:

@@ -31,11 +31,11 @@ def fill(engine: Engine, plan: Plan, reader: Reader | None, kinds: Sequence[str]
         assert reader is not None
         return reader.read(kind, name, box) if reader.has(kind) else torch.zeros(box.shape)
 
-    kept = AVERAGE if reader is not None and reader.has(AVERAGE) else "weight"
+    weights = AVERAGE if reader is not None and reader.has(AVERAGE) else "weight"
     kinds = (*kinds, AVERAGE) if engine.average else kinds
 
     def averaged(kind: str, name: str, box: Box) -> Tensor:
-        return read(kept if kind == "weight" else kind, name, box)
+        return read(weights if kind == "weight" else kind, name, box)
 
     on_host = all(owned.weight.device.type == "cpu" for owned in engine.owned)
     staging = None if on_host else Staging(FILLED_AT_ONCE // 4, pinned=True)
