@@ -321,13 +321,17 @@ class Engine:
         terms = self._passes(samples, key, memory)
         if recheck and (ranks := unlike(first, self._fingerprint(terms))):
             self.forget()
+            if memory:
+                memory.pass_over()
             nothing = torch.zeros_like(terms)
             *_, largest, unwritten = exchange(nothing, nothing[0], wish(), writing())
             trouble = f"the gradient of {', '.join(map(str, ranks))} came out differently when it was computed again"
             return StepResult(math.nan, math.nan, {}, trouble, largest, unwritten, ranks)
         self._complete()
         result = self.step(lr, terms, veto, wish, writing)
-        if memory and not result.trouble:
+        if memory and result.trouble:
+            memory.pass_over()
+        elif memory:
             memory.take_over()
         return result
 

@@ -1,10 +1,10 @@
 """Where the memory of an engine is: of each of its blocks with attention, and each micro-batch of its lanes.
 
 A lane is a row of the global batch, which reads consecutive text. What a step remembers was made by the one before it;
-what it makes is taken over when its update has been made, so that passes may be made again, and a step that is not
-made leaves the memory as it was. Where documents do not see each other, a lane has to remember what is of the document
-that it is in, and nothing where it begins one. What a block remembers, it sees in
-pretrain.families.common.memory, whose shapes these are.
+what it makes is taken over when its update has been made, so that passes may be made again. After a step that is not
+made, whose text is behind the lanes all the same, they remember nothing. Where documents do not see each other, a lane
+has to remember what is of the document that it is in, and nothing where it begins one. What a block remembers, it sees
+in pretrain.families.common.memory, whose shapes these are.
 """
 
 from __future__ import annotations
@@ -107,6 +107,11 @@ class Memory:
         self.kept = [self._passed[number].after for number in range(len(self._passed))]
         self.filled, self.holds = self._after, True
         self._passed = {}
+
+    def pass_over(self) -> None:
+        """The step was not made: its samples, which may be why, are not remembered, and what was before them is not
+        what lies before the next ones."""
+        self.filled, self._passed = np.zeros_like(self.filled), {}
 
     def forget(self, lanes: NDArray[np.bool_]) -> None:
         """These lanes of this rank remember nothing."""

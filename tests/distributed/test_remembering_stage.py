@@ -27,7 +27,8 @@ from tests.distributed.test_stage import curriculum, losses, stage
 
 
 def passed_over() -> list[bool]:
-    """Whether samples that were passed over are remembered as those of steps are, in each block; some lanes forget."""
+    """Whether samples that were passed over are remembered as those of steps are, in each block; whether some lanes
+    forget; and all of them, where a step is not made: its text is behind them."""
     engine = Engine(ranks.GQA, ranks.layout(ranks.GQA, {}), Numerics(), Adam(), seq_len=16, micro_batch=2, memory=24)
     ranks.begin(engine)
     assert engine.memory
@@ -40,7 +41,9 @@ def passed_over() -> list[bool]:
         engine.remember(samples)
     same = [torch.equal(a[layer], b[layer]) for a, b in zip(expected, engine.memory.kept, strict=True) for layer in a]
     engine.memory.forget(np.arange(ranks.GLOBAL_BATCH) < 3)
-    return [*same, engine.memory.filled.tolist() == [0] * 3 + [24] * 9]
+    forgotten = engine.memory.filled.tolist() == [0] * 3 + [24] * 9
+    engine.train_step(data[0], 0.0, veto=lambda *_: "a spike", remember=True)
+    return [*same, forgotten, engine.memory.filled.tolist() == [0] * 12]
 
 
 def test_passing_over_text() -> None:
