@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--back", action="store_true", help="bring back a stage, and what it grows from, if it is not here"
     )
     parser.add_argument("--stage", help="with --back, its name")
+    parser.add_argument("--mirror", metavar="URL", help="in place of checkpoint.mirror in the folder's config.yaml")
 
 
 def work(options: argparse.Namespace) -> command.Answer:
@@ -44,9 +45,9 @@ def work(options: argparse.Namespace) -> command.Answer:
         raise UserError(f"{options.place} is not the folder of a stage (it has no config.yaml)")
     stage = stage_from(reading.parse(path.read_text(encoding="utf-8")), str(path))
     keep = stage.checkpoint
-    if not keep.mirror:
-        raise UserError(f"{path}: checkpoint.mirror is empty, so there is no mirror")
-    url = mirrored.url_of(stage, options.place)
+    if not (base := options.mirror or keep.mirror):
+        raise UserError(f"{path}: checkpoint.mirror is empty, so there is no mirror; name one with --mirror")
+    url = mirrored.url_of(base, options.place)
     mirror.send(options.place, url, keep.keep, keep.keep_every)
     return command.Answer(f"all of {options.place} is at {url}", {"url": url})
 

@@ -33,9 +33,9 @@ class State(TypedDict):
     problem: Text | None
 
 
-def url_of(stage: Stage, folder: Path) -> str:
-    """Where a stage with this folder is mirrored: URL/RUN/STAGE."""
-    return f"{stage.checkpoint.mirror.rstrip('/')}/{folder.absolute().parent.name}/{folder.name}"
+def url_of(base: str, folder: Path) -> str:
+    """Where a stage with this folder is mirrored: BASE/RUN/STAGE. base: checkpoint.mirror."""
+    return f"{base.rstrip('/')}/{folder.absolute().parent.name}/{folder.name}"
 
 
 def state_of(folder: Path) -> State | None:
@@ -52,8 +52,9 @@ class Mirroring:
     CPUs; of rank 0, for a stage that has a mirror. The process ends when nothing is missing, and may outlive the
     stage: whatever ends it, the next one goes on."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, base: str) -> None:
+        """base: checkpoint.mirror."""
+        self.folder, self._base = folder, base
         self._process: subprocess.Popen[bytes] | None = None
         self._wait, self._again = WAIT, 0.0
         self._more = False  # whether something was committed that the process may have come too early to see
@@ -64,7 +65,7 @@ class Mirroring:
         """To be called when a checkpoint has been committed."""
         self._more = self._process is not None
         if self._process is None:
-            self._process = _start(self.folder)
+            self._process = _start(self.folder, self._base)
 
     def spared(self) -> set[int]:
         """The step that is being sent, whose checkpoint must stay until it has been."""
@@ -94,17 +95,20 @@ class Mirroring:
         return {**newest, "mirror_failed": 1.0}
 
 
-def finish(folder: Path) -> None:
-    """Waits until all that is missing in the mirror of a stage has been sent; a failure is said, and no more."""
+def finish(folder: Path, base: str) -> None:
+    """Waits until all that is missing in the mirror of a stage has been sent; a failure is said, and no more.
+
+    base: checkpoint.mirror of the curriculum now, which may be set after the stage has ended.
+    """
     began = time.monotonic()
-    if code := _start(folder).wait():
+    if code := _start(folder, base).wait():
         state = state_of(folder)
         problem = (state["problem"] if state else None) or f"its process ended with code {code}"
         log.warning(
             "the mirror of %s is not complete: %s; %s sends what is missing",
             folder,
             problem,
-            " ".join(_command(folder)),
+            " ".join(_command(folder, base)),
         )
     else:
         log.info("all of %s is mirrored, after %.1f s", folder, time.monotonic() - began)
@@ -128,7 +132,7 @@ def bring_back(curriculum: Curriculum, stage: Stage) -> None:
 def _bring_back(curriculum: Curriculum, stage: Stage) -> Path:
     folder = curriculum.folder / stage.name
     if stage.checkpoint.mirror and mirror.is_empty(folder):
-        url = url_of(stage, folder)
+        url = url_of(stage.checkpoint.mirror, folder)
         if path := mirror.bring_back(folder, url):
             log.warning("%s: brought back from %s", path, url)
     return folder
@@ -139,7 +143,7 @@ def check(curriculum: Curriculum, stage: Stage) -> None:
     folder = curriculum.folder / stage.name
     if not stage.checkpoint.mirror or is_done(folder):
         return
-    url = url_of(stage, folder)
+    url = url_of(stage.checkpoint.mirror, folder)
     there = storage.listing(url)
     if not mirror.is_empty(folder):
         mirror.check_owner(folder, url, there)
@@ -148,15 +152,15 @@ def check(curriculum: Curriculum, stage: Stage) -> None:
     storage.remove(probe)
 
 
-def _command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pretrain.cli.mirror", str(folder)]
+def _command(folder: Path, base: str) -> list[str]:
+    return [sys.executable, "-m", "pretrain.cli.mirror", str(folder), "--mirror", base]
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
+def _start(folder: Path, base: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     with open(folder / "mirror.log", "ab") as out:
         return subprocess.Popen(
-            ["nice", "-n", "19", *_command(folder)],
+            ["nice", "-n", "19", *_command(folder, base)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

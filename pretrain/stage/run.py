@@ -80,7 +80,7 @@ class Run:
         self.beside = None
         if is_first() and given.eval.tasks:
             self.beside = Beside(self.folder, given, judged(self.folder / METRICS), progress.step)
-        self.mirroring = Mirroring(self.folder) if is_first() and keep.mirror else None
+        self.mirroring = Mirroring(self.folder, keep.mirror) if is_first() and keep.mirror else None
 
     def __enter__(self) -> Run:
         return self

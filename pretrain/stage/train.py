@@ -44,7 +44,9 @@ def train(curriculum: Curriculum, stage: Stage, stop_requested: Callable[[], boo
     else:
         finished = _watched(curriculum, stage, folder, stop_requested)
     if finished and mirror:
-        agreed(partial(finish, folder))  # all ranks wait: a scheduler ends a step soon after the first that leaves
+        agreed(
+            partial(finish, folder, mirror)
+        )  # all ranks wait: a scheduler ends a step soon after the first that leaves
     return finished
 
 

@@ -41,6 +41,12 @@ def test_it_is_bit_for_bit_the_one_that_was_left_alone(corpus: Path, tmp_path: P
     assert is_done(folder)
     plan.check(loaded, loaded.stage("large"), 2)
 
+    # A stage that had ended before there was a mirror is sent when it is asked for again.
+    late = curriculum(corpus, tmp_path / "alone", checkpoint={"interval": 3, "mirror": f"file://{tmp_path / 'late'}"})
+    assert run(1, stage, str(late), "small", one) == [""]
+    assert (known := state_of(tmp_path / "alone/run/small"))
+    assert known["newest"] == 8
+
 
 def test_a_stage_does_not_begin_anew_what_its_mirror_has(corpus: Path, tmp_path: Path) -> None:
     """Though what it has is damaged: that is for a person to look at."""

@@ -39,7 +39,7 @@ def test_it_is_begun_again_after_a_failure_and_says_how_far_it_is(
     begun: list[str] = []
     ends = iter(("2", "2", "0", "0", "0"))
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
+    def start(folder: Path, base: str) -> subprocess.Popen[bytes]:
         begun.append(next(ends))
         return subprocess.Popen(["bash", "-c", f"exit {begun[-1]}"])
 
@@ -50,7 +50,7 @@ def test_it_is_begun_again_after_a_failure_and_says_how_far_it_is(
 
     monkeypatch.setattr(mirrored, "_start", start)
     monkeypatch.setattr(mirrored, "WAIT", 0.0)
-    task = mirrored.Mirroring(tmp_path)
+    task = mirrored.Mirroring(tmp_path, "s3://bucket")
     assert not begun
     known = {"url": "s3://bucket", "newest": 3, "problem": "no network"}
     write_json(tmp_path / mirror.STATE, {**known, "sending": 6})
@@ -83,9 +83,9 @@ def test_a_failure_at_the_end_is_said_and_no_more(
 ) -> None:
     for code, said in ((1, "is not complete: its process ended with code 1"), (0, "is mirrored")):
         ended = subprocess.Popen(["bash", "-c", f"exit {code}"])
-        monkeypatch.setattr(mirrored, "_start", lambda _, ended=ended: ended)
+        monkeypatch.setattr(mirrored, "_start", lambda *_, ended=ended: ended)
         with caplog.at_level(logging.INFO):
-            mirrored.finish(tmp_path)
+            mirrored.finish(tmp_path, "s3://bucket")
         assert said in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_it_is_tried_before_anything_is_queued(
     folder, other = curriculum.folder / "seed", tmp_path / "other/seed"
     for place in (folder, other):
         commit(place, 1)
-    mirror.send(other, mirrored.url_of(seed, folder), 2, 0)
+    mirror.send(other, mirrored.url_of(seed.checkpoint.mirror, folder), 2, 0)
     with pytest.raises(UserError, match="another run") as raised:
         mirrored.check(curriculum, seed)
     assert len(str(raised.value).splitlines()) == 1
