@@ -30,8 +30,9 @@ from tests.distributed.harness import run
 from tests.distributed.test_families import GPT2
 from tests.distributed.test_layouts import LAYOUTS
 from tests.distributed.test_stage import curriculum, losses, stage, state
+from tests.distributed.test_transformer_xl import XL
 
-CAUSAL = {arch.family: arch for arch in (ranks.GQA, GPT2, Architecture("qwen3", ranks.GQA.sizes))}
+CAUSAL = {arch.family: arch for arch in (ranks.GQA, GPT2, XL, Architecture("qwen3", ranks.GQA.sizes))}
 END = 2
 TWO_RANKS = ("tp2", "tp2-sp", "pp2", "pp2-interleaved", "dp2")
 WAYS: dict[str, Numerics] = {
