@@ -81,16 +81,21 @@ class CoreAttention(torch.nn.Module):
         """Attend; returns [S, B, N*H]. attention_mask (True = hidden) is used only where the mask is not causal.
         packed_seq_params: documents that do not see each other."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
+        out_BNSH = self.attend(q, k, v, None if self.causal else attention_mask, packed_seq_params)
+        out_SBNH = out_BNSH.permute(2, 0, 1, 3)
+        return out_SBNH.reshape(*out_SBNH.shape[:2], -1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, apart: Documents | None) -> Tensor:
+        """The attention [B, N, S, H] of q [B, N, S, H], k and v [B, G, M + S, H]. mask: what is hidden, of a model that
+        is not causal. apart: documents that do not see each other."""
         behind = self.causal and k.shape[2] > q.shape[2]
-        apart = packed_seq_params
-        mask = None if self.causal else attention_mask
         if behind:
             mask, apart = memory.unseen(q.shape[2], None if apart is None else apart.begins), None
         p = self.dropout if self.training else 0.0
         if p and not q.is_cuda and (drop := dropout.of_weights(p, self.layer, q.shape[1])):
-            out_BNSH = self._by_address(q, k, v, mask if apart is None else apart.parted[:, None], drop)
-        elif apart is not None:
-            out_BNSH = attend_inside(
+            return self._by_address(q, k, v, mask if apart is None else apart.parted[:, None], drop)
+        if apart is not None:
+            return attend_inside(
                 q,
                 k,
                 v,
@@ -99,19 +104,16 @@ class CoreAttention(torch.nn.Module):
                 scale=self.scale,
                 dropout_p=p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0,
             )
-        else:
-            out_BNSH = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=~mask if mask is not None else causal_lower_right(q.shape[2], k.shape[2]) if behind else None,
-                dropout_p=p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0,
-                is_causal=self.causal and not behind,
-                scale=self.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
-        out_SBNH = out_BNSH.permute(2, 0, 1, 3)
-        return out_SBNH.reshape(*out_SBNH.shape[:2], -1)
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=~mask if mask is not None else causal_lower_right(q.shape[2], k.shape[2]) if behind else None,
+            dropout_p=p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0,
+            is_causal=self.causal and not behind,
+            scale=self.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
 
     def _by_address(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Drop, beside: Tensor | None = None

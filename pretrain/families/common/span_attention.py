@@ -35,27 +35,14 @@ class SpanAttention(CoreAttention):
         """In whole blocks."""
         return before(self.longest, self.spans.ramp)
 
-    def forward(
-        self,
-        query_SBNH: Tensor,
-        key_SBGH: Tensor,
-        value_SBGH: Tensor,
-        attention_mask: Tensor | None = None,
-        packed_seq_params: Documents | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """Attend; returns [S, B, N*H]. Where there are more keys than queries, the first of them are of a memory.
-        packed_seq_params: documents that do not see each other."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, apart: Documents | None) -> Tensor:
         p = self.dropout if self.training else 0.0
         within = Within(
             ramp=self.spans.ramp,
             reach=reach(self.longest, self.spans.ramp),
             scale=self.scale or q.shape[-1] ** -0.5,
-            begins=memory.begins(q.shape[2], None if packed_seq_params is None else packed_seq_params.begins),
+            begins=memory.begins(q.shape[2], None if apart is None else apart.begins),
             drop=dropout.of_weights(p, self.layer, q.shape[1]),
         )
         compiled = self.fused and fused.observer is None
-        out_BNSH = attend_spans(q, k, v, self.span.float() * self.spans.max, within, compiled=compiled)
-        out_SBNH = out_BNSH.permute(2, 0, 1, 3)
-        return out_SBNH.reshape(*out_SBNH.shape[:2], -1)
+        return attend_spans(q, k, v, self.span.float() * self.spans.max, within, compiled=compiled)

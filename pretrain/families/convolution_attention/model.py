@@ -132,7 +132,7 @@ class _Between(MegatronModule):
             skip_bias_add=True,
         )
 
-    def multiplied(self, x_SBD: Tensor) -> Tensor:
+    def _multiplied(self, x_SBD: Tensor) -> Tensor:
         """Of the rank's units, [S, B, gives], of [S, B, takes]."""
         if self.cut:  # it has all channels of some units, and needs some channels of all
             width = self.linear.input_size_per_partition
@@ -141,14 +141,10 @@ class _Between(MegatronModule):
         product: Tensor = self.linear(x_SBD)[0]
         return product
 
-    def made(self, x_SBD: Tensor) -> Tensor:
-        """The stream of the next level, of that of the one before."""
-        raise NotImplementedError
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """The next stream; and nothing in place of a context."""
-        made = self.made(hidden_states)
-        return make_viewless_tensor(made, requires_grad=made.requires_grad, keep_graph=True), None
+def _stream(made: Tensor) -> tuple[Tensor, None]:
+    """What a layer of Megatron-core gives: a stream that is no view, and nothing in place of a context."""
+    return make_viewless_tensor(made, requires_grad=made.requires_grad, keep_graph=True), None
 
 
 class Compressor(_Between):
@@ -158,8 +154,8 @@ class Compressor(_Between):
         hidden = config.hidden_size
         super().__init__(config, takes=TAPS * takes.width * hidden, gives=gives.width * hidden, **kwargs)
 
-    def made(self, x_SBD: Tensor) -> Tensor:
-        return self.multiplied(x_SBD.unflatten(0, (-1, TAPS)).permute(0, 2, 3, 1).flatten(2))
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        return _stream(self._multiplied(hidden_states.unflatten(0, (-1, TAPS)).permute(0, 2, 3, 1).flatten(2)))
 
 
 class Expander(_Between):
@@ -169,6 +165,6 @@ class Expander(_Between):
         hidden = config.hidden_size
         super().__init__(config, takes=takes.width * hidden, gives=TAPS * gives.width * hidden, **kwargs)
 
-    def made(self, x_SBD: Tensor) -> Tensor:
-        units = self.multiplied(x_SBD).unflatten(-1, (-1, TAPS))
-        return units.permute(0, 3, 1, 2).flatten(0, 1)
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        units = self._multiplied(hidden_states).unflatten(-1, (-1, TAPS))
+        return _stream(units.permute(0, 3, 1, 2).flatten(0, 1))

@@ -38,19 +38,9 @@ class RelativeAttention(CoreAttention):
         self.r_r_bias = torch.nn.Parameter(torch.empty(wide))
         self.r_net = torch.nn.Parameter(torch.empty(wide, channels))
 
-    def forward(
-        self,
-        query_SBNH: Tensor,
-        key_SBGH: Tensor,
-        value_SBGH: Tensor,
-        attention_mask: Tensor | None = None,
-        packed_seq_params: Documents | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """Attend; returns [S, B, N*H]. packed_seq_params: documents that do not see each other."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query_SBNH, key_SBGH, value_SBGH))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, apart: Documents | None) -> Tensor:
         queries, keys = q.shape[2], k.shape[2]
-        apart, hidden = packed_seq_params, None
+        hidden = None
         if keys > queries:
             hidden = memory.unseen(queries, None if apart is None else apart.begins)
         if hidden is None:
@@ -61,14 +51,12 @@ class RelativeAttention(CoreAttention):
         q = q + self.r_w_bias.view(self.heads, 1, -1)
         p = self.dropout if self.training else 0.0
         if p and not q.is_cuda and (drop := dropout.of_weights(p, self.layer, self.heads)):
-            out_BNSH = self._by_address(q, k, v, None, drop, beside=scores)
-        else:
-            p = p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0
-            size = q.shape[-1]
-            if q.is_cuda and size % KERNEL:
-                q, k, v = (F.pad(x, (0, -size % KERNEL)) for x in (q, k, v))
-            out_BNSH = F.scaled_dot_product_attention(q, k, v, scores, p, scale=self.scale)[..., :size]
-        return out_BNSH.permute(2, 0, 1, 3).flatten(2)
+            return self._by_address(q, k, v, None, drop, beside=scores)
+        p = p if p and q.is_cuda and dropout.seed_fused(self.layer) else 0.0
+        size = q.shape[-1]
+        if q.is_cuda and size % KERNEL:
+            q, k, v = (F.pad(x, (0, -size % KERNEL)) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scores, p, scale=self.scale)[..., :size]
 
     def _of_distances(self, q: Tensor, keys: int) -> Tensor:
         """scale (q_i + v) . W_R r_(i - j), [B, N, S, K], of queries [B, N, S, H].
