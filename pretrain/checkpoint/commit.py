@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from pretrain.checkpoint.find import check, step_of, steps
+from pretrain.checkpoint.find import is_good, step_of, steps
 from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.errors import UserError
 from pretrain.runtime.files import fsync_folder, write_file
@@ -62,7 +62,7 @@ def retain(root: Path, step: int, keep_last: int, keep_every: int, spare: Collec
     Only checkpoints that `check` finds good count and go: a broken one is for a person to look at. Later steps stay.
     """
     removed = []
-    older = [p for p in steps(root) if (step_of(p) or 0) < step and _is_good(p)]
+    older = [p for p in steps(root) if (step_of(p) or 0) < step and is_good(p)]
     for path in older[keep_last - 1 :]:
         number = step_of(path) or 0
         if number in spare or (keep_every and number % keep_every == 0):
@@ -96,11 +96,3 @@ def _hide(path: Path, why: str) -> Path:
     path.rename(aside)
     fsync_folder(path.parent)
     return aside
-
-
-def _is_good(path: Path) -> bool:
-    try:
-        check(path)
-    except UserError:
-        return False
-    return True

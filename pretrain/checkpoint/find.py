@@ -87,6 +87,15 @@ def check(path: Path) -> Manifest:
     return manifest
 
 
+def is_good(path: Path) -> bool:
+    """Whether `check` has nothing against a checkpoint."""
+    try:
+        check(path)
+    except UserError:
+        return False
+    return True
+
+
 def find(root: Path, skip: Mapping[Path, str] | None = None) -> Found:
     """The newest checkpoint in `root` that passes `check`; `skip` names folders that are known to be bad, and why.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pretrain.checkpoint.blocks import BLOCK
 from pretrain.checkpoint.commit import LOCK, move_aside, partial_of
-from pretrain.checkpoint.find import check, step_folder, step_of, steps, verify_all
+from pretrain.checkpoint.find import check, is_good, step_folder, step_of, steps, verify_all
 from pretrain.checkpoint.manifest import MANIFEST, CorruptCheckpoint, Manifest
 from pretrain.checkpoint.places import StoredFile
 from pretrain.errors import UserError
@@ -234,7 +234,7 @@ def download(url: str, path: Path) -> Path:
     CorruptCheckpoint, Missing or Unlike for one that is damaged, UserError where it cannot be had or there is no room.
     """
     data = storage.get_bytes(f"{url}/{MANIFEST}")
-    if _bytes(path / MANIFEST) == data and not _incomplete(path):
+    if _bytes(path / MANIFEST) == data and is_good(path):
         return path
     manifest, folder = Manifest.from_bytes(data, Path(f"{url}/{MANIFEST}")), partial_of(path)
     if manifest.step != step_of(path):
@@ -254,14 +254,6 @@ def download(url: str, path: Path) -> Path:
     folder.rename(path)
     fsync_folder(path.parent)
     return path
-
-
-def _incomplete(path: Path) -> bool:
-    try:
-        check(path)
-    except CorruptCheckpoint:
-        return True
-    return False
 
 
 def _receive(url: str, file: StoredFile, path: Path) -> None:

@@ -10,51 +10,21 @@ import pytest
 import torch
 import transformers
 
-from growth import Architecture, Box, Generations
+from growth import Architecture
 from pretrain import families
-from pretrain.checkpoint import Reader, write_checkpoint
 from pretrain.config import Model
 from pretrain.errors import UserError
-from pretrain.hf.export import export
 from pretrain.hf.imports import import_model
-from pretrain.schedule.curve import Birth
-from pretrain.schedule.progress import Progress
-from pretrain.state import State
-from tests.unit.tools.runs import random_model
+from tests.unit.pretrain.hf.coded import IDS, close, exported, imports_as, modules, says_and_writes_as
+
+__all__ = ["modules"]
 
 SIZES: dict[str, Any] = {"vocab": 40, "hidden": 24, "heads": 4, "ffn": 40}
-IDS = torch.randint(0, 40, (3, 7), generator=torch.Generator().manual_seed(0))
 
 
 def model(family: str, **more: Any) -> Architecture:
     positions = 0 if family == "llama2" else 16
     return Model(**SIZES, family=family, positions=positions, norm_eps=1e-3, **more).architecture()
-
-
-def exported(arch: Architecture, folder: Path) -> tuple[Path, Any]:
-    """The folder of a drawn checkpoint, and what reads it."""
-    values = random_model(arch)
-    state = State(arch, Generations.first(arch), (Birth(0, "first", 0),), Progress(), None)
-    imported = {"name": "x", "config": {}, "vocabulary": {"order": "identity", "tokenizer": None, "reason": "none"}}
-    fields = state.fields("first", {"train": {"seq_len": 16}}, [0])
-    fields = type(fields)(**{**vars(fields), "events": ({"stage": "first", "imported": imported},)})
-
-    def read(kind: str, name: str, box: Box) -> torch.Tensor:
-        return values[kind, name][box.slices()]
-
-    write_checkpoint(folder / "step-00000000", 0, ["weight"], read, fields, {})
-    export(folder / "step-00000000", folder / "out", shard_bytes=8000, tokenizer=folder)
-    return folder / "out", read
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers keeps the code that came with models."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 ORDERS = [model("llama2", kv_heads=2, order="ssfsff"), model("gpt2", order="sffsf")]
@@ -63,34 +33,15 @@ ORDERS = [model("llama2", kv_heads=2, order="ssfsff"), model("gpt2", order="sffs
 @pytest.mark.parametrize("arch", ORDERS, ids=lambda arch: arch.family)
 @torch.no_grad()
 def test_an_order_goes_with_its_code(arch: Architecture, tmp_path: Path) -> None:
-    """The reference model's logits; generation with a cache and without one, of prompts padded at the left as well; and
-    the way back is exact."""
     folder, read = exported(arch, tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    expected = families.of(arch.family).reference(read, arch, {"inputs": IDS}, torch.float32)["words"]
-    close(loaded(IDS).logits, expected)
-    loss = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
-    close(loaded(IDS, labels=IDS).loss, loss)
-    how: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    written = loaded.generate(IDS, attention_mask=torch.ones_like(IDS), **how)
-    ids = IDS
-    for _ in range(6):
-        last = families.of(arch.family).reference(read, arch, {"inputs": ids}, torch.float32)["words"][:, -1]
-        ids = torch.cat((ids, last.argmax(-1, keepdim=True)), dim=1)
-    assert torch.equal(written, ids)
-    assert torch.equal(loaded.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=False, **how), ids)
-    padded, mask = (torch.nn.functional.pad(x, (3, 0)) for x in (IDS, torch.ones_like(IDS)))
-    assert torch.equal(loaded.generate(padded, attention_mask=mask, **how)[:, 3:], ids)
+    says_and_writes_as(loaded, arch, read)
     comes_back(folder, arch, read, tmp_path)
 
 
 def comes_back(folder: Path, arch: Architecture, read: Any, to: Path) -> None:
     """An import of the folder has the same tensors, or says what is wrong with its order."""
-    with Reader(import_model(folder, to / "run/first").checkpoint) as reader:
-        assert Architecture.from_json(reader.manifest.architecture) == arch
-        for name, tensor in arch.tensors().items():
-            box = Box.whole(tensor.shape)
-            assert torch.equal(reader.read("weight", name, box), read("weight", name, box))
+    imports_as(folder, arch, read, to / "run/first")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "order": config["order"][1:]}))
     with pytest.raises(UserError, match=r"order = '.*' must be a word of s and f, with a letter for each of the"):

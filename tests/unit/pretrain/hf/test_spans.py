@@ -10,16 +10,16 @@ import pytest
 import torch
 import transformers
 
-from growth import Architecture, Box
+from growth import Architecture
 from growth.span import Span
 from pretrain import families
-from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
 from pretrain.hf.code_keys import applied
 from pretrain.hf.export import export
-from pretrain.hf.imports import import_model, shape_of
+from pretrain.hf.imports import shape_of
 from pretrain.report.continuation import trusted
-from tests.unit.pretrain.hf.test_orders import IDS, close, exported, model, modules
+from tests.unit.pretrain.hf.coded import IDS, exported, imports_as, modules, says_and_writes_as
+from tests.unit.pretrain.hf.test_orders import model
 
 __all__ = ["modules"]
 
@@ -33,32 +33,15 @@ ORDER = replace(model("gpt2", order="sffsf"), span=SPAN)
 @pytest.mark.parametrize("arch", [LLAMA2, GPT2, ORDER], ids=["llama2", "gpt2", "an order"])
 @torch.no_grad()
 def test_an_export_is_the_model(arch: Architecture, tmp_path: Path) -> None:
-    """The reference model's logits; generation with a cache and without one, of prompts padded at the left as well; and
-    the way back is exact."""
     folder, read = exported(arch, tmp_path)
-
-    def logits(ids: torch.Tensor, of: Architecture = arch) -> torch.Tensor:
-        return families.of(arch.family).reference(read, of, {"inputs": ids}, torch.float32)["words"]
-
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     assert loaded.config.span == SPAN.to_json()
-    close(loaded(IDS).logits, logits(IDS))
-    assert (logits(IDS) - logits(IDS, replace(arch, span=None))).abs().max() > 1e-3
-    how: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    ids = IDS
-    for _ in range(6):
-        ids = torch.cat((ids, logits(ids)[:, -1].argmax(-1, keepdim=True)), dim=1)
-    assert torch.equal(loaded.generate(IDS, attention_mask=torch.ones_like(IDS), **how), ids)
-    assert torch.equal(loaded.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=False, **how), ids)
-    padded, mask = (torch.nn.functional.pad(x, (3, 0)) for x in (IDS, torch.ones_like(IDS)))
-    assert torch.equal(loaded.generate(padded, attention_mask=mask, **how)[:, 3:], ids)
+    says_and_writes_as(loaded, arch, read)
+    model = families.of(arch.family).reference
+    near, far = (model(read, of, {"inputs": IDS}, torch.float32)["words"] for of in (arch, replace(arch, span=None)))
+    assert (near - far).abs().max() > 1e-3
     assert trusted(folder)
-    imported = import_model(folder, tmp_path / "run/first").checkpoint
-    with Reader(imported) as reader:
-        assert Architecture.from_json(reader.manifest.architecture) == arch
-        for name, tensor in arch.tensors().items():
-            box = Box.whole(tensor.shape)
-            assert torch.equal(reader.read("weight", name, box), read("weight", name, box))
+    imported = imports_as(folder, arch, read, tmp_path / "run/first")
     export(imported, tmp_path / "again", shard_bytes=8000)
     for file in ("config.json", "model.safetensors.index.json"):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()

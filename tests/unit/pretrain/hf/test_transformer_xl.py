@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from growth import Architecture, Box
-from pretrain import families
-from pretrain.checkpoint import Reader
+from growth import Architecture
 from pretrain.errors import UserError
 from pretrain.hf.export import export
 from pretrain.hf.imports import import_model
-from tests.unit.pretrain.hf.test_orders import IDS, close, comes_back, exported, modules
+from tests.unit.pretrain.hf.coded import exported, imports_as, modules, says_and_writes_as
+from tests.unit.pretrain.hf.test_orders import comes_back
 
 __all__ = ["modules"]
 
@@ -28,33 +26,14 @@ ORDER = XL.replace({"layers": 4}, kinds=("attention", "attention", "mlp", "atten
 @pytest.mark.parametrize("arch", [XL, ORDER], ids=["usual", "an order"])
 @torch.no_grad()
 def test_an_export_is_the_model(arch: Architecture, tmp_path: Path) -> None:
-    """The reference model's logits; generation with a cache and without one, of prompts padded at the left as well; and
-    the way back is exact."""
     folder, read = exported(arch, tmp_path)
-
-    def logits(ids: torch.Tensor) -> torch.Tensor:
-        return families.of("transformer_xl").reference(read, arch, {"inputs": ids}, torch.float32)["words"]
-
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    close(loaded(IDS).logits, logits(IDS))
-    how: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    ids = IDS
-    for _ in range(6):
-        ids = torch.cat((ids, logits(ids)[:, -1].argmax(-1, keepdim=True)), dim=1)
-    assert torch.equal(loaded.generate(IDS, attention_mask=torch.ones_like(IDS), **how), ids)
-    assert torch.equal(loaded.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=False, **how), ids)
-    padded, mask = (torch.nn.functional.pad(x, (3, 0)) for x in (IDS, torch.ones_like(IDS)))
-    assert torch.equal(loaded.generate(padded, attention_mask=mask, **how)[:, 3:], ids)
+    says_and_writes_as(loaded, arch, read)
     if arch.mixed:
         comes_back(folder, arch, read, tmp_path)
         return
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
-    imported = import_model(folder, tmp_path / "run/first").checkpoint
-    with Reader(imported) as reader:
-        assert Architecture.from_json(reader.manifest.architecture) == arch
-        for name, tensor in arch.tensors().items():
-            box = Box.whole(tensor.shape)
-            assert torch.equal(reader.read("weight", name, box), read("weight", name, box))
+    imported = imports_as(folder, arch, read, tmp_path / "run/first")
     export(imported, tmp_path / "again", shard_bytes=8000)
     for file in ("config.json", "modeling_transformer_xl.py", "model.safetensors.index.json"):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()

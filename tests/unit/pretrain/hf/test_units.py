@@ -9,9 +9,7 @@ import pytest
 import torch
 import transformers
 
-from growth import Architecture, Box
 from pretrain import families
-from pretrain.checkpoint import Reader
 from pretrain.errors import UserError
 from pretrain.families.convolution_attention.padding import prompt
 from pretrain.generate.sampling import Sampling
@@ -19,7 +17,7 @@ from pretrain.generate.write import continuation
 from pretrain.hf.imports import import_model
 from pretrain.report.continuation import says_next, writes
 from tests.unit.pretrain.families.test_convolution_attention import SIZES, UNIT, architecture
-from tests.unit.pretrain.hf.test_orders import close, exported
+from tests.unit.pretrain.hf.coded import close, exported, imports_as
 
 ARCH = architecture((1, 1, 1, 1, 1, 1, 1)).replace(scalars={"norm_eps": 1e-3, "softmax_scale": 0.7})
 IDS = torch.randint(SIZES["vocab"], (2, 65), generator=torch.Generator().manual_seed(0))
@@ -94,11 +92,7 @@ def test_where_a_text_ends(model: Any) -> None:
 
 def test_the_way_back_is_exact(model: Any, tmp_path: Path) -> None:
     _, read, folder = model
-    with Reader(import_model(folder, tmp_path / "run/first").checkpoint) as reader:
-        assert Architecture.from_json(reader.manifest.architecture) == ARCH
-        for name, tensor in ARCH.tensors().items():
-            box = Box.whole(tensor.shape)
-            assert torch.equal(reader.read("weight", name, box), read("weight", name, box))
+    imports_as(folder, ARCH, read, tmp_path / "run/first")
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"levels": [', '"levels": [-1, '))
     with pytest.raises(UserError, match=r"levels = .* must be a list of numbers of blocks"):
