@@ -63,8 +63,8 @@ class Case:
 
     @property
     def families(self) -> list[str]:
-        """On which it is measured."""
-        own = {name: family.table for name, family in FAMILIES.items() if not family.variant_of}
+        """On which it is measured: those whose layers are alike, and no variants."""
+        own = {n: family.table for n, family in FAMILIES.items() if not family.variant_of and not family.table.streams}
         has = {name: {*t.axes, *t.scalars, *(["head_norms"] if t.head_norms else [])} for name, t in own.items()}
         return [f for f, names in has.items() if names >= set(self.needs) and names.isdisjoint(self.lacks)]
 

@@ -20,5 +20,4 @@ CONVOLUTION_ATTENTION = Family(
     text_module="pretrain.families.convolution_attention.text",
     hf=FORM,
     prompt=prompt,
-    variant_of="llama2",
 )
