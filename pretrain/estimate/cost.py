@@ -166,7 +166,7 @@ def of_stage(
         flops=(flops_per_token + extra) * train.tokens * share + event_flops + learning,
         hardware_flops=(hardware_flops + extra) * train.tokens * share + event_flops + learning,
         event=event,
-        stall=stored_bytes(stage) * arch.parameters() / layout.world / HOST,
+        stall=(stored_bytes(stage) * arch.parameters() + memory.stored(arch, train)) / layout.world / HOST,
     )
 
 
