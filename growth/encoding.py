@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -78,11 +78,19 @@ def encode_matrix(matrix: NDArray[np.float64]) -> list[list[list[float]]] | dict
     return {"shape": list(matrix.shape), "dtype": values.dtype.str, "base64": b64encode(values.tobytes()).decode()}
 
 
-def decode_matrix(data: Sequence[Any] | Mapping[str, Any], size: int) -> NDArray[np.float64]:
-    """The inverse of encode_matrix: [n, size]. Raises GrowthError for rows of another length."""
-    if not isinstance(data, Mapping):
-        return decode_floats(data, size).T if data else np.zeros((0, size))
-    values = np.frombuffer(b64decode(data["base64"]), data["dtype"]).astype(np.float64)
-    if data["shape"] != [len(values) // max(size, 1), size] or len(values) % max(size, 1):
-        raise GrowthError(f"a matrix of {len(values)} elements and shape {data['shape']} has no rows of {size}")
-    return values.reshape(-1, size)
+def decode_matrix(data: Sequence[Any] | Mapping[str, Any], sizes: Collection[int]) -> NDArray[np.float64]:
+    """The inverse of encode_matrix: [n, m]. Raises GrowthError for rows of a length that is not among `sizes`."""
+    if isinstance(data, Mapping):
+        values = np.frombuffer(b64decode(data["base64"]), data["dtype"]).astype(np.float64)
+        rows, length = data["shape"]
+        if length not in sizes or rows * length != len(values):
+            raise GrowthError(f"a matrix of {len(values)} elements and shape {data['shape']}{_not_of(sizes)}")
+        return values.reshape(rows, length)
+    length = sum(int(count) for _, count in data[0]) if data else min(sizes)
+    if length not in sizes:
+        raise GrowthError(f"a matrix of rows of {length}{_not_of(sizes)}")
+    return decode_floats(data, length).T if data else np.zeros((0, length))
+
+
+def _not_of(sizes: Collection[int]) -> str:
+    return f" has no rows of {' or '.join(map(str, sorted(sizes)))}"

@@ -15,18 +15,20 @@ from growth.architecture import Architecture, LogicalTensor
 from growth.box import Box
 from growth.errors import GrowthError
 from growth.evaluate.box_values import Read
-from growth.family import GENERAL
+from growth.family import GENERAL, Dim
+from growth.operators.dense import HEADS, option
 from growth.random import philox
 
 AXES = ("hidden", "ffn", "heads", "kv_heads")
 NOISE = 10 ** (-10 / 20)  # over a reader's share: a signal-to-noise ratio of 10 dB, as of `replicate`
-ROLES = {"layers": ("layers",), "kv_heads": ("write",)}
-Factors = dict[tuple[str, str], torch.Tensor]  # (axis, "write" | "read" | "layers") -> [new, old]
+Factors = dict[tuple[str, str], torch.Tensor]
+"""(axis, role) -> [new, old], of heads with all channels: [new * head_dim, old * head_dim]; ("layers", "weights")."""
 
 
 class Learner:
-    """Learns the policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, with Adam. It starts at copies:
-    stacked layers, tiled channels whose readers share.
+    """Learns the policy {axis: {"operator": "dense", ...}} that grows `old` to `new`, with Adam: a matrix for each role
+    along an axis that the family's table tells apart. It starts at copies: stacked layers, tiled channels whose readers
+    share.
 
     Raises GrowthError for axes other than layers, hidden, heads, kv_heads and ffn.
     """
@@ -41,9 +43,9 @@ class Learner:
         self._old, self._new = old, new
         self._weights = {name: read("weight", name, Box.whole(t.shape)).float() for name, t in old.tensors().items()}
         self._factors = {
-            (axis, role): _tiled(axis, old.sizes[axis], new.sizes[axis], role)
+            (axis, role): _tiled(axis, _size(old, axis), _size(new, axis), role)
             for axis in grown
-            for role in ROLES.get(axis, ("write", "read"))
+            for role in _roles(old, axis)
         }
         self._optimizer = torch.optim.Adam(list(self._factors.values()), lr=lr)
         self.steps = 0
@@ -100,9 +102,35 @@ def map_flops(old: Architecture, new: Architecture) -> int:
         for dim in tensor.spec.dims:
             axis = dim.axes[0]
             if axis in AXES and old.sizes[axis] != new.sizes[axis]:
-                flops += 2 * numel * new.sizes[axis]
+                whole = dim.size(old.sizes) == _size(old, axis)
+                flops += 2 * numel * (_size(new, axis) if whole else new.sizes[axis])
                 numel = numel // old.sizes[axis] * new.sizes[axis]
     return flops
+
+
+def _size(arch: Architecture, axis: str) -> int:
+    """The indices that the factors of an axis tell apart."""
+    return arch.sizes[axis] * (arch.sizes["head_dim"] if axis in HEADS else 1)
+
+
+def _roles(arch: Architecture, axis: str) -> list[str]:
+    """The roles along an axis that have a factor of their own; "weights" stands for sums of layers."""
+    if axis == "layers":
+        return ["weights"]
+    dims = [dim for row in arch.table.tensors for dim in row.dims if axis in dim.axes]
+    return sorted({_role(dim.role) for dim in dims if not _one_each(dim)})
+
+
+def _one_each(dim: Dim) -> bool:
+    """Whether there is one number for each head, such as its span."""
+    return dim.axes[0] in HEADS and len(dim.axes) == 1
+
+
+def _role(role: str) -> str:
+    """The role whose factor a dimension takes."""
+    if role in ("query", "key", "gate"):
+        return role
+    return "read" if GENERAL[role] == "read" else "write"
 
 
 def _tiled(axis: str, old: int, new: int, role: str) -> torch.Tensor:
@@ -123,28 +151,29 @@ def _grown(
     tensor: LogicalTensor, old: Architecture, weights: Mapping[str, torch.Tensor], factors: Factors
 ) -> torch.Tensor:
     """One new tensor, differentiable in the factors."""
-    if tensor.layer is None or ("layers", "layers") not in factors:
+    if tensor.layer is None or ("layers", "weights") not in factors:
         value = weights[tensor.name]
     else:
         stacked = torch.stack([weights[tensor.spec.name.format(layer=i)] for i in range(old.layers)])
-        value = torch.tensordot(factors["layers", "layers"][tensor.layer], stacked, dims=1)
+        value = torch.tensordot(factors["layers", "weights"][tensor.layer], stacked, dims=1)
     for d, dim in enumerate(tensor.spec.dims):
-        side = "read" if GENERAL[dim.role] == "read" else "write"
         axis = dim.axes[0]
-        if (axis, side) not in factors:
+        factor = factors.get((axis, _role(dim.role)))
+        if _one_each(dim):  # as the operator has it: of values, or of queries where these have heads of their own
+            factor = factors.get((axis, "write"), factors.get((axis, "query")))
+        if factor is None:
             continue
-        split = value.unflatten(d, (old.sizes[axis], -1)).movedim(d, 0)
-        value = torch.tensordot(factors[axis, side], split, dims=1).movedim(0, d).flatten(d, d + 1)
+        if _one_each(dim):
+            split = factor.unflatten(0, (-1, old.sizes["head_dim"])).unflatten(2, (old.sizes[axis], -1))
+            factor = torch.einsum("iaja->ij", split) / old.sizes["head_dim"]
+        split = value.unflatten(d, (factor.shape[1], -1)).movedim(d, 0)
+        value = torch.tensordot(factor, split, dims=1).movedim(0, d).flatten(d, d + 1)
     return value
 
 
 def _policy(factors: Factors) -> dict[str, Any]:
     policy: dict[str, Any] = {}
     for (axis, role), factor in factors.items():
-        matrix = factor.detach().double().numpy()
-        if axis == "kv_heads":
-            policy.setdefault("heads", {"operator": "dense"})["kv_write"] = matrix
-        else:
-            option = "weights" if axis == "layers" else role
-            policy.setdefault(axis, {"operator": "dense"})[option] = matrix
+        key = "heads" if axis == "kv_heads" else axis
+        policy.setdefault(key, {"operator": "dense"})[option(axis, role)] = factor.detach().double().numpy()
     return policy

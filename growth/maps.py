@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +39,9 @@ class AxisMap:
     born      bool [new]: the index is new in this event, so that its moments start at zero
     zero      the roles for which an index without a source is zero instead of a fresh init
     mixes     role -> float64 [M, old]: linear combinations of all old indices, for weights of that role. Index i
-              without a source is made of row mix[i] (-1 for none); its moments start at zero
+              without a source is made of row mix[i] (-1 for none); its moments start at zero. Or [M * rest, old *
+              rest]: of all old indices of a dimension whose further axes have `rest` of them together, such as the
+              channels of all heads; where the axis is alone in a dimension, it takes the mean over these
     mix       int64 [new]
     noise     readers of copies of one index take relative noise of this standard deviation that sums to nothing over
               the copies
@@ -116,8 +118,8 @@ class AxisMap:
         return len(self.source)
 
     def mixing(self, mixes: Mapping[str, ArrayLike], mix: ArrayLike) -> AxisMap:
-        """The same map with linear combinations: role -> [M, old], and which row of it each new index is, or -1."""
-        rows = {role: np.asarray(matrix, dtype=np.float64).reshape(-1, self.old) for role, matrix in mixes.items()}
+        """The same map with linear combinations: role -> `mixes`, and which row of it each new index is, or -1."""
+        rows = {role: np.atleast_2d(np.asarray(matrix, dtype=np.float64)) for role, matrix in mixes.items()}
         return replace(self, mixes=rows, mix=np.asarray(mix, dtype=np.int64))
 
     def made_ahead(self, which: Bools) -> AxisMap:
@@ -137,7 +139,7 @@ class AxisMap:
         return role in self.zero or GENERAL[role] in self.zero
 
     def mixes_of(self, role: str) -> Floats | None:
-        """float64 [M, old]: the linear combinations for this role, if it has any."""
+        """The linear combinations for this role, if it has any: see `mixes`."""
         return self.mixes.get(role, self.mixes.get(GENERAL[role]))
 
     def to_json(self) -> dict[str, Any]:
@@ -164,13 +166,14 @@ class AxisMap:
         return data
 
     @staticmethod
-    def from_json(data: Mapping[str, Any], new: int) -> AxisMap:
-        """A map onto `new` indices; raises GrowthError for one that is none."""
+    def from_json(data: Mapping[str, Any], new: int, dims: Collection[int] = ()) -> AxisMap:
+        """A map onto `new` indices, where there are dimensions of `dims` old indices that begin with this axis; raises
+        GrowthError for one that is none."""
         axis, old = data["axis"], data["old"]
         source = decode_ints(data["source"], new)
         weight = {role: decode_floats(w, new) for role, w in data["weight"].items()}
         gradient = {role: decode_floats(g, new) for role, g in data["gradient"].items()}
-        mixes = _mixes_from_json(data["mixes"], old)
+        mixes = _mixes_from_json(data["mixes"], {old, *dims})
         mix = decode_ints(data["mix"], new)[:, 0]
         if unknown := sorted({*weight, *gradient, *data["zero"], *mixes} - set(GENERAL)):
             raise GrowthError(f"{axis}: there is no role {unknown[0]!r}")
@@ -178,7 +181,7 @@ class AxisMap:
             raise GrowthError(f"{axis}: there must be a factor for each source")
         _check_sources(axis, source, old)
         for rows in mixes.values():
-            _check_sources(axis, mix, len(rows))
+            _check_sources(axis, mix, len(rows) * old // max(rows.shape[1], 1))
         return AxisMap(
             axis,
             old,
@@ -194,14 +197,21 @@ class AxisMap:
         )
 
 
+def over_further(mixes: Floats, old: int) -> Floats:
+    """float64 [M, old] of linear combinations [M * rest, old * rest]: the mean over the further axes."""
+    rest = mixes.shape[1] // old
+    mean: Floats = np.einsum("iaja->ij", mixes.reshape(-1, rest, old, rest)) / rest
+    return mean
+
+
 def _check_sources(what: str, source: Ints, old: int) -> None:
     if source.size and (source.max() >= old or source.min() < -1):
         raise GrowthError(f"{what}: a source lies outside the {old} old ones")
 
 
-def _mixes_from_json(data: Mapping[str, Any], old: int) -> dict[str, Floats]:
+def _mixes_from_json(data: Mapping[str, Any], widths: Collection[int]) -> dict[str, Floats]:
     """The inverse of `_mixes_to_json`; raises GrowthError for a role that names one without a matrix."""
-    matrices = {role: decode_matrix(rows, old) for role, rows in data.items() if not isinstance(rows, str)}
+    matrices = {role: decode_matrix(rows, widths) for role, rows in data.items() if not isinstance(rows, str)}
     if unknown := sorted({rows for rows in data.values() if isinstance(rows, str)} - set(matrices)):
         raise GrowthError(f"linear combinations as those of {unknown[0]!r}, which has none")
     return {role: matrices[rows] if isinstance(rows, str) else matrices[role] for role, rows in data.items()}

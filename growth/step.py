@@ -108,7 +108,13 @@ class Step:
         new = Architecture.from_json(data["new"])
         if unknown := sorted({m["axis"] for m in data["axes"]} - {*new.table.axes, RANK}):
             raise GrowthError(f"{new.family} has no axis {unknown[0]!r}")
-        maps = [AxisMap.from_json(m, new.sizes.get(m["axis"], 0)) for m in data["axes"]]
+        dims = [dim for row in old.table.tensors for dim in row.dims]
+        maps = [
+            AxisMap.from_json(
+                m, new.sizes.get(m["axis"], 0), {dim.size(old.sizes) for dim in dims if dim.axes[0] == m["axis"]}
+            )
+            for m in data["axes"]
+        ]
         return Step(
             old,
             new,

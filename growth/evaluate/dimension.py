@@ -12,7 +12,7 @@ import numpy as np
 from growth.errors import GrowthError
 from growth.evaluate.index_runs import Entries, How, IndexRun, index_runs
 from growth.family import Dim
-from growth.maps import AxisMap, Floats, Ints
+from growth.maps import AxisMap, Floats, Ints, over_further
 from growth.moments import Moments
 
 _SCATTERED = 1 << 20  # A region with fewer elements than this is read in one piece, wherever its sources are.
@@ -61,8 +61,9 @@ class DimMap:
     entries  of each new index; their sources are counted from the start of `spans`, leaving out what lies between
     spans    the old indices that are read for the sources; none where no index has a source
     whole    the old size of the dimension
-    mixes    float64 [M, old size of the first axis]: the linear combinations that the entries name. Number
-             row * rest + i is that row of `mixes` at old index i of the further axes, of `rest` old indices together
+    mixes    float64 [M, old size of the first axis], or of all axes: the linear combinations that the entries name.
+             Number row * rest + i is that row of `mixes` at old index i of the axes that are not combined, of `rest`
+             old indices together
     copies   for readers that take noise
     """
 
@@ -79,7 +80,7 @@ class DimMap:
 
     @cached_property
     def rest(self) -> int:
-        """The old size of the axes behind the first one, which is the one that linear combinations combine."""
+        """The old size of the axes that linear combinations do not combine: those behind the first one, or none."""
         assert self.mixes is not None
         return self.whole // self.mixes.shape[1]
 
@@ -136,13 +137,27 @@ def dim_map(dim: Dim, axes: Sequence[AxisMap], start: int, stop: int, kind: str,
     for m, index in zip(axes[1:], along[1:], strict=True):
         entries = entries.times(_along_axis(m, index, dim.role, kind, moments), m.old)
     entries = entries.packed()
-    whole, mixes = prod(m.old for m in axes), axes[0].mixes_of(dim.role) if weight else None
+    whole = prod(m.old for m in axes)
+    mixes = _combinations(axes[0], dim.role, whole) if weight else None
     used = entries.source[entries.source >= 0]
     if not used.size:
         return DimMap(entries, (), whole, mixes)
     low, high = int(used.min()), int(used.max()) + 1
     entries = replace(entries, source=np.where(entries.source >= 0, entries.source - low, -1))
     return DimMap(entries, ((low, high),), whole, mixes)
+
+
+def _combinations(m: AxisMap, role: str, whole: int) -> Floats | None:
+    """The linear combinations of the first axis of a dimension of `whole` old indices.
+
+    Raises GrowthError where they are of more indices than the dimension has.
+    """
+    mixes = m.mixes_of(role)
+    if mixes is None or mixes.shape[1] in (m.old, whole):
+        return mixes
+    if whole != m.old:
+        raise GrowthError(f"{m.axis}: a linear combination of {mixes.shape[1]} indices, where {whole} are together")
+    return over_further(mixes, m.old)
 
 
 def _along_axis(m: AxisMap, index: Ints, role: str, kind: str, moments: Moments) -> Entries:

@@ -18,23 +18,38 @@ from growth.maps import AxisMap, LayerMap
 from growth.operators.registry import operator
 from growth.step import Step
 
+HEADS = ("heads", "kv_heads")
 
-def _matrix(axis: str, what: str, value: ArrayLike, old: int, new: int) -> NDArray[Any]:
-    """float64 [new, old]; raises GrowthError for another shape or numbers that are not finite."""
+
+def option(axis: str, role: str) -> str:
+    """The option of `dense` that has the matrix of a role along an axis."""
+    return "value" if axis in HEADS and role == "write" else role
+
+
+def _matrix(axis: str, what: str, value: ArrayLike, old: int, new: int, further: int = 1) -> NDArray[Any]:
+    """float64 [new, old], or [new * further, old * further]; raises GrowthError for another shape or numbers that are
+    not finite."""
     try:
         matrix = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise GrowthError(f"{axis}: {what} is no matrix of numbers: {value!r:.60}") from None
-    if matrix.shape != (new, old):
-        raise GrowthError(f"{axis}: {what} must be a matrix of {new} x {old} (new x old), not of shape {matrix.shape}")
+    if matrix.shape not in ((new, old), (new * further, old * further)):
+        channels = f", or {new * further} x {old * further} for its channels" if further > 1 else ""
+        raise GrowthError(
+            f"{axis}: {what} must be a matrix of {new} x {old} (new x old{channels}), not of shape {matrix.shape}"
+        )
     if not np.isfinite(matrix).all():
         raise GrowthError(f"{axis}: {what} has entries that are not finite")
     return matrix
 
 
-def _map(axis: str, old: int, new: int, write: ArrayLike, read: ArrayLike) -> AxisMap:
-    rows = _matrix(axis, "write", write, old, new)
-    mixes = {"write": rows, "read": _matrix(axis, "read", read, old, new), "gain": rows, "shift": rows}
+def _map(arch: Architecture, axis: str, new: int, factors: Mapping[str, ArrayLike]) -> AxisMap:
+    """The map of an axis with a matrix for each role. Gains and shifts take that of writers; and where these are
+    queries only, what a head has one of takes theirs."""
+    old, further = arch.sizes[axis], arch.sizes["head_dim"] if axis in HEADS else 1
+    mixes = {role: _matrix(axis, option(axis, role), x, old, new, further) for role, x in factors.items()}
+    writers = mixes["write" if "write" in mixes else "query"]
+    mixes |= dict.fromkeys(("write", "gain", "shift"), writers)
     return AxisMap.make(axis, old, np.full(new, -1)).mixing(mixes, np.arange(new))
 
 
@@ -42,31 +57,33 @@ def _map(axis: str, old: int, new: int, write: ArrayLike, read: ArrayLike) -> Ax
 def dense_hidden(arch: Architecture, sizes: Mapping[str, int], write: ArrayLike, read: ArrayLike) -> Step:
     """New writers are `write` [new, old] times the old ones, gains and biases too; new readers take `read` [new, old].
     Wang et al., 2023 (LiGO), section 3.2."""
-    new = sizes["hidden"]
-    m = _map("hidden", arch.sizes["hidden"], new, write, read)
-    return Step(arch, arch.replace({"hidden": new}), (), False, axes={"hidden": m})
+    m = _map(arch, "hidden", sizes["hidden"], {"write": write, "read": read})
+    return Step(arch, arch.replace(sizes), (), False, axes={"hidden": m})
 
 
 @operator("ffn", "dense")
-def dense_ffn(arch: Architecture, sizes: Mapping[str, int], write: ArrayLike, read: ArrayLike) -> Step:
-    """Neurons mixed by `write` [new, old] on their input side and `read` [new, old] on their output side. LiGO."""
-    m = _map("ffn", arch.sizes["ffn"], sizes["ffn"], write, read)
-    return Step(arch, arch.replace({"ffn": sizes["ffn"]}), (), False, axes={"ffn": m})
+def dense_ffn(
+    arch: Architecture, sizes: Mapping[str, int], write: ArrayLike, read: ArrayLike, gate: ArrayLike | None = None
+) -> Step:
+    """Neurons mixed by `write` [new, old] on their input side and `read` [new, old] on their output side; `gate` where
+    there is one (by default `write`). LiGO."""
+    m = _map(arch, "ffn", sizes["ffn"], {"write": write, "read": read, "gate": write if gate is None else gate})
+    return Step(arch, arch.replace(sizes), (), False, axes={"ffn": m})
 
 
 @operator("heads", "dense")
 def dense_heads(
-    arch: Architecture, sizes: Mapping[str, int], write: ArrayLike, read: ArrayLike, kv_write: ArrayLike | None = None
+    arch: Architecture, sizes: Mapping[str, int], query: ArrayLike, key: ArrayLike, value: ArrayLike, read: ArrayLike
 ) -> Step:
-    """Heads mixed by `write` [new, old] and `read` [new, old]; `kv_write` for key-value heads, where they are fewer
-    (by default `write`; the old ones where their number stays). LiGO."""
-    maps = {"heads": _map("heads", arch.sizes["heads"], sizes["heads"], write, read)}
-    if "kv_heads" in sizes:
-        groups = arch.sizes["kv_heads"]
-        own = np.eye(groups) if groups == sizes["kv_heads"] else write
-        kv = own if kv_write is None else kv_write
-        maps["kv_heads"] = _map("kv_heads", arch.sizes["kv_heads"], sizes["kv_heads"], kv, kv)
-    return Step(arch, arch.replace(sizes), (), False, axes=maps)
+    """Heads mixed by a matrix each for their queries, keys and values, and by `read` for what reads them: [new, old],
+    or [new * head_dim, old * head_dim] with the channels of all heads. Those of keys and values are of key-value heads,
+    where the family has these. What a head has one of, such as its span, takes the mean over its channels. LiGO."""
+    queries, values = {"query": query, "read": read}, {"key": key, "write": value}
+    if "kv_heads" not in arch.sizes:
+        maps = [_map(arch, "heads", sizes["heads"], {**queries, **values})]
+    else:
+        maps = [_map(arch, "heads", sizes["heads"], queries), _map(arch, "kv_heads", sizes["kv_heads"], values)]
+    return Step(arch, arch.replace(sizes), (), False, axes={m.axis: m for m in maps})
 
 
 @operator("layers", "dense")

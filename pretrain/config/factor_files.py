@@ -93,7 +93,8 @@ def _problem(name: str, matrix: torch.Tensor) -> str:
 
 def _zeros(key: str, value: Mapping[str, Any], old: Architecture, new: Architecture) -> dict[str, Any]:
     axes = {"weights": "layers"} if key == "layers" else {"write": key, "read": key}
-    if key == "heads" and "kv_heads" in new.sizes:
-        axes["kv_write"] = "kv_heads"
+    if key == "heads":
+        kv = "kv_heads" if "kv_heads" in new.sizes else "heads"
+        axes = {"query": key, "key": kv, "value": kv, "read": key}
     options = {k: v for k, v in value.items() if k != OPTION}
     return {**options, **{o: np.zeros((new.sizes[axis], old.sizes[axis])) for o, axis in axes.items()}}

@@ -134,8 +134,9 @@ def of_stage(
         old = parent.grown()
         event_flops = flops.event_flops(old, arch, layout, train.seq_len, train.micro_batch)
         if keys := stage.grow.learn.keys(old, arch) if stage.grow.learn.steps else []:
-            unlearned = with_axes(arch, [axis for key in keys for axis in LEARNED[key]], old)
-            learning = flops.learning_flops(unlearned, arch, train.seq_len, stage.grow.learn)
+            learned = with_axes(arch, ["head_dim"], old) if "heads" in keys else arch
+            unlearned = with_axes(learned, [axis for key in keys for axis in LEARNED[key]], old)
+            learning = flops.learning_flops(unlearned, learned, train.seq_len, stage.grow.learn)
         # The weights for the certificate's first half; then all of it twice, since the certificate's step is undone.
         read = (4 + 2 * STORED_BYTES) * old.parameters() / (STORAGE * node_count)
         steps = event_flops / flops_per_token / train.seq_len / train.global_batch

@@ -2,7 +2,7 @@
 grow pretrained models for efficient transformer training", section 3).
 
 One process learns them, with a reference model in plain PyTorch. What grows and is not learned grows first, as the
-stage says.
+stage says; but with the channels of heads mixed, head_dim grows after it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Learning:
         self._learner = Learner(self._read, self._first.new, self._new, lr=how.lr)
         self._copies = self._learner.policy()
         self._about = {"parent": reader.manifest.hash, "stage": stage.name, "lr": str(how.lr)}
-        self._learns = {**self._about, "config": stage.to_dict(), "keys": keys, "batch": how.batch}
+        factors = {key: sorted(options) for key, options in self._copies.items()}
+        self._learns = {**self._about, "config": stage.to_dict(), "factors": factors, "batch": how.batch}
         self._seq_len, self._losses = stage.train.seq_len, list[float]()
 
     @property
@@ -140,8 +141,8 @@ def _reduced(stage: Stage, old: Architecture, keys: list[str]) -> Stage:
     sizes: dict[str, Any] = {axis: old.sizes[axis] for key in keys for axis in LEARNED[key] if axis in old.sizes}
     if "layers" in keys:
         sizes |= {"layers": old.depth, "share": old.depth // old.layers}
-    if "heads" in keys and "kv_heads" not in old.sizes:
-        sizes["kv_heads"] = old.sizes["heads"]
+    if "heads" in keys:  # Their channels are mixed, as they are before head_dim grows.
+        sizes |= {"head_dim": old.sizes["head_dim"], "kv_heads": old.sizes.get("kv_heads", old.sizes["heads"])}
     default = type(stage.grow)()
     grow = replace(stage.grow, **{key: getattr(default, key) for key in keys})
     return replace(stage, model=replace(stage.model, **sizes), grow=grow)

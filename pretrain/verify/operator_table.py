@@ -114,7 +114,7 @@ CASES = (
     Case("heads", "replicate", _COPY),
     Case("heads", "net2net", {"mapping": "random"}),
     Case("heads", "aki"),
-    Case("heads", "dense", {"write": _matrix(4, 2), "read": _matrix(4, 2)}, {}, (), ("kv_heads",)),
+    Case("heads", "dense", dict.fromkeys(("query", "key", "value", "read"), _matrix(4, 2)), {}, (), ("kv_heads",)),
     Case("head_dim", "rotary", {}, {}, ("rope_theta",)),
     Case("head_dim", "rotary_table", {}, {"head_dim": 8}, ("rope_theta",), ("head_norms",)),
     Case("head_dim", "rotary_table", {}, {"head_dim": 12}, ("head_norms",)),

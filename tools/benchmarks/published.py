@@ -28,6 +28,7 @@ from pretrain.families.reference import logits, loss
 from pretrain.verify import probe
 
 STD, LR, STEPS, BATCH, LENGTH = 0.08, 3e-3, 100, 4, 64
+MEASURED = 64  # sequences of held-out text on which error and loss are measured
 DRAWS = 16  # of rules that copy at random
 LEARNING = 1e-3  # learning rate of maps
 _TEXT = 20_000  # the first batch that maps are learned on
@@ -223,7 +224,7 @@ def _steps(arch: Architecture, weights: Weights, lr: float, count: int, first: i
 @torch.no_grad()
 def _change(arch: Architecture, weights: Weights, grown: Grown) -> tuple[float, float]:
     """The error, and the rise of the loss."""
-    ids = _batch(-1)
+    ids = _batch(-1, MEASURED)
     before, after = logits(_reader(weights), arch, ids), logits(_reader(grown.weights), grown.arch, ids)
     rise = loss(_reader(grown.weights), grown.arch, ids, torch.float32) - loss(
         _reader(weights), arch, ids, torch.float32

@@ -41,8 +41,8 @@ def test_learned_and_grown(run: Run, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert options == {
         "layers": {"weights"},
         "hidden": {"write", "read"},
-        "heads": {"write", "read", "kv_write"},
-        "ffn": {"write", "read"},
+        "heads": {"query", "key", "value", "read"},
+        "ffn": {"write", "gate", "read"},
     }
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err

@@ -36,9 +36,12 @@ def test_no_operator_is_worse(figures: dict[str, tuple[Any, Any]]) -> None:
 
 
 def test_learned_maps_gain_and_leave_no_copies(figures: dict[str, tuple[Any, Any]]) -> None:
-    """The paper's maps have more numbers, one map for each kind of matrix, and gain more in as many steps; but copies
-    have the same maps, and stay copies. Learning is to change the function, so its error is no fault."""
+    """As much as the paper's, which have sums over layers for each kind of matrix, to 0.005 nats: after so few steps
+    these are a little ahead, and after twice as many as the paper's behind. The paper's copies have the same maps, and
+    stay copies."""
     theirs, ours = figures[LIGO]
+    assert ours.error <= theirs.error
+    assert ours.loss <= theirs.loss + 0.005
     assert ours.loss < figures["G_stack 4 to 8 layers"][1].loss - 0.02  # that of the copies that it starts from
     assert ours.dead == theirs.dead == (0.0, 0.0, 0.0)
     assert theirs.locked == (1.0, 1.0, 1.0)

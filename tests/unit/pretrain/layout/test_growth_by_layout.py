@@ -124,15 +124,17 @@ def test_sums_in_every_layout(family: str) -> None:
     sizes = NEW | ({"heads": 24, "kv_heads": 12} if family == "llama2" else {})
     draw = np.random.Generator(np.random.Philox(key=3))
 
-    def dense(axis: str, **more: str) -> dict[str, Any]:
-        names = {"write": axis, "read": axis, **more}
-        return {"operator": "dense", **{o: draw.standard_normal((sizes[a], old.sizes[a])) for o, a in names.items()}}
+    def dense(each: int = 1, **axes: str) -> dict[str, Any]:
+        """Of so many channels of each index."""
+        shapes = {option: (each * sizes[axis], each * old.sizes[axis]) for option, axis in axes.items()}
+        return {"operator": "dense", **{option: draw.standard_normal(shape) for option, shape in shapes.items()}}
 
+    kv = "kv_heads" if family == "llama2" else "heads"
     policy = {
         "layers": {"operator": "dense", "weights": draw.standard_normal((3, 2))},
-        "hidden": dense("hidden"),
-        "heads": dense("heads", **({"kv_write": "kv_heads"} if family == "llama2" else {})),
-        "ffn": dense("ffn"),
+        "hidden": dense(write="hidden", read="hidden"),
+        "heads": dense(old.sizes["head_dim"], query="heads", key=kv, value=kv, read="heads"),
+        "ffn": dense(write="ffn", read="ffn"),
         "vocab": "mean",
     }
     plan = between(old, old.replace(sizes), policy, seed=0, init_std=0.3)
