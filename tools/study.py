@@ -19,6 +19,7 @@ examples:
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -90,6 +91,7 @@ def _losses(runs: Runs) -> dict[str, float]:
 
 
 def _train(runs: Runs, entries: Sequence[Entry], deadline: float) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is one as by Ctrl-C: it saves
     elsewhere: set[str] = set()  # another process of the study trains these
     while missing := _decided(runs, entries)[-1].missing(_losses(runs)):
         run = next((run for run in missing if run.name not in elsewhere), None)

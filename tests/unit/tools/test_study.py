@@ -1,6 +1,8 @@
 """Studies whose runs are made up: which runs come next, what is said of them, and that nothing is done twice."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,34 @@ def test_two_at_once_share_the_runs(
     monkeypatch.setattr(Runs, "take", TAKE)
     assert tool.main([str(path)]) == 0
     assert {name.split("/")[0] for name in trained.asked[-4:]} == {"stack-0.5-lr0.001-seed1", "stack-0.5-lr0.002-seed1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_stopped_stops_its_stage(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asks the stage to save, and waits for it; nothing trains on behind its back."""
+    stage = tmp_path / "slurm" / "stage.sh"
+    stage.parent.mkdir()
+    stage.write_text("sleep infinity &\ntrap 'kill $!; echo saved; exit 0' TERM\necho ready\nwait\n")
+    monkeypatch.setattr("pretrain.cli.study_runs.ROOT", tmp_path)
+    logs, wait, before = tmp_path / "runs" / "made-up", subprocess.Popen.wait, signal.getsignal(signal.SIGTERM)
+
+    def stopped(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        while not any("ready" in log.read_text() for log in logs.glob("*.log")):
+            os.sched_yield()
+        signal.raise_signal(number)
+        return process.wait(timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", stopped)
+    try:
+        assert tool.main([str(write(tmp_path))]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "was stopped; the same command goes on" in capsys.readouterr().err
+    (log,) = logs.glob("*.log")
+    assert log.read_text() == "ready\nsaved\n"
 
 
 def test_a_frontier_has_only_what_no_cheaper_size_beats() -> None:
