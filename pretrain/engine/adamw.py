@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 
 from pretrain.engine import adamw_mixed
 from pretrain.engine.generation_segments import Segment
+from pretrain.runtime.device import sent
 
 
 class AdamW(torch.optim.Optimizer):
@@ -125,7 +126,7 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         """Segments with the updates they have had, of one learning rate: torch's fused kernel."""
         params, grads, exp_avgs, exp_avg_sqs = ([x[s.start : s.stop] for s, _ in alike] for x in tensors)
-        done = _sent(torch.tensor([float(n) for _, n in alike]), tensors[0].device)
+        done = sent(torch.tensor([float(n) for _, n in alike]), tensors[0].device)
         (group,) = self.param_groups
         adamw(
             params,
@@ -178,18 +179,13 @@ class AdamW(torch.optim.Optimizer):
                     torch.index_select(each, 0, segment.rows.index, out=here.view(len(segment.rows.index), -1))
         tables = [table * _multipliers(rate, eps, decay) for rate, eps in kinds for decay in (True, False)]
         columns = np.concatenate((*tables, [[0, -math.inf, 0]])).T
-        sent = _sent(torch.from_numpy(columns.astype("f4", order="C")), device)
-        adamw_mixed.update_all(tensors, self._codes[1], sent, self.param_groups[0]["betas"], self.compile)
+        coefficients = sent(torch.from_numpy(columns.astype("f4", order="C")), device)
+        adamw_mixed.update_all(tensors, self._codes[1], coefficients, self.param_groups[0]["betas"], self.compile)
 
 
 def _multipliers(rate: float, eps: float, decay: bool) -> np.ndarray:
     """fp32 [3]: what a segment's factors do to the coefficients of its generations."""
     return np.array([1 / rate, eps / rate, decay], "f4")
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """A few numbers on the device, without waiting for it."""
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def _coefficients(

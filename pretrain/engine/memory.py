@@ -24,6 +24,7 @@ from pretrain.families.common import memory
 from pretrain.families.common.layer import Layer
 from pretrain.families.common.memory import Segment
 from pretrain.layout import Layout
+from pretrain.runtime.device import sent
 
 
 def layers_of(chunks: Iterable[torch.nn.Module]) -> list[int]:
@@ -94,7 +95,7 @@ class Memory:
         empty = None
         if 0 < own.sum() < len(own) * self.length:
             places = np.arange(self.length) < self.length - own[:, None]
-            empty = torch.from_numpy(places).to(self.device)
+            empty = sent(torch.from_numpy(places), self.device)
         return Segment(self.length, bool(own.any()), kept, empty, self.parts, after)
 
     @staticmethod

@@ -19,6 +19,7 @@ from pretrain.engine.memory import Memory
 from pretrain.engine.teacher import Teacher
 from pretrain.layout import Layout
 from pretrain.losses import Term
+from pretrain.runtime.device import sent
 
 
 class Passes:
@@ -37,7 +38,7 @@ class Passes:
 
     def moved(self, x: Tensor) -> Tensor:
         """On the device, without waiting for it."""
-        return x if x.device == self._device else x.pin_memory().to(self._device, non_blocking=True)
+        return sent(x, self._device)
 
     def _batches(self, samples: Samples, drops: Drops, memory: Memory | None) -> Iterator[Samples]:
         """The micro-batches of this data-parallel rank's samples. Each is computed as soon as it is taken, with what is

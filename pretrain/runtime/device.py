@@ -42,6 +42,11 @@ def prepare(*, tp: int, deterministic: bool = False) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host, or of the device already, on the device, without waiting for it."""
+    return x if x.device.type == device.type else x.pin_memory().to(device, non_blocking=True)
+
+
 def own_gpu() -> int:
     """The index, among the GPUs that this process sees, of the one that belongs to this rank (LOCAL_RANK's).
 
