@@ -187,7 +187,8 @@ def explain(error: ValidationError, kind: type, where: str, raw: Any, sections: 
         path, fields = _known_path(kind, item["loc"])
         if item["type"] == "unexpected_keyword_argument":
             known = [*fields, *sections] if len(path) == 1 else fields
-            message = f"unknown key{did_you_mean(str(path[-1]), known)} (known keys: {', '.join(known)})"
+            hint = _in_another_section(kind, path) or did_you_mean(str(path[-1]), known)
+            message = f"unknown key{hint} (known keys: {', '.join(known)})"
         elif item["type"] == "missing":
             message = "missing"
             while isinstance(path[-1], int):  # the item is missing at the end of a list
@@ -236,7 +237,7 @@ def _merge(default: Any, value: Any) -> Any:
     return value
 
 
-def _known_path(kind: type, location: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:
+def _known_path(kind: type, location: Sequence[int | str]) -> tuple[list[int | str], list[str]]:
     """The part of pydantic's location that names keys and list indices, and the field names next to its last key.
 
     What follows a union's tag ("tuple[int, ...]") is about one reading of the value, not a place in the file.
@@ -257,6 +258,16 @@ def _known_path(kind: type, location: tuple[int | str, ...]) -> tuple[list[int |
         if typing.get_origin(current) in (typing.Union, types.UnionType):
             break
     return path, fields
+
+
+def _in_another_section(kind: type, path: Sequence[int | str]) -> str:
+    """', did you mean SECTION.KEY?' for a section beside that of an unknown key that has it, or nothing."""
+    for section in _known_path(kind, path[:-1])[1]:
+        place = (*path[:-2], section, path[-1])
+        known, fields = _known_path(kind, place)
+        if len(known) == len(place) and path[-1] in fields:
+            return f", did you mean '{section}.{path[-1]}'?"
+    return ""
 
 
 def _place(path: Sequence[int | str], raw: Any, missing: bool) -> str:

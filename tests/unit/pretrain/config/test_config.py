@@ -131,6 +131,8 @@ def test_every_error_at_once_where_it_stands(tmp_path: Path) -> None:
             {"stages.1.train": {"layer_drop": {"p": -0.1}}},
             ["stages[1].train.layer_drop.p: should be greater than or eq"],
         ),
+        ({"model.memory": 64}, ["model.memory: unknown key, did you mean 'train.memory'?", "known keys: "]),
+        ({"stages.1.train": {"tp": 2}}, ["stages[1].train.tp: unknown key, did you mean 'parallel.tp'?"]),
         ({"train.layer_drop": {"q": 0.1}}, ["train.layer_drop.q: unknown key", "known keys: p, sublayers"]),
         ({"stages.1.parallel.tp": 3}, ["does not divide model.heads 8", "kv_heads 4", "ffn 256"]),
         ({"stages.1.model.kv_heads": 5}, ["stages[1].model.kv_heads: 5 does not divide model.heads 8"]),
