@@ -372,10 +372,13 @@ class Engine:
         parts: list[Tensor] = []
 
         def collect(local_BSV: Tensor, non_loss_data: bool = True) -> None:
-            gathered = [torch.empty_like(local_BSV) for _ in range(self.layout.tp)]
-            dist.all_gather(gathered, local_BSV.contiguous(), group=group)
+            gathered = [local_BSV]  # Logits may be what is largest on a GPU, so that there is no other copy of them.
+            if self.layout.tp > 1:
+                gathered = [torch.empty_like(local_BSV) for _ in range(self.layout.tp)]
+                dist.all_gather(gathered, local_BSV.contiguous(), group=group)
             if first:
-                parts.append(torch.cat(gathered, dim=-1)[..., : self.arch.sizes["vocab"]].cpu().float())
+                whole = torch.cat([part.cpu() for part in gathered], dim=-1)
+                parts.append(whole[..., : self.arch.sizes["vocab"]].float())
 
         def step(batches: Iterator[Samples], model: Any) -> Any:
             return self.family.model.logits(model, next(batches)), collect

@@ -30,7 +30,7 @@ class Shapes:
     weights are a tensor. relu: see families.Family. dropout: whether branches have one, so that their gradient is not
     that of the stream. adapters: by kind of block, how many numbers theirs make of a token between their two factors,
     and what they are on. dropped: whether they keep a dropped copy of what enters them. memory: places that are
-    remembered, for each token.
+    remembered, for each token. spans: whether heads have spans.
     """
 
     table: Table
@@ -57,6 +57,7 @@ class Shapes:
     adapters: Mapping[str, tuple[int, frozenset[str]]]
     dropped: bool
     memory: float
+    spans: bool
 
     @staticmethod
     def of(arch: Architecture, layout: Layout, train: Train, *, gpu: bool) -> "Shapes":
@@ -86,6 +87,7 @@ class Shapes:
             adapters={kind: _adapters(arch, kind) for kind in set(arch.kinds)},
             dropped=train.lora.dropout > 0,
             memory=train.memory / train.seq_len,
+            spans=arch.span is not None,
         )
 
     def at(self, kind: str) -> "Shapes":
@@ -177,8 +179,8 @@ class Shapes:
 
     def inside_block(self, kind: str) -> float:
         """Bytes of the largest temporary of a block's backward pass: the gradient of the residual stream, with what the
-        second linear layer of the MLP needs or, if it is gated, the gate; without an MLP, what the projections to
-        queries, keys and values need."""
+        second linear layer of the MLP needs or, if it is gated, the gate, or with spans their attention; without an
+        MLP, what the projections to queries, keys and values need."""
         return self.at(kind)._inside(kind)
 
     def _inside(self, kind: str) -> float:
@@ -186,8 +188,12 @@ class Shapes:
         linear = (self.ffn if mlp else self.queries + 2 * self.keys) * (self.tokens + self.whole)
         gate = (2 if self.fused else 3) * self.ffn * self.tokens if self.table.gated and mlp else 0
         scores = (8 if self.bare else 2 * self.element) * self.scores * self.tokens if self.attends(kind) else 0
+        # Of what is remembered too: gradients of keys and values in fp32, and as they go on.
+        each = 8 + 2 * self.element if self.spans and self.attends(kind) else 0
+        within = each * self.keys * (1 + self.memory) * self.tokens
         branch = self.hidden * self.tokens if self.dropout else 0
-        return self.element * (self.whole * self.tokens + branch + max(linear, gate, scores / self.element))
+        numbers = max(linear, gate, scores / self.element, within / self.element)
+        return self.element * (self.whole * self.tokens + branch + numbers)
 
 
 def _adapters(arch: Architecture, kind: str) -> tuple[int, frozenset[str]]:

@@ -100,7 +100,8 @@ def of_rank(
     if before:  # the certificate's backward passes have pp micro-batches
         activations_of_event, _ = _activations(shapes, train, pp_rank, layout.pp)
         older = [_measured(old, layout, train, pp_rank, gpu) - allocated for old in before]
-        event = max(0, numel + activations_of_event - activations, *older)
+        logits = _logits(shapes) if pp_rank == layout.pp - 1 else 0
+        event = max(0, numel + activations_of_event - activations, logits - activations - workspace, *older)
     allocated += event
     allowance = CONTEXT + int(FRAGMENTATION * allocated) if gpu else 0
     parts = (activations, workspace, buffers, event, teacher, remembered, allowance)
@@ -215,6 +216,13 @@ def _computed_whole(shapes: Shapes, train: Train, taught: Taught) -> int:
     attention = 3 * sizes["heads"] * train.seq_len
     logits = 2 * sizes["vocab"] if taught.distill.kind == "logits" else 0
     return int(shapes.element * shapes.tokens * max(attention, logits)) if taught.whole else 0
+
+
+def _logits(shapes: Shapes) -> int:
+    """Bytes of the logits that a certificate compares, as the head gives them and batch by batch, and as those of the
+    tensor-parallel ranks are gathered."""
+    copies = 2 + (shapes.layout.tp if shapes.layout.tp > 1 else 0)
+    return int(copies * shapes.element * shapes.tokens * shapes.vocabulary)
 
 
 def _buffers(shapes: Shapes, layout: Layout) -> int:

@@ -101,7 +101,10 @@ def test_a_planted_fault_is_found(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "name",
-    ["llama2_55m_to_7b", "llama2_55m_to_7b_head_dim", "bert_to_large", "gpt2_stack", "bert_pli", "transformer_xl"],
+    [
+        *("llama2_55m_to_7b", "llama2_55m_to_7b_head_dim", "bert_to_large", "gpt2_stack", "bert_pli"),
+        *("transformer_xl", "adaptive_span_small", "reasoning/convolution_attention"),
+    ],
 )
 @pytest.mark.usefixtures("server")
 def test_a_curriculum_passes(name: str) -> None:
