@@ -139,7 +139,9 @@ def test_a_study_that_is_stopped_stops_its_stage(
     stage.parent.mkdir()
     stage.write_text("sleep infinity &\ntrap 'kill $!; echo saved; exit 0' TERM\necho ready\nwait\n")
     monkeypatch.setattr("pretrain.cli.study_runs.ROOT", tmp_path)
-    logs, wait, before = tmp_path / "runs" / "made-up", subprocess.Popen.wait, signal.getsignal(signal.SIGTERM)
+    logs, wait = tmp_path / "runs" / "made-up", subprocess.Popen.wait
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # What a shell starts in the background ignores it.
 
     def stopped(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
         monkeypatch.setattr(subprocess.Popen, "wait", wait)
@@ -152,7 +154,8 @@ def test_a_study_that_is_stopped_stops_its_stage(
     try:
         assert tool.main([str(write(tmp_path))]) == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert "was stopped; the same command goes on" in capsys.readouterr().err
     (log,) = logs.glob("*.log")
     assert log.read_text() == "ready\nsaved\n"
