@@ -6,9 +6,9 @@ best recipes, and the target from scratch, are then run with the other seeds at 
 loss.png (over FLOPs, with the frontier of fixed sizes) and saving.png (over the time of growth).
 
 What is done is not done twice, and what was stopped, or killed, goes on from its newest checkpoint. The command may
-run several times at once, on one machine or on a shared disk: each takes runs that no other one trains. With --slurm
-the runs that are decided are submitted as jobs; call it again when they have ended. The keys of a study's file are in
-pretrain/study/keys.py.
+run several times at once, on one machine or on a shared disk: each takes runs that no other one trains, and waits for
+the last ones of a phase, which decide what comes next. With --slurm the runs that are decided are submitted as jobs;
+call it again when they have ended. The keys of a study's file are in pretrain/study/keys.py.
 
 examples:
   python tools/study.py configs/study/micro.yaml --plan
@@ -43,6 +43,9 @@ from pretrain.runtime.files import Lock, make_folder
 from pretrain.study import curricula, keys, search
 from pretrain.study.curricula import Entry, Run
 from pretrain.study.search import Phase
+
+WAIT = 10.0
+"""Seconds after which it looks again whether another process has ended the last runs of a phase."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,17 +96,25 @@ def _losses(runs: Runs) -> dict[str, float]:
 def _train(runs: Runs, entries: Sequence[Entry], deadline: float) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is one as by Ctrl-C: it saves
     elsewhere: set[str] = set()  # another process of the study trains these
+    waits = False
     while missing := _decided(runs, entries)[-1].missing(_losses(runs)):
         run = next((run for run in missing if run.name not in elsewhere), None)
         if not run:
-            print(
-                f"others train the last {len(missing)} of this phase; go on when they end", file=sys.stderr, flush=True
-            )
-            return
+            if not waits:
+                print(f"others train the last {len(missing)} of this phase: waits", file=sys.stderr, flush=True)
+            waits = True
+            if (left := deadline - time.monotonic()) <= 0:
+                return
+            try:
+                time.sleep(min(WAIT, left))
+            except KeyboardInterrupt:
+                return
+            elsewhere.clear()  # one may have ended, or been stopped
+            continue
         if not (lock := runs.take(run)):
             elsewhere.add(run.name)
             continue
-        begin = time.monotonic()
+        waits, begin = False, time.monotonic()
         print(f"{run.name} ({len(missing)} left of this phase)", file=sys.stderr, flush=True)
         with lock:
             ended = runs.train(run, deadline)

@@ -122,10 +122,25 @@ def test_two_at_once_share_the_runs(
     path, trained = write(tmp_path, seeds=[1], variants={}), Trained(tmp_path)
     monkeypatch.setattr(Runs, "_stage", lambda *args: trained(*args))
     monkeypatch.setattr(Runs, "take", lambda runs, run: None if "stack-0.5" in run.name else TAKE(runs, run))
+    before: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        """The other process is killed while this one waits."""
+        before.append(len({name.split("/")[0] for name in trained.asked}))
+        if len(before) == 2:
+            monkeypatch.setattr(Runs, "take", TAKE)
+
+    monkeypatch.setattr(tool.time, "sleep", sleep)
     assert tool.main([str(path)]) == 0
-    assert "others train the last 2 of this phase" in capsys.readouterr().err
-    assert len({name.split("/")[0] for name in trained.asked}) == 8
-    monkeypatch.setattr(Runs, "take", TAKE)
+    assert capsys.readouterr().err.count("others train the last 2 of this phase") == 1
+    assert before == [8, 8]
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool.time, "sleep", interrupted)
+    monkeypatch.setattr(Runs, "take", lambda runs, run: None)
+    write(tmp_path, variants={}, seeds=[1, 2])
     assert tool.main([str(path)]) == 0
     assert {name.split("/")[0] for name in trained.asked[-4:]} == {"stack-0.5-lr0.001-seed1", "stack-0.5-lr0.002-seed1"}
 
