@@ -16,6 +16,7 @@ from growth.box import Box
 from growth.errors import GrowthError
 from growth.evaluate.box_values import Read
 from growth.family import GENERAL, Dim
+from growth.maps import over_further
 from growth.operators.dense import HEADS, option
 from growth.random import philox
 
@@ -159,13 +160,11 @@ def _grown(
     for d, dim in enumerate(tensor.spec.dims):
         axis = dim.axes[0]
         factor = factors.get((axis, _role(dim.role)))
-        if _one_each(dim):  # as the operator has it: of values, or of queries where these have heads of their own
-            factor = factors.get((axis, "write"), factors.get((axis, "query")))
+        if _one_each(dim) and (axis, "query") in factors:
+            # As the operator has it: of values, or of queries where these have heads of their own.
+            factor = over_further(factors.get((axis, "write"), factors[axis, "query"]), old.sizes[axis])
         if factor is None:
             continue
-        if _one_each(dim):
-            split = factor.unflatten(0, (-1, old.sizes["head_dim"])).unflatten(2, (old.sizes[axis], -1))
-            factor = torch.einsum("iaja->ij", split) / old.sizes["head_dim"]
         split = value.unflatten(d, (factor.shape[1], -1)).movedim(d, 0)
         value = torch.tensordot(factor, split, dims=1).movedim(0, d).flatten(d, d + 1)
     return value

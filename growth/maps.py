@@ -197,11 +197,10 @@ class AxisMap:
         )
 
 
-def over_further(mixes: Floats, old: int) -> Floats:
-    """float64 [M, old] of linear combinations [M * rest, old * rest]: the mean over the further axes."""
+def over_further(mixes: Any, old: int) -> Any:
+    """[M, old] of linear combinations [M * rest, old * rest]: the mean over the further axes. Of NumPy or torch."""
     rest = mixes.shape[1] // old
-    mean: Floats = np.einsum("iaja->ij", mixes.reshape(-1, rest, old, rest)) / rest
-    return mean
+    return mixes.reshape(-1, rest, old, rest).diagonal(0, 1, 3).mean(-1)
 
 
 def _check_sources(what: str, source: Ints, old: int) -> None:

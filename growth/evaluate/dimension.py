@@ -157,7 +157,8 @@ def _combinations(m: AxisMap, role: str, whole: int) -> Floats | None:
         return mixes
     if whole != m.old:
         raise GrowthError(f"{m.axis}: a linear combination of {mixes.shape[1]} indices, where {whole} are together")
-    return over_further(mixes, m.old)
+    mean: Floats = over_further(mixes, m.old)
+    return mean
 
 
 def _along_axis(m: AxisMap, index: Ints, role: str, kind: str, moments: Moments) -> Entries:
